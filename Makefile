@@ -1,0 +1,60 @@
+# Every target sets up what it needs: a new clone on a fresh Debian machine builds with any of them.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := build/.stamps
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: all build demo test test-fast test-native test-rdma lint format bench clean system
+
+all: build
+
+system: $(STAMP)/system
+$(STAMP)/system: deploy/setup-system.sh
+	@mkdir -p $(STAMP)
+	bash deploy/setup-system.sh
+	@touch $@
+
+$(STAMP)/venv: pyproject.toml deploy/setup-venv.sh $(STAMP)/system
+	bash deploy/setup-venv.sh $(VENV)
+	@touch $@
+
+NATIVE_SOURCES := $(shell find native proto -name '*.cc' -o -name '*.h' -o -name '*.proto' -o -name 'CMakeLists.txt' -o -name generate.py)
+$(STAMP)/build: $(STAMP)/venv $(NATIVE_SOURCES)
+	$(VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+build: $(STAMP)/build
+
+demo: build
+	$(VENV)/bin/medes demo $(ARGS)
+
+# The native tests run three times: plain, under address+undefined sanitizers, under the thread sanitizer.
+test-native: $(STAMP)/system
+	bash tests/native.sh
+
+test-fast: build
+	$(PY) -m pytest -m "not slow and not rdma and not chaos" $(ARGS)
+
+test-rdma: build
+	$(PY) -m pytest tests/rdma $(ARGS)
+
+test: build lint test-native
+	$(PY) -m pytest $(ARGS)
+
+lint: build
+	$(VENV)/bin/ruff check medes tests proto
+	$(VENV)/bin/ruff format --check medes tests proto
+	$(VENV)/bin/mypy
+	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+format: $(STAMP)/venv
+	$(VENV)/bin/ruff check --fix medes tests proto || true
+	$(VENV)/bin/ruff format medes tests proto
+	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
+
+bench: build
+	$(VENV)/bin/medes bench all $(ARGS)
+
+clean:
+	rm -rf build $(VENV) results
