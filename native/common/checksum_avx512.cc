@@ -1,0 +1,17 @@
+// XXH3 with this file's instruction set; checksum64() chooses at run time.
+#if defined(__AVX512F__)
+
+#include <cstddef>
+#include <cstdint>
+
+// Everything inline and static: no other translation unit may pick up code of this instruction set.
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+namespace medes {
+
+uint64_t checksum64_avx512(const void* data, size_t length) noexcept { return XXH3_64bits(data, length); }
+
+}  // namespace medes
+
+#endif

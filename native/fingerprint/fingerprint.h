@@ -1,0 +1,44 @@
+// Page fingerprints: the k smallest of the hashes of all 64-byte windows at 16-byte steps of the
+// pointer-normalised page (min-hash), each with its position. Definition, exact to the bit (golden vectors in
+// tests/golden):
+//   1. normalise: an aligned 8-byte word that lies in one of the address ranges becomes (w & 0xfff) | 1 << 62
+//   2. block b (16 bytes, words x = 2b, y = 2b+1):  a[b] = (lo(x)+K0)*(hi(x)+K1) + (lo(y)+K2)*(hi(y)+K3),
+//   where
+//      lo/hi are 32-bit halves, their sums wrap at 32 bits, products and the sum at 64
+//   3. window p (blocks p … p+3):  s = a[p] ^ rol(a[p+1],13) ^ rol(a[p+2],29) ^ rol(a[p+3],47)
+//      order key  = ((lo(s ^ s >> 29) * K4) >> 20) as 32 bits, low 8 bits replaced by p
+//      windows with s equal to that of the all-zero window are left out
+//   4. sample = the k smallest order keys, of keys that differ in the low 8 bits only the first
+//   5. the hash of a sample is chunk_hash() (MurmurHash3) of the normalised window
+// The cheap order key picks the windows, the strong hash names them: 253 MurmurHash3 runs a page become k.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/bytes.h"
+#include "common/limits.h"
+#include "fingerprint/simd.h"
+#include "memory/image.h"
+
+namespace medes {
+
+struct Fingerprints {
+  uint64_t page_count = 0;
+  uint32_t samples_per_page = 0;   // k
+  std::vector<uint64_t> hashes;    // page_count * k, 0 = no sample; samples stand in order-key order
+  std::vector<uint8_t> positions;  // page_count * k, units of 16 bytes
+};
+
+// Fingerprints of pages back to back, on the shared pool. Throws invalid_argument for k outside 1 …
+// kMaxSamples or a length that is no multiple of the page.
+Fingerprints fingerprint_pages(Bytes pages, const AddressSpace& space, uint32_t samples_per_page,
+                               SimdLevel level = best_simd());
+Fingerprints fingerprint_image(const MemoryImage& image, uint32_t samples_per_page,
+                               SimdLevel level = best_simd());
+
+// The ranges in which a word counts as a pointer. For value-only memory with no ranges of its own: the upper
+// canonical half short of its last 16 MiB (kernel), and where Linux puts PIE programs, libraries and stacks.
+std::vector<AddressRange> pointer_ranges(const AddressSpace& space);
+
+}  // namespace medes

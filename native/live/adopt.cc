@@ -1,0 +1,158 @@
+#include "live/adopt.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <thread>
+
+#include "common/error.h"
+#include "memory/pagemap.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+constexpr std::chrono::seconds kInjectedCallTimeout{5};
+
+bool evictable(const Vma& v) {
+  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
+}
+
+// The range of a MADV_DONTNEED that a dead agent injected into a thread and that still waits for its event
+// to be read. The stack pointer tells it from the program's own calls.
+std::optional<AddressRange> injected_discard(pid_t pid, uint64_t frame_address) {
+  for (pid_t tid : threads_of(pid)) {
+    std::string text;
+    try {
+      text = read_proc_file("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/syscall", pid,
+                            4096);
+    } catch (const Error&) {
+      continue;  // this thread has ended
+    }
+    long number = 0;
+    unsigned long long a[6] = {}, sp = 0;
+    if (sscanf(text.c_str(), "%ld %llx %llx %llx %llx %llx %llx %llx", &number, &a[0], &a[1], &a[2], &a[3],
+               &a[4], &a[5], &sp) != 8)
+      continue;
+    if (number == SYS_madvise && a[2] == MADV_DONTNEED && sp == frame_address)
+      return AddressRange{a[0], a[0] + a[1]};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+AdoptOp::AdoptOp(SandboxFile& file) : file_(file) {}
+
+void AdoptOp::run() {
+  bool any = false;
+  const auto records = file_.uffds();
+  for (uint32_t i = 0; i < records.size(); ++i) any |= adopt_process(i);
+  if (!any) throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
+  for (const auto& m : memories_) result_.evicted_pages += m->missing();
+  result_.processes = memories_.size();
+  result_.resident_pages = file_.layout().page_count - result_.evicted_pages;
+}
+
+bool AdoptOp::adopt_process(uint32_t index) {
+  const UffdRecord& record = file_.uffds()[index];
+  const ProcessLayout& layout = file_.layout().processes[index];
+  try {
+    const ProcessStat stat = read_stat(layout.pid);
+    if (stat.start_time_ticks != layout.start_time_ticks || stat.state == 'Z' || stat.state == 'X')
+      return false;
+    held_ |= stat.state == 'T';
+    // The eviction never began for a process without a descriptor, and none of its pages are out.
+    Uffd uffd;
+    if (record.fd >= 0 && !take_uffd(index, uffd)) return true;
+    auto memory = std::make_shared<ProcessMemory>(layout.pid, index, file_.layout(), std::move(uffd),
+                                                  file_.page_states());
+    for (const auto& v : layout.vmas)
+      if (evictable(v)) memory->add_segment(v.begin, v.end);
+    if (record.fd >= 0) finish_injected_call(record, *memory);
+    reconcile(index, layout.pid);
+    memory->count_missing();
+    memory->wake_all();
+    memories_.push_back(std::move(memory));
+    return true;
+  } catch (const Error& e) {
+    if (e.code == Code::process_gone) return false;
+    throw;
+  }
+}
+
+// False when the process has become another program by exec: its old memory is gone and wanted by nobody.
+bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
+  const UffdRecord& record = file_.uffds()[index];
+  const ProcessLayout& layout = file_.layout().processes[index];
+  try {
+    uffd = Uffd(take_descriptor(layout.pid, record.fd));
+    if (record.inode == 0 || uffd.inode() == record.inode) return true;
+  } catch (const Error& e) {
+    if (e.code != Code::not_found) throw;
+  }
+  const auto stack_end = [](std::span<const Vma> vmas) {
+    for (const auto& v : vmas)
+      if (v.kind == VmaKind::stack) return v.end;
+    return uint64_t{0};
+  };
+  if (stack_end(read_maps(layout.pid)) != stack_end(layout.vmas)) {
+    const auto states = file_.page_states();
+    for (const auto& run : file_.layout().runs)
+      for (uint64_t i = 0; run.process == index && i < run.count; ++i)
+        states[run.first_page + i] = static_cast<uint8_t>(PageState::resident);
+    return false;
+  }
+  throw Error(Code::lost, "the program closed its userfaultfd while pages were out",
+              "pid " + std::to_string(layout.pid), "start a new instance");
+}
+
+// An agent killed in the middle of an eviction may have left one thread inside the call that gives pages
+// back. Its event must not be taken for the program's own wish to forget those pages.
+void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memory) {
+  const auto deadline = std::chrono::steady_clock::now() + kInjectedCallTimeout;
+  while (const auto discard = injected_discard(record.pid, record.frame_address)) {
+    DrainedEvents events = memory.drain(&*discard);
+    // Nobody serves yet: those who wait fault once more later.
+    for (uint64_t address : events.faults) memory.wake(address);
+    for (auto& child : events.children) children_.push_back(std::move(child));
+    if (std::chrono::steady_clock::now() > deadline)
+      throw Error(Code::io, "an interrupted eviction does not end", "pid " + std::to_string(record.pid));
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+// The kernel knows what is there; the states know what was meant to go.
+void AdoptOp::reconcile(uint32_t index, pid_t pid) {
+  const auto states = file_.page_states();
+  const Pagemap pagemap(pid);
+  std::vector<PageSpan> present;
+  for (const auto& v : read_maps(pid))
+    if (v.kind != VmaKind::other) pagemap.present_pages(v.begin, v.end, present);
+  size_t span = 0;
+  for (const auto& run : file_.layout().runs) {
+    if (run.process != index) continue;
+    for (uint64_t i = 0; i < run.count; ++i) {
+      const uint64_t address = run.address + i * kPageBytes;
+      while (span < present.size() && present[span].address + present[span].count * kPageBytes <= address)
+        ++span;
+      const bool there = span < present.size() && present[span].address <= address;
+      auto& state = states[run.first_page + i];
+      switch (static_cast<PageState>(state.load())) {
+        case PageState::evicting:
+          state = static_cast<uint8_t>(there ? PageState::resident : PageState::evicted);
+          break;
+        case PageState::evicted:
+          if (there) state = static_cast<uint8_t>(PageState::restored);
+          break;
+        case PageState::resident:
+        case PageState::restored: break;
+      }
+    }
+  }
+}
+
+}  // namespace medes

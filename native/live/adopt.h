@@ -1,0 +1,35 @@
+// Taking a sandbox over from an agent that died: its userfaultfds, and the truth about every page.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "live/live_sandbox.h"
+#include "live/process_memory.h"
+
+namespace medes {
+
+class AdoptOp {
+ public:
+  explicit AdoptOp(SandboxFile& file);  // outlives the operation
+
+  // Throws process_gone when no process of the sandbox is left, permission_denied, io.
+  void run();
+
+  std::vector<std::shared_ptr<ProcessMemory>> take_memories() { return std::move(memories_); }
+  std::vector<std::shared_ptr<ProcessMemory>> take_children() { return std::move(children_); }
+  const EvictResult& result() const { return result_; }
+  bool held() const { return held_; }  // its processes are stopped (SIGSTOP) until it is restored
+
+ private:
+  bool adopt_process(uint32_t index);
+  bool take_uffd(uint32_t index, Uffd& uffd);
+  void finish_injected_call(const UffdRecord& record, ProcessMemory& memory);
+  void reconcile(uint32_t index, pid_t pid);
+  SandboxFile& file_;
+  std::vector<std::shared_ptr<ProcessMemory>> memories_, children_;
+  EvictResult result_;
+  bool held_ = false;
+};
+
+}  // namespace medes

@@ -1,0 +1,369 @@
+#include "live/evict.h"
+
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <thread>
+
+#include "common/error.h"
+#include "common/fault_point.h"
+#include "common/thread_pool.h"
+#include "live/make_uffd.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kStopTimeout{1000};
+constexpr size_t kComparePages = 64;  // one read of the sandbox's memory: stays in the second-level cache
+
+std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
+
+uint64_t us_since(Clock::time_point begin) {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count());
+}
+
+bool evictable(const Vma& v) {
+  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
+}
+
+// Two processes with one memory (clone with CLONE_VM): one of them could write while the other is looked at.
+void check_memories_apart(std::span<const ProcessLayout> processes) {
+  for (size_t i = 1; i < processes.size(); ++i)
+    for (size_t j = 0; j < i && j < 64; ++j)
+      if (syscall(SYS_kcmp, processes[i].pid, processes[j].pid, KCMP_VM, 0, 0) == 0)
+        throw Error(Code::unsupported,
+                    "it shares its memory with process " + std::to_string(processes[j].pid),
+                    pid_object(processes[i].pid));
+}
+
+}  // namespace
+
+EvictOp::EvictOp(const MemoryImage& image, SandboxFile& file, const EvictOptions& options,
+                 const std::map<pid_t, OwnUffd>& known, const std::atomic<bool>* cancelled)
+    : image_(image), file_(file), options_(options), known_(known), cancelled_(cancelled) {
+  if (file.layout().page_count != image.page_count() ||
+      file.layout().processes.size() != image.layout().processes.size())
+    throw Error(Code::invalid_argument, "the sandbox file is not of this image", file.path());
+  for (const auto s : std::span(file.uffds()))
+    if (s.fd >= 0) throw Error(Code::already_exists, "the sandbox file was used before", file.path());
+}
+
+void EvictOp::check_cancelled() const {
+  if (cancelled_ != nullptr && cancelled_->load(std::memory_order_acquire))
+    throw Error(Code::cancelled, "activity arrived during the dedup op", file_.path());
+}
+
+// Everything that can be found out while the sandbox still runs.
+void EvictOp::find_text() {
+  const auto& layouts = image_.layout().processes;
+  for (uint32_t i = 0; i < layouts.size(); ++i) {
+    const pid_t pid = layouts[i].pid;
+    if (pid <= 0) throw Error(Code::invalid_argument, "the image is not of a process", file_.path());
+    if (process_start_time(pid) != layouts[i].start_time_ticks)
+      throw Error(Code::process_gone, "the process has exited; its number belongs to another",
+                  pid_object(pid));
+    Process p;
+    p.index = i, p.pid = pid;
+    p.gadgets = find_gadgets(pid, layouts[i].vmas);
+    processes_.push_back(std::move(p));
+  }
+  check_memories_apart(layouts);
+}
+
+void EvictOp::run(const std::function<void()>& before_release) {
+  check_cancelled();
+  find_text();
+  std::vector<pid_t> pids;
+  for (const auto& p : processes_) pids.push_back(p.pid);
+  fault_point("evict.begin");
+  const auto begin = Clock::now();
+  StoppedProcesses stop(pids, begin + kStopTimeout);
+  fault_point("evict.stopped");
+  result_.threads = stop.threads().size();
+  result_.processes = processes_.size();
+  // Injectors put their threads back while these are still stopped, also on the way out of an error.
+  struct Finish {
+    std::vector<Process>& processes;
+    ~Finish() {
+      for (auto& p : processes) p.injector.reset();
+    }
+  } finish{processes_};
+  for (const auto& thread : stop.threads()) restart_epoll_wait(thread);
+  for (auto& p : processes_) plan(p, stop);
+  check_cancelled();
+  const auto evict_begin = Clock::now();
+  try {
+    for (auto& p : processes_) {
+      set_states(p, PageState::evicting);
+      fault_point("evict.marked");
+      register_mappings(p);
+      fault_point("evict.registered");
+    }
+    check_cancelled();
+  } catch (...) {
+    roll_back();
+    throw;
+  }
+  for (auto& p : processes_) {
+    try {
+      evict(p);
+    } catch (const Error& e) {
+      // It was killed under our hands; the others are evicted or will be, and are served as usual.
+      if (e.code != Code::process_gone) throw;
+      set_states(p, PageState::evicted);
+      p.killed = true;
+    }
+  }
+  result_.evict_us = us_since(evict_begin);
+  for (auto& p : processes_) {
+    auto memory = std::make_shared<ProcessMemory>(p.pid, p.index, file_.layout(), std::move(p.uffd),
+                                                  file_.page_states());
+    for (const auto& r : p.registered) memory->add_segment(r.begin, r.end);
+    memory->count_missing();
+    if (p.killed) memory->mark_gone();
+    result_.evicted_pages += memory->missing();
+    memories_.push_back(std::move(memory));
+    p.injector.reset();
+  }
+  result_.resident_pages = image_.page_count() - result_.evicted_pages;
+  if (options_.hold_frozen)
+    for (const auto& p : processes_) (void)kill(p.pid, SIGSTOP);
+  fault_point("evict.before_release");
+  before_release();
+  stop.release();
+  result_.stopped_us = us_since(begin);
+  fault_point("evict.released");
+}
+
+void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
+  const auto threads = stop.threads_of(p.pid);
+  if (threads.empty()) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
+  p.vmas = read_maps(p.pid);
+  const FrameRoom room = frame_room(p.vmas, threads);
+  p.injector = std::make_unique<Injector>(threads.front(), p.gadgets, room.bottom, room.top);
+  open_uffd(p);
+  fault_point("evict.uffd");
+  for (const auto& t : threads) add_kernel_ranges(t, p.keep);
+  const AddressRange frame = p.injector->frame_range();
+  p.keep.push_back({frame.begin & ~(kPageBytes - 1), (frame.end + kPageBytes - 1) & ~(kPageBytes - 1)});
+  for (const auto& r : pinned_ranges(p.pid, p.vmas, result_.notes)) p.keep.push_back(r);
+  std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+  const Pagemap pagemap(p.pid);
+  for (const auto& v : p.vmas)
+    if (evictable(v)) pagemap.private_pages(v.begin, v.end, p.present);
+  compare(p, candidates(p));
+}
+
+void EvictOp::open_uffd(Process& p) {
+  const uint64_t start = image_.layout().processes[p.index].start_time_ticks;
+  UffdRecord& record = file_.uffds()[p.index];
+  record.pid = p.pid;
+  record.start_time_ticks = start;
+  record.frame_address = p.injector->frame_address();
+  int fd = -1;
+  if (auto it = known_.find(p.pid); it != known_.end() && it->second.start_time_ticks == start) {
+    try {
+      Uffd old(take_descriptor(p.pid, it->second.fd));
+      if (old.inode() == it->second.inode && it->second.inode != 0)
+        p.uffd = std::move(old), fd = it->second.fd;
+    } catch (const Error&) {  // the program closed it: a new one is made
+    }
+  }
+  if (fd < 0) {
+    fd = make_userfaultfd(*p.injector, p.pid);
+    p.uffd = Uffd(take_descriptor(p.pid, fd));
+  }
+  (void)p.uffd.enable();
+  record.inode = p.uffd.inode();
+  std::atomic_thread_fence(std::memory_order_release);
+  record.fd = fd;
+  own_uffds_[p.pid] = {fd, start, record.inode};
+}
+
+// Image pages that are still private memory in an evictable mapping and need not stay.
+std::vector<uint64_t> EvictOp::candidates(Process& p) {
+  std::vector<uint64_t> out;
+  size_t span = 0, keep = 0;
+  for (const auto& run : image_.layout().runs) {
+    if (run.process != p.index) continue;
+    for (uint64_t i = 0; i < run.count; ++i) {
+      const uint64_t address = run.address + i * kPageBytes;
+      while (span < p.present.size() &&
+             p.present[span].address + p.present[span].count * kPageBytes <= address)
+        ++span;
+      if (span == p.present.size() || p.present[span].address > address) {
+        ++result_.changed_pages;
+        continue;
+      }
+      while (keep < p.keep.size() && p.keep[keep].end <= address) ++keep;
+      bool stays = false;  // ranges may overlap: look at all that begin at or before this page
+      for (size_t k = keep; k < p.keep.size() && p.keep[k].begin <= address; ++k)
+        stays |= p.keep[k].contains(address);
+      if (!stays) out.push_back(run.first_page + i);
+    }
+  }
+  return out;
+}
+
+// Keeps those candidates whose bytes are still the captured ones.
+void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
+  const size_t blocks = (candidates.size() + kComparePages - 1) / kComparePages;
+  std::vector<uint8_t> same(candidates.size(), 0);
+  const auto& layout = image_.layout();
+  ThreadPool::shared().parallel_for(blocks, 16, [&](size_t first, size_t last) {
+    const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kComparePages * kPageBytes);
+    for (size_t b = first; b < last; ++b) {
+      const size_t at = b * kComparePages;
+      const size_t n = std::min(kComparePages, candidates.size() - at);
+      iovec remote[kComparePages];
+      size_t iovecs = 0;
+      for (size_t i = 0; i < n; ++i) {
+        const uint64_t page = candidates[at + i];
+        if (i > 0 && page == candidates[at + i - 1] + 1 && layout.adjacent(page - 1)) {
+          remote[iovecs - 1].iov_len += kPageBytes;
+          continue;
+        }
+        const PageRun& run = layout.run_of(page);
+        remote[iovecs++] = {reinterpret_cast<void*>(run.address + (page - run.first_page) * kPageBytes),
+                            kPageBytes};
+      }
+      iovec local{buffer.get(), n * kPageBytes};
+      const ssize_t got = process_vm_readv(p.pid, &local, 1, remote, iovecs, 0);
+      const size_t whole = got < 0 ? 0 : static_cast<size_t>(got) / kPageBytes;
+      for (size_t i = 0; i < whole; ++i)
+        same[at + i] =
+            std::memcmp(buffer.get() + i * kPageBytes, image_.page(candidates[at + i]), kPageBytes) == 0;
+    }
+  });
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (same[i])
+      p.pages.push_back(candidates[i]);
+    else
+      ++result_.changed_pages;
+  }
+}
+
+void EvictOp::set_states(const Process& p, PageState state) {
+  const auto states = file_.page_states();
+  for (uint64_t page : p.pages) states[page].store(static_cast<uint8_t>(state), std::memory_order_release);
+}
+
+// Whole mappings that hold pages to evict. A mapping the kernel does not take (it belongs to another
+// userfaultfd, or is of a kind that cannot be registered) stays, with its pages.
+void EvictOp::register_mappings(Process& p) {
+  const auto& layout = image_.layout();
+  std::vector<uint64_t> going;
+  going.reserve(p.pages.size());
+  size_t vma = 0;
+  for (size_t i = 0; i < p.pages.size();) {
+    const PageRun& run = layout.run_of(p.pages[i]);
+    const uint64_t address = run.address + (p.pages[i] - run.first_page) * kPageBytes;
+    while (p.vmas[vma].end <= address) ++vma;
+    const Vma& v = p.vmas[vma];
+    const int err = p.uffd.register_missing(v.begin, v.end);
+    const size_t first = i;
+    for (; i < p.pages.size(); ++i) {
+      const PageRun& r = layout.run_of(p.pages[i]);
+      if (r.address + (p.pages[i] - r.first_page) * kPageBytes >= v.end) break;
+    }
+    if (err == 0) {
+      p.registered.push_back({v.begin, v.end});
+      going.insert(going.end(), p.pages.begin() + static_cast<ptrdiff_t>(first),
+                   p.pages.begin() + static_cast<ptrdiff_t>(i));
+      continue;
+    }
+    if (err == ESRCH) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
+    for (size_t k = first; k < i; ++k)
+      file_.page_states()[p.pages[k]].store(static_cast<uint8_t>(PageState::resident));
+    result_.notes.push_back(pid_object(p.pid) + ": a mapping of " + std::to_string(i - first) +
+                            " pages cannot be registered (" + std::strerror(err) + ")");
+  }
+  p.pages = std::move(going);
+}
+
+void EvictOp::roll_back() {
+  for (auto& p : processes_) {
+    for (const auto& r : p.registered) (void)p.uffd.unregister(r.begin, r.end);
+    set_states(p, PageState::resident);
+  }
+}
+
+// Few large ranges: neighbours in a mapping are joined over addresses that hold nothing, never over a page
+// that stays.
+std::vector<AddressRange> EvictOp::runs_to_discard(const Process& p) const {
+  const auto& layout = image_.layout();
+  std::vector<AddressRange> out;
+  size_t region = 0, span = 0;
+  for (uint64_t page : p.pages) {
+    const PageRun& run = layout.run_of(page);
+    const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
+    bool same_region = true;
+    while (p.registered[region].end <= address) ++region, same_region = false;
+    bool joined = false;
+    if (!out.empty() && same_region && out.back().begin >= p.registered[region].begin) {
+      // Any private page present between the last range and this one must stay.
+      while (span < p.present.size() &&
+             p.present[span].address + p.present[span].count * kPageBytes <= out.back().end)
+        ++span;
+      joined = out.back().end == address || span == p.present.size() ||
+               std::max(p.present[span].address, out.back().end) >= address;
+    }
+    if (joined)
+      out.back().end = address + kPageBytes;
+    else
+      out.push_back({address, address + kPageBytes});
+  }
+  return out;
+}
+
+void EvictOp::discard(Process& p, std::span<const AddressRange> ranges) {
+  uffd_msg messages[16];
+  // The call waits until its event has been read. Nobody but us can be the sender: all threads stand still.
+  const auto drain = [&] {
+    fault_point("evict.discarding");
+    if (p.uffd.read_events(messages) == 0) sched_yield();
+  };
+  for (const auto& r : ranges) {
+    const uint64_t arguments[] = {r.begin, r.end - r.begin, MADV_DONTNEED};
+    const long failed = p.injector->call(SYS_madvise, arguments, drain);
+    fault_point("evict.discarded_one");
+    if (failed == 0) continue;
+    // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
+    result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
+                            std::strerror(static_cast<int>(-failed)) + ")");
+    std::vector<PageSpan> left;
+    Pagemap(p.pid).present_pages(r.begin, r.end, left);
+    for (const auto& span : left)
+      for (uint64_t i = 0; i < span.count; ++i) {
+        const uint64_t page = image_.layout().find(p.index, span.address + i * kPageBytes);
+        if (page == ImageLayout::kNoPage) continue;
+        const auto it = std::lower_bound(p.pages.begin(), p.pages.end(), page);
+        if (it == p.pages.end() || *it != page) continue;
+        file_.page_states()[page].store(static_cast<uint8_t>(PageState::resident));
+        p.pages.erase(it);
+      }
+  }
+}
+
+void EvictOp::evict(Process& p) {
+  const auto ranges = runs_to_discard(p);
+  discard(p, ranges);
+  fault_point("evict.discarded");
+  set_states(p, PageState::evicted);
+  p.injector->finish();
+  fault_point("evict.evicted");
+}
+
+}  // namespace medes

@@ -1,0 +1,356 @@
+#include "live/fault_server.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "common/error.h"
+#include "live/adopt.h"
+#include "live/evict.h"
+#include "live/sandbox.h"
+
+namespace medes {
+namespace {
+
+constexpr size_t kMaxQueuedEvents = 100'000;
+constexpr uint64_t kStopId = 0, kLaterId = 1, kFirstId = 2;
+
+struct Watched {
+  std::shared_ptr<Sandbox> sandbox;
+  std::shared_ptr<ProcessMemory> memory;
+  std::shared_ptr<UniqueFd> process;  // set when this entry watches a pidfd
+};
+
+struct LaterFault {
+  std::shared_ptr<Sandbox> sandbox;
+  std::shared_ptr<ProcessMemory> memory;
+  uint64_t address = 0;
+};
+
+UniqueFd checked(int fd, const char* what) {
+  if (fd < 0) throw errno_error(errno, what);
+  return UniqueFd(fd);
+}
+
+// ptrace belongs to a thread, and ends with it: whatever an operation could not detach from in time (a
+// thread asleep in the kernel) is let go when its own thread ends.
+void run_as_tracer(const std::function<void()>& work) {
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+void signal_eventfd(int fd) {
+  const uint64_t one = 1;
+  (void)!write(fd, &one, sizeof one);  // it only fails when already as readable as can be
+}
+
+}  // namespace
+
+struct FaultServer::Impl : SandboxHost {
+  UniqueFd epoll = checked(epoll_create1(EPOLL_CLOEXEC), "cannot make an epoll descriptor");
+  UniqueFd stop = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "cannot make an event descriptor");
+  UniqueFd later_signal =
+      checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE), "cannot make an event descriptor");
+  UniqueFd event_signal = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "cannot make an event descriptor");
+
+  std::mutex mutex;  // guards watched, sandboxes, next_id
+  std::unordered_map<uint64_t, Watched> watched;
+  std::map<std::string, std::shared_ptr<Sandbox>> sandboxes;
+  uint64_t next_id = kFirstId;
+
+  std::mutex events_mutex;
+  std::deque<std::pair<std::string, std::string>> events;
+
+  std::mutex jobs_mutex;
+  std::condition_variable jobs_wake;
+  std::deque<std::function<void()>> urgent_jobs, jobs;
+  bool closing = false;
+
+  std::mutex later_mutex;
+  std::deque<LaterFault> later;
+
+  std::atomic<uint64_t> fault_wakes{0}, events_emitted{0}, restores{0};
+  std::vector<std::thread> threads;
+  std::map<pid_t, OwnUffd> own_uffds;  // of processes deduplicated before, under `mutex`
+  bool closed = false;
+
+  void start(size_t fault_threads);
+  void serve_faults();
+  void run_jobs(std::deque<std::function<void()>>& queue);
+  void add_to_epoll(int fd, uint64_t id, uint32_t what);
+  void serve_later(Rebuilder::Worker& worker);
+
+  void emit(const std::string& path, const char* event) override;
+  void enqueue(std::function<void()> job, bool urgent) override;
+  void forget(const std::string& path) override;
+  void watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
+  void fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
+                   uint64_t address) override;
+  void serve(const std::shared_ptr<Sandbox>& sandbox);
+};
+
+void FaultServer::Impl::start(size_t fault_threads) {
+  add_to_epoll(stop.get(), kStopId, EPOLLIN);  // level-triggered: all threads see it
+  add_to_epoll(later_signal.get(), kLaterId, EPOLLIN | EPOLLEXCLUSIVE);
+  for (size_t i = 0; i < std::max<size_t>(fault_threads, 1); ++i)
+    threads.emplace_back([this] { serve_faults(); });
+  const size_t restorers = std::max(2u, std::thread::hardware_concurrency());
+  // Threads for urgent work only, so that the bulk of one restore never holds up the start of another.
+  // They may wait for peers, so there are more of them than cores.
+  for (size_t i = 0; i < std::max<size_t>(2 * restorers, 8); ++i)
+    threads.emplace_back([this] { run_jobs(urgent_jobs); });
+  for (size_t i = 0; i < restorers; ++i) threads.emplace_back([this] { run_jobs(jobs); });
+}
+
+void FaultServer::Impl::add_to_epoll(int fd, uint64_t id, uint32_t what) {
+  epoll_event e{};
+  e.events = what;
+  e.data.u64 = id;
+  if (epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &e) != 0)
+    throw errno_error(errno, "cannot watch a descriptor");
+}
+
+void FaultServer::Impl::serve_faults() {
+  Rebuilder::Worker worker;
+  for (;;) {
+    epoll_event e{};
+    const int n = epoll_wait(epoll.get(), &e, 1, -1);
+    if (n < 0 && errno != EINTR) return;
+    if (n <= 0) continue;
+    if (e.data.u64 == kStopId) return;
+    if (e.data.u64 == kLaterId) {
+      serve_later(worker);
+      continue;
+    }
+    Watched entry;
+    {
+      const std::lock_guard lock(mutex);
+      auto it = watched.find(e.data.u64);
+      if (it == watched.end()) continue;
+      entry = it->second;
+      if (entry.process) watched.erase(it);
+    }
+    ++fault_wakes;
+    if (entry.process)
+      entry.sandbox->handle_exit(*entry.memory);
+    else
+      entry.sandbox->handle_readable(entry.memory, worker);
+  }
+}
+
+void FaultServer::Impl::serve_later(Rebuilder::Worker& worker) {
+  uint64_t one = 0;
+  if (read(later_signal.get(), &one, sizeof one) != sizeof one) return;
+  LaterFault fault;
+  {
+    const std::lock_guard lock(later_mutex);
+    if (later.empty()) return;
+    fault = std::move(later.front());
+    later.pop_front();
+  }
+  fault.sandbox->handle_fault(fault.memory, fault.address, worker);
+}
+
+void FaultServer::Impl::run_jobs(std::deque<std::function<void()>>& queue) {
+  for (;;) {
+    std::function<void()> job;
+    {
+      std::unique_lock lock(jobs_mutex);
+      jobs_wake.wait(lock, [&] { return closing || !queue.empty(); });
+      if (closing) return;
+      job = std::move(queue.front());
+      queue.pop_front();
+    }
+    ++restores;
+    job();
+  }
+}
+
+void FaultServer::Impl::emit(const std::string& path, const char* event) {
+  {
+    const std::lock_guard lock(events_mutex);
+    if (events.size() >= kMaxQueuedEvents) events.pop_front();  // nobody listens
+    events.emplace_back(path, event);
+  }
+  ++events_emitted;
+  signal_eventfd(event_signal.get());
+}
+
+void FaultServer::Impl::enqueue(std::function<void()> job, bool urgent) {
+  {
+    const std::lock_guard lock(jobs_mutex);
+    (urgent ? urgent_jobs : jobs).push_back(std::move(job));
+  }
+  jobs_wake.notify_all();
+}
+
+void FaultServer::Impl::forget(const std::string& path) {
+  std::vector<Watched> dropped;  // destroyed outside the lock
+  const std::lock_guard lock(mutex);
+  for (auto it = watched.begin(); it != watched.end();) {
+    if (it->second.sandbox->file()->path() == path) {
+      // The sandbox keeps the same open file, so closing our copy alone would leave the entry behind.
+      const int fd = it->second.process ? it->second.process->get() : it->second.memory->fd();
+      if (fd >= 0) (void)epoll_ctl(epoll.get(), EPOLL_CTL_DEL, fd, nullptr);
+      dropped.push_back(std::move(it->second));
+      it = watched.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  sandboxes.erase(path);
+}
+
+void FaultServer::Impl::watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) {
+  if (memory->fd() < 0) return;  // nothing of it was ever out
+  const std::lock_guard lock(mutex);
+  const uint64_t id = next_id++;
+  watched[id] = {sandbox, memory, nullptr};
+  add_to_epoll(memory->fd(), id, EPOLLIN | EPOLLET);
+  if (memory->pid() == 0) return;
+  const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, memory->pid(), 0));
+  if (pidfd < 0) return;
+  auto process = std::make_shared<UniqueFd>(pidfd);
+  const uint64_t process_id = next_id++;
+  watched[process_id] = {sandbox, memory, process};
+  add_to_epoll(pidfd, process_id, EPOLLIN | EPOLLONESHOT);
+}
+
+void FaultServer::Impl::fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
+                                    uint64_t address) {
+  {
+    const std::lock_guard lock(later_mutex);
+    later.push_back({std::move(sandbox), std::move(memory), address});
+  }
+  signal_eventfd(later_signal.get());
+}
+
+void FaultServer::Impl::serve(const std::shared_ptr<Sandbox>& sandbox) {
+  {
+    const std::lock_guard lock(mutex);
+    sandboxes[sandbox->file()->path()] = sandbox;
+  }
+  for (const auto& m : sandbox->memories()) watch(sandbox, m);
+}
+
+FaultServer::FaultServer(size_t threads) : impl_(std::make_unique<Impl>()) { impl_->start(threads); }
+FaultServer::~FaultServer() { close(); }
+
+int FaultServer::event_fd() const { return impl_->event_signal.get(); }
+
+std::vector<std::pair<std::string, std::string>> FaultServer::take_events() {
+  uint64_t count = 0;
+  (void)!read(impl_->event_signal.get(), &count, sizeof count);
+  const std::lock_guard lock(impl_->events_mutex);
+  std::vector<std::pair<std::string, std::string>> out(impl_->events.begin(), impl_->events.end());
+  impl_->events.clear();
+  return out;
+}
+
+std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::shared_ptr<SandboxFile> file,
+                                                std::shared_ptr<BaseSet> bases, const EvictOptions& options,
+                                                const std::atomic<bool>* cancelled) {
+  if (impl_->closed) throw Error(Code::invalid_argument, "the fault server is closed");
+  std::map<pid_t, OwnUffd> known;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->sandboxes.contains(file->path()))
+      throw Error(Code::already_exists, "the sandbox is dormant already", file->path());
+    known = impl_->own_uffds;
+  }
+  auto sandbox = std::make_shared<Sandbox>(*impl_, file, std::move(bases));
+  EvictOp op(image, *file, options, known, cancelled);
+  const auto remember = [&] {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->own_uffds.size() > kMaxProcesses * 16) impl_->own_uffds.clear();
+    for (const auto& [pid, own] : op.own_uffds()) impl_->own_uffds[pid] = own;
+  };
+  try {
+    // Served from before the first thread runs again until the last page is back.
+    run_as_tracer([&] {
+      op.run([&] {
+        for (auto& memory : op.take_memories()) sandbox->add_memory(std::move(memory));
+        sandbox->set_held(options.hold_frozen);
+        sandbox->set_evict_result(op.result());
+        impl_->serve(sandbox);
+      });
+    });
+  } catch (...) {
+    remember();
+    throw;
+  }
+  remember();
+  sandbox->set_stopped_us(op.result().stopped_us);
+  return sandbox;
+}
+
+std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> file,
+                                                std::shared_ptr<BaseSet> bases) {
+  if (impl_->closed) throw Error(Code::invalid_argument, "the fault server is closed");
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->sandboxes.contains(file->path()))
+      throw Error(Code::already_exists, "the sandbox is served already", file->path());
+  }
+  auto sandbox = std::make_shared<Sandbox>(*impl_, file, std::move(bases));
+  AdoptOp op(*file);
+  op.run();
+  for (auto& memory : op.take_memories()) sandbox->add_memory(std::move(memory));
+  sandbox->set_held(op.held());
+  sandbox->set_evict_result(op.result());
+  impl_->serve(sandbox);
+  for (auto& child : op.take_children()) sandbox->add_child(std::move(child));
+  return sandbox;
+}
+
+FaultServerStats FaultServer::stats() const {
+  FaultServerStats s;
+  const std::lock_guard lock(impl_->mutex);
+  s.sandboxes = impl_->sandboxes.size();
+  s.descriptors = impl_->watched.size();
+  s.faults = impl_->fault_wakes;
+  s.events = impl_->events_emitted;
+  s.restores = impl_->restores;
+  return s;
+}
+
+void FaultServer::close() {
+  if (impl_->closed) return;
+  impl_->closed = true;
+  std::map<std::string, std::shared_ptr<Sandbox>> sandboxes;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    sandboxes = impl_->sandboxes;
+  }
+  for (const auto& [path, sandbox] : sandboxes) sandbox->detach();
+  {
+    const std::lock_guard lock(impl_->jobs_mutex);
+    impl_->closing = true;
+    impl_->urgent_jobs.clear();
+    impl_->jobs.clear();
+  }
+  impl_->jobs_wake.notify_all();
+  signal_eventfd(impl_->stop.get());
+  for (auto& t : impl_->threads) t.join();
+  const std::lock_guard lock(impl_->later_mutex);
+  impl_->later.clear();
+}
+
+}  // namespace medes

@@ -1,0 +1,78 @@
+// The live driver: the sandbox's processes stay, only their memory goes.
+//
+//   stop ──► evict (register userfaultfd in each process, MADV_DONTNEED) ──► dormant ──► restore ──► warm
+//
+// A LiveSandbox is the agent's handle on one sandbox in dedup state or on its way there or back. All page
+// work is done by C++ threads of the FaultServer; nothing here needs the GIL.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/error.h"
+#include "memory/capture.h"
+#include "memory/image.h"
+#include "restore/working_set.h"
+#include "store/sandbox_file.h"
+#include "transport/base_set.h"
+
+namespace medes {
+
+struct EvictOptions {
+  bool hold_frozen = false;  // keep the threads stopped until restore (no demand wake)
+};
+
+struct EvictResult {
+  uint64_t evicted_pages = 0;
+  uint64_t resident_pages = 0;  // image pages that had to stay (stack tops, TLS, rseq, mlocked …)
+  uint64_t changed_pages = 0;   // written since the capture, or gone: they stay too
+  uint64_t stopped_us = 0;      // how long the sandbox stood still
+  uint64_t evict_us = 0;        // the part of it that registered and evicted
+  uint64_t threads = 0, processes = 0;
+  std::vector<std::string> notes;  // what could not go, and why
+};
+
+struct RestoreOptions {
+  bool lazy = true;                          // thaw when the working set is in; false: when all is in
+  std::vector<WorkingSetEntry> working_set;  // prefetched in this order before the thaw
+  uint64_t background_bytes_per_s = 0;       // 0: as fast as one low-priority thread goes
+};
+
+struct RestoreStats {
+  uint64_t pages_total = 0, pages_prefetched = 0, pages_background = 0, faults_demand = 0;
+  uint64_t ready_us = 0;     // restore called → thawed
+  uint64_t complete_us = 0;  // restore called → last page placed and ranges unregistered
+  uint64_t fetch_us = 0, apply_us = 0, place_us = 0;
+  uint64_t remote_bytes = 0;
+  bool demand_woken = false;  // started by the sandbox's own fault
+};
+
+enum class LiveState : uint8_t { dormant, restoring, complete, lost };
+
+// Thread-safe. Kept alive by its fault server while pages are out.
+class LiveSandbox {
+ public:
+  virtual ~LiveSandbox() = default;
+  virtual LiveState state() const = 0;
+  virtual EvictResult evict_result() const = 0;
+  virtual std::string lost_reason() const = 0;
+  // Returns at once. A sandbox that already restores (its own fault woke it) gets the working set on top.
+  // Throws lost, or wrong use as invalid_argument.
+  virtual void restore(const RestoreOptions& options) = 0;
+  virtual bool wait_ready(std::chrono::nanoseconds timeout) = 0;     // thawed, or throws lost, process_gone
+  virtual bool wait_complete(std::chrono::nanoseconds timeout) = 0;  // throws lost, process_gone
+  virtual RestoreStats stats() const = 0;
+  virtual std::vector<WorkingSetEntry> working_set() const = 0;  // recorded by this restore
+  // What to prefetch when the sandbox wakes by its own fault.
+  virtual void set_working_set(std::vector<WorkingSetEntry> entries) = 0;
+  // Stops serving without touching the sandbox; it waits until adopted again.
+  virtual void detach() = 0;
+};
+
+}  // namespace medes

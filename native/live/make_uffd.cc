@@ -1,0 +1,121 @@
+#include "live/make_uffd.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "common/error.h"
+#include "common/unique_fd.h"
+#include "live/uffd.h"
+
+namespace medes {
+namespace {
+
+constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK;
+constexpr unsigned long kIoctlNew = _IO(0xAA, 0x00);  // USERFAULTFD_IOC_NEW, Linux 6.1
+
+// Where the pieces of the message lie in the injector's scratch memory.
+constexpr size_t kPairAt = 0, kHeaderAt = 64, kIovecAt = 192, kByteAt = 256, kControlAt = 320;
+
+std::string object_of(pid_t pid) { return "pid " + std::to_string(pid); }
+
+long checked(long result, const char* what, pid_t pid) {
+  if (result < 0) throw errno_error(static_cast<int>(-result), what, object_of(pid));
+  return result;
+}
+
+// Descriptors of the process that are only needed on the way; closed there again.
+class RemoteFds {
+ public:
+  explicit RemoteFds(Injector& injector) : injector_(injector) {}
+  ~RemoteFds() {
+    try {
+      for (int fd : fds_) {
+        const uint64_t arguments[] = {static_cast<uint64_t>(fd)};
+        (void)injector_.call(SYS_close, arguments);
+      }
+    } catch (const Error&) {  // the process is gone, and its descriptors with it
+    }
+  }
+  RemoteFds(const RemoteFds&) = delete;
+  RemoteFds& operator=(const RemoteFds&) = delete;
+  int add(int fd) {
+    fds_.push_back(fd);
+    return fd;
+  }
+
+ private:
+  Injector& injector_;
+  std::vector<int> fds_;
+};
+
+void send_descriptor(int socket, int fd, pid_t pid) {
+  char byte = 0;
+  iovec io{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+  msghdr message{};
+  message.msg_iov = &io, message.msg_iovlen = 1;
+  message.msg_control = control, message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET, header->cmsg_type = SCM_RIGHTS, header->cmsg_len = CMSG_LEN(sizeof fd);
+  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  if (sendmsg(socket, &message, MSG_NOSIGNAL) != 1)
+    throw errno_error(errno, "cannot hand over /dev/userfaultfd", object_of(pid));
+}
+
+int receive_descriptor(Injector& injector, int socket, pid_t pid) {
+  const uint64_t base = injector.scratch();
+  iovec io{reinterpret_cast<void*>(base + kByteAt), 1};
+  msghdr message{};
+  message.msg_iov = reinterpret_cast<iovec*>(base + kIovecAt), message.msg_iovlen = 1;
+  message.msg_control = reinterpret_cast<void*>(base + kControlAt), message.msg_controllen = 64;
+  injector.write_scratch(kIovecAt, &io, sizeof io);
+  injector.write_scratch(kHeaderAt, &message, sizeof message);
+  const uint64_t arguments[] = {static_cast<uint64_t>(socket), base + kHeaderAt,
+                                MSG_CMSG_CLOEXEC | MSG_DONTWAIT};
+  checked(injector.call(SYS_recvmsg, arguments), "the sandbox could not receive a descriptor", pid);
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  injector.read_scratch(kControlAt, control, sizeof control);
+  cmsghdr header;
+  std::memcpy(&header, control, sizeof header);
+  int fd = -1;
+  if (header.cmsg_type == SCM_RIGHTS && header.cmsg_len >= CMSG_LEN(sizeof fd))
+    std::memcpy(&fd, control + CMSG_LEN(0), sizeof fd);
+  if (fd < 0) throw Error(Code::io, "the sandbox received no descriptor", object_of(pid));
+  return fd;
+}
+
+int make_by_device(Injector& injector, pid_t pid) {
+  const UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  if (!device)
+    throw Error(Code::permission_denied, "userfaultfd is refused inside the sandbox", object_of(pid),
+                "give the agent /dev/userfaultfd (Linux 6.1), or set sysctl vm.unprivileged_userfaultfd=1");
+  RemoteFds fds(injector);
+  const uint64_t pair_arguments[] = {AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, injector.scratch() + kPairAt};
+  checked(injector.call(SYS_socketpair, pair_arguments), "the sandbox could not make a socket", pid);
+  int pair[2] = {-1, -1};
+  injector.read_scratch(kPairAt, pair, sizeof pair);
+  fds.add(pair[0]), fds.add(pair[1]);
+  const UniqueFd ours = take_descriptor(pid, pair[1]);
+  send_descriptor(ours.get(), device.get(), pid);
+  const int theirs = fds.add(receive_descriptor(injector, pair[0], pid));
+  const uint64_t arguments[] = {static_cast<uint64_t>(theirs), kIoctlNew, kFlags};
+  return static_cast<int>(
+      checked(injector.call(SYS_ioctl, arguments), "userfaultfd is refused inside the sandbox", pid));
+}
+
+}  // namespace
+
+int make_userfaultfd(Injector& injector, pid_t pid) {
+  const uint64_t flags[] = {kFlags};
+  const long made = injector.call(SYS_userfaultfd, flags);
+  if (made >= 0) return static_cast<int>(made);
+  if (made != -EPERM && made != -EACCES) checked(made, "userfaultfd does not work inside the sandbox", pid);
+  return make_by_device(injector, pid);
+}
+
+}  // namespace medes

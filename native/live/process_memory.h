@@ -1,0 +1,112 @@
+// The memory of one process (or of a child forked while pages were missing) as the fault server sees it:
+// its userfaultfd, where the image's pages belong, and which of them are still out.
+//
+// The rule that keeps bytes right: a page is placed only under the shared lock and only while its state says
+// `evicted`; events are read only under the exclusive lock, and what they say is booked before it is given
+// up. The kernel refuses to place pages (EAGAIN) from the moment a thread enters munmap, mremap, fork or
+// MADV_DONTNEED until its event has been read, so an old page can never land where the program has moved on.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <shared_mutex>
+#include <span>
+#include <vector>
+
+#include "live/segments.h"
+#include "live/uffd.h"
+#include "memory/image.h"
+#include "restore/placer.h"
+#include "store/sandbox_file.h"
+
+namespace medes {
+
+class ProcessMemory;
+
+struct DrainedEvents {
+  std::vector<uint64_t> faults;                          // addresses
+  std::vector<std::shared_ptr<ProcessMemory>> children;  // forked meanwhile
+};
+
+class ProcessMemory : public Placer {
+ public:
+  // `states`: one a page of the image, outliving this object. `pid` 0: a forked child.
+  ProcessMemory(pid_t pid, uint32_t process, const ImageLayout& layout, Uffd uffd,
+                std::span<std::atomic<uint8_t>> states);
+
+  pid_t pid() const { return pid_; }
+  uint32_t process() const { return process_; }
+  int fd() const { return uffd_.fd(); }
+  bool gone() const { return gone_.load(std::memory_order_acquire); }
+  uint64_t first_page() const { return first_page_; }
+  uint64_t end_page() const { return end_page_; }
+  uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
+  void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
+  void count_missing();  // after the states were set up
+
+  PageState state(uint64_t page) const {
+    return static_cast<PageState>(states_[page].load(std::memory_order_acquire));
+  }
+
+  // A page is worked on by one thread at a time; the others leave it to that one.
+  bool claim(uint64_t page);
+  void unclaim(uint64_t page);
+
+  // Reads all queued events and books them. Never blocks on the sandbox. A removal of exactly `own_discard`
+  // is the driver's and means nothing.
+  DrainedEvents drain(const AddressRange* own_discard = nullptr);
+
+  // Image page behind an address, kNoPage when it is not of the image or not out.
+  uint64_t missing_page_at(uint64_t address);
+  // An untouched (or given back) address was accessed: the kernel would have given a zero page.
+  // busy: the page turned out to be one of the image's that is out.
+  Code place_zero(uint64_t address);
+  // Makes every waiting thread fault once more: those whose fault a dead agent had read and not answered.
+  void wake_all();
+  void wake(uint64_t address) { uffd_.wake(address & ~(kPageBytes - 1), 1); }
+
+  // Placer; process_gone when the process is. Pages must be claimed by the caller.
+  Code place(uint64_t first_page, uint64_t count, const std::byte* bytes) override;
+  // Called (without locks) when events stand in the way of placing; must have them drained.
+  void on_events(std::function<void()> handler) { on_events_ = std::move(handler); }
+
+  // All pages are in: give every mapping back to the kernel alone. close() comes after, once nothing polls
+  // the descriptor any more.
+  void unregister_all();
+  void close();
+  void mark_gone() { gone_ = true; }
+
+ private:
+  // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
+  // parent gets from now on, the child does not have.
+  std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
+  void forget(uint64_t begin, uint64_t end);
+  void book(const uffd_msg& m);
+  bool try_book(const uffd_msg& m);
+  void end_deferral();
+  bool changing() const;
+  bool settle_events();
+  void unregister_new(std::vector<AddressRange>& given_back);
+  void set_state(uint64_t page, PageState state);
+  Code place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done);
+
+  const pid_t pid_;
+  const uint32_t process_;
+  const ImageLayout& layout_;
+  Uffd uffd_;
+  std::vector<std::atomic<uint8_t>> own_states_;  // of a forked child
+  std::span<std::atomic<uint8_t>> states_;
+  std::vector<std::atomic<uint8_t>> claims_;  // of pages first_page_ … end_page_
+  uint64_t first_page_ = 0, end_page_ = 0;
+  std::atomic<uint64_t> missing_{0};
+  std::atomic<bool> gone_{false};
+  mutable std::shared_mutex mutex_;
+  Segments segments_;
+  std::vector<uffd_msg> deferred_;                    // moves onto addresses not yet known to be free
+  std::vector<AddressRange> expected_unmaps_;         // old places of moves
+  std::vector<std::shared_ptr<ProcessMemory>> born_;  // children not handed out yet
+  std::function<void()> on_events_;
+};
+
+}  // namespace medes

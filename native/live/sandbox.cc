@@ -1,0 +1,168 @@
+// The handle's own side of a sandbox: state, waiting, record. The restore's work is in sandbox_restore.cc.
+#include "live/sandbox.h"
+
+#include <csignal>
+
+#include "common/error.h"
+
+namespace medes {
+
+Sandbox::Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases)
+    : host_(host),
+      file_(std::move(file)),
+      bases_(std::move(bases)),
+      rebuilder_(file_->layout(), file_->encoded(), *bases_),
+      regions_(file_->layout()) {}
+
+void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
+  // The memory must not keep the sandbox alive, nor itself.
+  memory->on_events([weak = weak_from_this(), m = std::weak_ptr(memory)] {
+    const auto self = weak.lock();
+    const auto memory = m.lock();
+    if (!self || !memory) return;
+    std::vector<uint64_t> faults;
+    self->drain(memory, faults);
+    for (uint64_t address : faults) self->host_.fault_later(self, memory, address);
+  });
+  const std::lock_guard lock(mutex_);
+  memories_.push_back(std::move(memory));
+}
+
+std::vector<std::shared_ptr<ProcessMemory>> Sandbox::memories() const {
+  const std::lock_guard lock(mutex_);
+  return memories_;
+}
+
+void Sandbox::set_evict_result(EvictResult result) {
+  const std::lock_guard lock(mutex_);
+  evict_result_ = std::move(result);
+}
+
+void Sandbox::set_stopped_us(uint64_t us) {
+  const std::lock_guard lock(mutex_);
+  evict_result_.stopped_us = us;
+}
+
+EvictResult Sandbox::evict_result() const {
+  const std::lock_guard lock(mutex_);
+  return evict_result_;
+}
+
+std::string Sandbox::lost_reason() const {
+  const std::lock_guard lock(mutex_);
+  return lost_reason_;
+}
+
+void Sandbox::check_not_lost() const {
+  if (lost_code_ == Code::ok) return;
+  throw Error(lost_code_ == Code::process_gone ? Code::process_gone : Code::lost, lost_reason_, file_->path(),
+              "start a new instance");
+}
+
+bool Sandbox::wait_ready(std::chrono::nanoseconds timeout) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, timeout, [this] { return ready_ || lost_code_ != Code::ok; });
+  check_not_lost();
+  return ready_;
+}
+
+bool Sandbox::wait_complete(std::chrono::nanoseconds timeout) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, timeout,
+                    [this] { return state() == LiveState::complete || lost_code_ != Code::ok; });
+  check_not_lost();
+  return state() == LiveState::complete;
+}
+
+RestoreStats Sandbox::stats() const {
+  const std::lock_guard lock(mutex_);
+  RestoreStats s = stats_;
+  s.pages_total = evict_result_.evicted_pages;
+  s.pages_prefetched = prefetched_;
+  s.pages_background = background_;
+  s.faults_demand = faults_;
+  s.fetch_us = rebuilder_.fetch_us();
+  s.apply_us = rebuilder_.apply_us();
+  s.place_us = rebuilder_.place_us();
+  s.remote_bytes = bases_->remote_bytes_read();
+  return s;
+}
+
+std::vector<WorkingSetEntry> Sandbox::working_set() const {
+  const std::lock_guard lock(mutex_);
+  return recorded_;
+}
+
+void Sandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
+  const std::lock_guard lock(mutex_);
+  default_working_set_ = std::move(entries);
+}
+
+void Sandbox::detach() {
+  detached_ = true;
+  host_.forget(file_->path());
+  for (const auto& m : memories()) m->close();
+}
+
+void Sandbox::restore(const RestoreOptions& options) {
+  if (options.working_set.size() > kMaxWorkingSetPages)
+    throw Error(Code::limit_exceeded, "the working set has too many pages", file_->path());
+  {
+    const std::lock_guard lock(mutex_);
+    check_not_lost();
+    if (state() == LiveState::complete) return;
+    LiveState expected = LiveState::dormant;
+    if (state_.compare_exchange_strong(expected, LiveState::restoring)) restore_called_ = Clock::now();
+    ++running_;
+  }
+  host_.enqueue([self = shared_from_this(), options] { self->run(options); }, true);
+}
+
+uint64_t Sandbox::since_restore_us() const {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - restore_called_).count());
+}
+
+void Sandbox::set_ready() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (ready_) return;
+    ready_ = true;
+    stats_.ready_us = since_restore_us();
+  }
+  thaw();
+  changed_.notify_all();
+  host_.emit(file_->path(), "ready");
+}
+
+void Sandbox::thaw() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!held_) return;
+    held_ = false;
+  }
+  for (const auto& m : memories())
+    if (m->pid() != 0) (void)kill(m->pid(), SIGCONT);
+}
+
+// From here on nothing is placed any more: threads that wait for a page wait on, and none ever runs on
+// bytes that are not its own. The runtime starts a new instance and kills this one.
+void Sandbox::lose(Code code, const std::string& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (lost_code_ != Code::ok || state() == LiveState::complete) return;
+    lost_code_ = code;
+    lost_reason_ = why + " (" + code_name(code) + ")";
+    state_ = LiveState::lost;
+  }
+  changed_.notify_all();
+  host_.emit(file_->path(), code == Code::process_gone ? "process_gone" : "lost");
+}
+
+bool Sandbox::all_gone() const {
+  for (const auto& m : memories())
+    if (!m->gone()) return false;
+  return true;
+}
+
+}  // namespace medes

@@ -1,0 +1,113 @@
+// One sandbox whose pages are (partly) out: its processes' memories, the restore in progress, its record.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "live/live_sandbox.h"
+#include "live/process_memory.h"
+#include "restore/rebuilder.h"
+
+namespace medes {
+
+// What a sandbox needs of the server that runs its work.
+class SandboxHost {
+ public:
+  virtual ~SandboxHost() = default;
+  virtual void emit(const std::string& path, const char* event) = 0;
+  virtual void enqueue(std::function<void()> job, bool urgent) = 0;  // on a restore thread
+  virtual void forget(const std::string& path) = 0;                  // the sandbox needs no serving any more
+  virtual void watch(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
+  virtual void fault_later(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
+                           uint64_t address) = 0;
+};
+
+class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox> {
+ public:
+  Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
+
+  // Set-up, before the server knows the sandbox.
+  void add_memory(std::shared_ptr<ProcessMemory> memory);
+  void add_child(std::shared_ptr<ProcessMemory> child);  // forked while pages were out: it is filled at once
+  void set_evict_result(EvictResult result);
+  void set_stopped_us(uint64_t us);
+  void set_held(bool held) { held_ = held; }
+  const std::shared_ptr<SandboxFile>& file() const { return file_; }
+  std::vector<std::shared_ptr<ProcessMemory>> memories() const;
+
+  LiveState state() const override { return state_.load(std::memory_order_acquire); }
+  EvictResult evict_result() const override;
+  std::string lost_reason() const override;
+  void restore(const RestoreOptions& options) override;
+  bool wait_ready(std::chrono::nanoseconds timeout) override;
+  bool wait_complete(std::chrono::nanoseconds timeout) override;
+  RestoreStats stats() const override;
+  std::vector<WorkingSetEntry> working_set() const override;
+  void set_working_set(std::vector<WorkingSetEntry> entries) override;
+  void detach() override;
+
+  // From the fault threads.
+  void handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker);
+  void handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_t address,
+                    Rebuilder::Worker& worker);
+  void handle_exit(ProcessMemory& memory);  // its pidfd became readable
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
+  void wake_by_fault();
+  static std::pair<uint64_t, uint64_t> block_around(const ProcessMemory& memory, uint64_t page);
+  void record(ProcessMemory& memory, uint64_t page);
+  void fetch_ahead();
+  void hold_background();
+  void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, PageClaims& claims,
+                         ProcessMemory& memory, uint64_t& placed);
+  void run(RestoreOptions options);
+  void run_background(const RestoreOptions& options);
+  void run_child(const std::shared_ptr<ProcessMemory>& child);
+  void prefetch(const RestoreOptions& options);
+  void background(const RestoreOptions& options);
+  Code fill(const std::shared_ptr<ProcessMemory>& memory, std::span<const uint64_t> pages, size_t threads,
+            int nice, uint64_t bytes_per_s, std::atomic<uint64_t>& placed);
+  void settle();  // completes when nothing is missing any more
+  void set_ready();
+  void thaw();
+  void lose(Code code, const std::string& why);
+  void check_not_lost() const;
+  uint64_t since_restore_us() const;
+  bool all_gone() const;
+
+  SandboxHost& host_;
+  const std::shared_ptr<SandboxFile> file_;
+  const std::shared_ptr<BaseSet> bases_;
+  Rebuilder rebuilder_;
+  RegionIndex regions_;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::vector<std::shared_ptr<ProcessMemory>> memories_;
+  EvictResult evict_result_;
+  bool held_ = false;
+  std::vector<WorkingSetEntry> default_working_set_;
+  std::vector<WorkingSetEntry> recorded_;
+  std::string lost_reason_;
+  Code lost_code_ = Code::ok;
+  bool ready_ = false;
+  RestoreStats stats_;
+  Clock::time_point restore_called_{};
+
+  std::atomic<LiveState> state_{LiveState::dormant};
+  std::atomic<bool> detached_{false};
+  std::atomic<uint64_t> last_fault_us_{0};  // since the restore began
+  std::atomic<int> running_{0};             // restore jobs at work
+  std::atomic<int> draining_{0};            // threads between reading a fork event and taking its child in
+  std::atomic<uint64_t> faults_{0}, prefetched_{0}, background_{0}, demanded_{0};
+};
+
+}  // namespace medes

@@ -1,0 +1,29 @@
+// The kernel's own signal frame, written by us: rt_sigreturn restores from it every register, the floating
+// point state and the signal mask. A thread that runs an injected call carries one on its stack, so that it
+// finds back by itself when the agent is killed in that moment.
+#pragma once
+
+#include <sys/user.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace medes {
+
+struct SignalFrame {
+  uint64_t address = 0;          // of the first byte, and the stack pointer at the injected call
+  std::vector<std::byte> bytes;  // to be written there
+};
+
+// What it takes at most, for a floating point state of `xstate_bytes`.
+size_t signal_frame_bytes(size_t xstate_bytes);
+
+// A frame that ends below `top`. `return_to` is the address of an rt_sigreturn sequence. A call that was
+// interrupted to be restarted is set up to be made again (or to return EINTR where only the kernel itself
+// could restart it).
+SignalFrame make_signal_frame(uint64_t top, uint64_t return_to, const user_regs_struct& registers,
+                              uint64_t signal_mask, std::span<const std::byte> xstate);
+
+}  // namespace medes

@@ -1,0 +1,165 @@
+// Stopping and releasing all threads of a set of processes.
+#include <sched.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+
+#include "common/error.h"
+#include "live/ptrace_calls.h"
+#include "live/tracee.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
+
+std::string status_of(pid_t pid, pid_t tid) {
+  return read_proc_file("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/status", pid);
+}
+
+// Why the kernel refused to let us trace: a second tracer is the common reason.
+Error seize_error(int err, pid_t pid, pid_t tid) {
+  if (err == ESRCH) return Error(Code::process_gone, "the thread has exited", pid_object(pid));
+  if (err == EPERM) {
+    const uint64_t tracer = field_of(status_of(pid, tid), "TracerPid");
+    if (tracer != 0)
+      return Error(Code::traced, "process " + std::to_string(tracer) + " traces it", pid_object(pid),
+                   "detach the debugger first");
+  }
+  return errno_error(err, "cannot stop it with ptrace", pid_object(pid),
+                     "the agent needs CAP_SYS_PTRACE over the sandbox");
+}
+
+bool is_dead(const std::string& status) {
+  return status.find("\nState:\tZ") != std::string::npos || status.find("\nState:\tX") != std::string::npos;
+}
+
+enum class Wait { stopped, not_yet, gone };
+
+// One look at a thread that was asked to stop. A signal on its way is delivered first: the thread then
+// stops at the entry of its handler, where it can be left for any time.
+Wait poll_stop(Tracee& t) {
+  int status = 0;
+  const pid_t got = waitpid(t.tid, &status, __WALL | WNOHANG | __WNOTHREAD);
+  if (got == 0) return Wait::not_yet;
+  if (got < 0) return errno == EINTR ? Wait::not_yet : Wait::gone;
+  if (!WIFSTOPPED(status)) return Wait::gone;
+  if (status >> 16 == trace::kEventStop) {
+    t.group_stopped = WSTOPSIG(status) != SIGTRAP;
+    return Wait::stopped;
+  }
+  const int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+  (void)trace::request(PTRACE_CONT, t.tid, 0, static_cast<uint64_t>(signal));
+  return Wait::not_yet;
+}
+
+}  // namespace
+
+StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline) {
+  try {
+    // A running thread may make another while we look, so look again until nothing new is found.
+    for (bool found = true; found;) {
+      found = false;
+      for (pid_t pid : pids) found |= seize_new_threads(pid);
+      wait_for_stops(deadline);
+    }
+  } catch (...) {
+    release();
+    throw;
+  }
+}
+
+StoppedProcesses::~StoppedProcesses() { release(); }
+
+bool StoppedProcesses::seize_new_threads(pid_t pid) {
+  const size_t before = threads_.size();
+  for (pid_t tid : medes::threads_of(pid)) {
+    const bool known =
+        std::any_of(threads_.begin(), threads_.end(), [tid](const Tracee& t) { return t.tid == tid; });
+    if (!known) seize(pid, tid);
+  }
+  return threads_.size() > before;
+}
+
+void StoppedProcesses::seize(pid_t pid, pid_t tid) {
+  std::string status;
+  try {
+    status = status_of(pid, tid);
+  } catch (const Error& e) {
+    if (e.code == Code::process_gone || e.code == Code::not_found) return;  // this thread ended meanwhile
+    throw;
+  }
+  if (is_dead(status)) return;  // a main thread that has exited while others run
+  uint64_t options = trace::kOptionSysgood;
+  if (field_of(status, "Seccomp") != 0) options |= trace::kOptionSuspendSeccomp;
+  if (trace::request(trace::kSeize, tid, 0, options) < 0) {
+    const int err = errno;
+    try {
+      // A thread on its way out answers ESRCH or EPERM; it needs no stopping.
+      if (tid != pid && (err == ESRCH || is_dead(status_of(pid, tid)))) return;
+      throw seize_error(err, pid, tid);
+    } catch (const Error& e) {
+      if (tid != pid && (e.code == Code::process_gone || e.code == Code::not_found)) return;
+      throw;
+    }
+  }
+  threads_.push_back({pid, tid, false});
+  if (trace::request(trace::kInterrupt, tid, 0, 0) < 0 && errno != ESRCH)
+    throw errno_error(errno, "cannot interrupt a thread", pid_object(pid));
+}
+
+void StoppedProcesses::wait_for_stops(TimePoint deadline) {
+  unsigned rounds = 0;
+  while (stopped_ < threads_.size()) {
+    for (size_t i = stopped_; i < threads_.size();) {
+      const Wait w = poll_stop(threads_[i]);
+      if (w == Wait::gone) {
+        threads_.erase(threads_.begin() + static_cast<ptrdiff_t>(i));
+        continue;
+      }
+      if (w == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
+      ++i;
+    }
+    if (stopped_ == threads_.size()) return;
+    if (std::chrono::steady_clock::now() > deadline)
+      throw Error(Code::busy, "a thread does not stop: it sleeps in the kernel",
+                  "thread " + std::to_string(threads_[stopped_].tid), "try again when the sandbox is idle");
+    if (++rounds < 64) {
+      sched_yield();
+    } else {
+      const timespec pause{0, 50'000};
+      nanosleep(&pause, nullptr);
+    }
+  }
+}
+
+std::vector<Tracee> StoppedProcesses::threads_of(pid_t pid) const {
+  std::vector<Tracee> out;
+  for (const auto& t : threads_)
+    if (t.pid == pid) out.push_back(t);
+  // The main thread first: it is the one whose stack is the [stack] mapping.
+  std::stable_partition(out.begin(), out.end(), [](const Tracee& t) { return t.tid == t.pid; });
+  return out;
+}
+
+void StoppedProcesses::release() noexcept {
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    Tracee& t = threads_[i];
+    if (i >= stopped_) {
+      // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this
+      // tracing thread ends.
+      for (int tries = 0; tries < 20 && poll_stop(t) == Wait::not_yet; ++tries) {
+        const timespec pause{0, 100'000};
+        nanosleep(&pause, nullptr);
+      }
+    }
+    (void)trace::request(PTRACE_DETACH, t.tid, 0, 0);
+  }
+  threads_.clear();
+  stopped_ = 0;
+}
+
+}  // namespace medes

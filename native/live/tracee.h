@@ -1,0 +1,102 @@
+// Stopping a sandbox's threads with ptrace, reading what they are doing, and running system calls inside
+// them. All calls on one object must come from the thread that made it: ptrace belongs to a thread.
+//
+// Nothing here leaves a trace when the agent is killed half-way: the kernel lets stopped threads go on when
+// their tracer dies, and a thread that was in an injected call returns by itself through the signal frame
+// that was written for it (see signal_frame.h).
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "live/gadgets.h"
+#include "memory/image.h"
+
+namespace medes {
+
+using TimePoint = std::chrono::steady_clock::time_point;
+
+// One stopped thread.
+struct Tracee {
+  pid_t pid = 0, tid = 0;
+  bool group_stopped = false;  // by SIGSTOP and the like: it stays so
+};
+
+// All threads of some processes, stopped from construction until release() or destruction.
+class StoppedProcesses {
+ public:
+  // Throws traced, process_gone, permission_denied, or busy when a thread does not stop by the deadline
+  // (it sleeps in the kernel where nothing interrupts it, a vfork for example); all are let go then.
+  StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline);
+  ~StoppedProcesses();
+  StoppedProcesses(const StoppedProcesses&) = delete;
+  StoppedProcesses& operator=(const StoppedProcesses&) = delete;
+
+  std::span<const Tracee> threads() const { return threads_; }
+  std::vector<Tracee> threads_of(pid_t pid) const;
+  void release() noexcept;  // idempotent
+
+ private:
+  bool seize_new_threads(pid_t pid);
+  void seize(pid_t pid, pid_t tid);
+  void wait_for_stops(TimePoint deadline);
+  std::vector<Tracee> threads_;
+  size_t stopped_ = 0;  // threads_[0 … stopped_) have stopped
+};
+
+user_regs_struct registers_of(const Tracee& thread);  // throws process_gone
+
+// Address ranges of a thread that the kernel itself reads or writes without raising an event, or that it
+// needs at once: restartable-sequence area, thread control block, robust list, top of the stack.
+void add_kernel_ranges(const Tracee& thread, std::vector<AddressRange>& out);
+
+// Makes a thread that the stop threw out of an epoll_wait without timeout enter it again.
+void restart_epoll_wait(const Tracee& thread);
+
+// Runs system calls in one stopped thread and puts it back as it was, restartable calls included.
+class Injector {
+ public:
+  // `frame_top`: the frame is written below this address of dead stack memory, never below
+  // `frame_bottom`. Throws unsupported (32-bit code), busy (no room for the frame).
+  Injector(const Tracee& thread, const Gadgets& gadgets, uint64_t frame_bottom, uint64_t frame_top);
+  ~Injector();  // finish(), errors swallowed
+  Injector(const Injector&) = delete;
+  Injector& operator=(const Injector&) = delete;
+
+  // The call's result (-errno on failure). `while_waiting` runs again and again until the call returns.
+  // Throws process_gone.
+  long call(long number, std::span<const uint64_t> arguments,
+            const std::function<void()>& while_waiting = nullptr);
+  void finish();
+
+  uint64_t frame_address() const { return frame_address_; }
+  AddressRange frame_range() const { return frame_range_; }
+  uint64_t scratch() const { return frame_range_.begin; }  // kScratchBytes of the sandbox's memory
+  static constexpr size_t kScratchBytes = 4096;
+  void write_scratch(size_t offset, const void* data, size_t length);
+  void read_scratch(size_t offset, void* data, size_t length);
+
+ private:
+  void resume_until_syscall_stop(uint8_t wanted, const std::function<void()>& while_waiting);
+  Tracee thread_;
+  Gadgets gadgets_;
+  user_regs_struct saved_{};
+  uint64_t saved_mask_ = 0;
+  uint64_t frame_address_ = 0;
+  AddressRange frame_range_;
+  bool begun_ = false, finished_ = false;
+};
+
+// Where a frame may go: the main stack below the stack pointer of the thread that uses it.
+struct FrameRoom {
+  uint64_t bottom = 0, top = 0;
+};
+FrameRoom frame_room(std::span<const Vma> vmas, std::span<const Tracee> threads);
+
+}  // namespace medes

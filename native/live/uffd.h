@@ -1,0 +1,58 @@
+// A userfaultfd of a sandbox process: a thin wrapper over its calls. The descriptor was made inside the
+// process (it belongs to that process's memory); this is the agent's own copy. Thread-safe: the kernel
+// serialises what must be.
+#pragma once
+
+#include <linux/userfaultfd.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <span>
+
+#include "common/bytes.h"
+#include "common/error.h"
+#include "common/unique_fd.h"
+
+namespace medes {
+
+enum class UffdResult : uint8_t {
+  ok,
+  exists,    // the first page was there already
+  again,     // events wait to be read, or the mapping changes: read events, then try again
+  unmapped,  // no registered mapping at that address (any more)
+  gone,      // the process's memory is gone
+  failed,    // out of memory and the like
+};
+
+class Uffd {
+ public:
+  Uffd() = default;
+  explicit Uffd(UniqueFd fd) : fd_(std::move(fd)) {}
+  int fd() const { return fd_.get(); }
+  explicit operator bool() const { return static_cast<bool>(fd_); }
+  void close() { fd_.reset(); }
+
+  // The handshake that switches on the events of this driver. False when it was done before.
+  bool enable();  // throws unsupported, permission_denied, io
+
+  int register_missing(uint64_t begin, uint64_t end) const;  // 0 or errno
+  int unregister(uint64_t begin, uint64_t end) const;        // 0 or errno
+
+  // Copies `count` pages; `done` gets how many are in place. Wakes waiters.
+  UffdResult copy(uint64_t address, const std::byte* from, uint64_t count, uint64_t& done) const;
+  UffdResult zero(uint64_t address, uint64_t count, uint64_t& done) const;
+  void wake(uint64_t address, uint64_t count) const;
+
+  // Reads what is queued, never blocks; returns the number of messages.
+  size_t read_events(std::span<uffd_msg> out) const;
+
+  uint64_t inode() const;  // tells this userfaultfd from others of the process; 0 if unknown
+
+ private:
+  UniqueFd fd_;
+};
+
+// Takes a copy of descriptor `fd` of process `pid`. Throws process_gone, not_found, permission_denied.
+UniqueFd take_descriptor(pid_t pid, int fd);
+
+}  // namespace medes

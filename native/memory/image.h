@@ -1,0 +1,97 @@
+// A captured memory image: what of a sandbox's memory lives in private pages, where it lies, and a
+// copy of the bytes. The unit of all work downstream is the *image page index*: 0 … page_count-1, in
+// process order, then ascending address.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/bytes.h"
+#include "common/limits.h"
+
+namespace medes {
+
+struct AddressRange {
+  uint64_t begin = 0, end = 0;  // bytes, [begin, end)
+  bool contains(uint64_t a) const { return a - begin < end - begin; }
+};
+
+// Address ranges in which an aligned 8-byte word counts as a pointer. `value_only` is for memory whose
+// maps are unknown (guest memory, unikernels): ranges are then found from the values themselves.
+struct AddressSpace {
+  std::vector<AddressRange> ranges;  // ascending, disjoint, at most kMaxRanges
+  bool value_only = false;
+};
+
+enum class VmaKind : uint8_t { anonymous, heap, stack, file_private, shared_anonymous, memfd, other };
+
+struct Vma {
+  uint64_t begin = 0, end = 0, offset = 0, inode = 0;
+  uint32_t device = 0;
+  uint32_t prot = 0;  // PROT_*
+  bool shared = false;
+  VmaKind kind = VmaKind::other;
+  std::string path;
+};
+
+// `count` consecutive resident pages at `address` of process `process`; image pages first_page….
+struct PageRun {
+  uint32_t process = 0;  // index into processes
+  uint64_t address = 0;
+  uint64_t first_page = 0;
+  uint64_t count = 0;
+};
+
+struct ProcessLayout {
+  pid_t pid = 0;
+  uint64_t start_time_ticks = 0;  // /proc/pid/stat field 22: tells a reused pid from the same process
+  std::vector<Vma> vmas;
+};
+
+struct ImageLayout {
+  std::vector<ProcessLayout> processes;
+  std::vector<PageRun>
+      runs;  // ascending first_page, no gaps: runs[i].first_page + count == runs[i+1].first_page
+  AddressSpace space;
+  uint64_t page_count = 0;
+
+  std::vector<std::byte> serialise() const;  // format: docs/live-driver.md
+  static ImageLayout parse(Bytes data);      // throws corrupt
+  // True when image pages i and i+1 are neighbours in one address space.
+  bool adjacent(uint64_t page) const;
+  const PageRun& run_of(uint64_t page) const;  // throws invalid_argument
+  // Image page of a process's address, kNoPage when that address is not in the image.
+  uint64_t find(uint32_t process, uint64_t address) const;
+  static constexpr uint64_t kNoPage = ~0ull;
+};
+
+// Owns an anonymous mapping of page_count * 4096 bytes.
+class MemoryImage {
+ public:
+  MemoryImage(ImageLayout layout, size_t page_count);
+  ~MemoryImage();
+  MemoryImage(const MemoryImage&) = delete;
+  MemoryImage& operator=(const MemoryImage&) = delete;
+
+  // An image of a flat buffer (length rounded up to a page with zeros): guest memory, an ELF load
+  // image, a test. `address` is where byte 0 lies; value_only when maps are not known.
+  static std::shared_ptr<MemoryImage> from_buffer(Bytes data, uint64_t address, AddressSpace space);
+
+  const ImageLayout& layout() const { return layout_; }
+  ImageLayout& layout() { return layout_; }
+  uint64_t page_count() const { return layout_.page_count; }
+  const std::byte* page(uint64_t i) const { return pages_ + i * kPageBytes; }
+  std::byte* page(uint64_t i) { return pages_ + i * kPageBytes; }
+  Bytes bytes() const { return {pages_, static_cast<size_t>(page_count() * kPageBytes)}; }
+
+ private:
+  ImageLayout layout_;
+  std::byte* pages_ = nullptr;
+  size_t mapped_bytes_ = 0;
+};
+
+}  // namespace medes

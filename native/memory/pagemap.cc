@@ -1,0 +1,145 @@
+#include "memory/pagemap.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <memory>
+
+#include "common/error.h"
+
+namespace medes {
+namespace {
+
+// Kernel interface of Linux 6.7; the C library's headers here are older.
+struct ScanRegion {
+  uint64_t start, end, categories;
+};
+struct ScanArgument {
+  uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+static_assert(sizeof(ScanArgument) == 96);
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgument);
+constexpr uint64_t kFile = 1 << 2, kPresent = 1 << 3, kSwapped = 1 << 4, kZero = 1 << 5, kGuard = 1 << 8;
+
+// pagemap entry bits
+constexpr uint64_t kEntryGuard = 1ull << 58, kEntryFile = 1ull << 61, kEntrySwap = 1ull << 62,
+                   kEntryPresent = 1ull << 63, kEntryPfn = (1ull << 55) - 1;
+
+enum Support : int { unknown, with_guard, without_guard, absent };
+std::atomic<int> g_support{unknown};
+
+void append(std::vector<PageSpan>& out, uint64_t begin, uint64_t end) {
+  if (!out.empty() && out.back().address + out.back().count * kPageBytes == begin)
+    out.back().count += (end - begin) / kPageBytes;
+  else
+    out.push_back({begin, (end - begin) / kPageBytes});
+}
+
+// The frame behind a read fault on untouched anonymous memory; 0 where frames are not shown to us.
+uint64_t zero_frame() {
+  static const uint64_t frame = [] {
+    void* p = mmap(nullptr, kPageBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return uint64_t{0};
+    (void)*static_cast<volatile const char*>(p);
+    uint64_t entry = 0;
+    const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+      const auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(p) / kPageBytes * sizeof entry);
+      if (pread(fd, &entry, sizeof entry, at) != sizeof entry) entry = 0;
+      close(fd);
+    }
+    munmap(p, kPageBytes);
+    return entry & kEntryPfn;
+  }();
+  return frame;
+}
+
+}  // namespace
+
+Pagemap::Pagemap(pid_t pid) : pid_(pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/pagemap";
+  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd_ >= 0) return;
+  const int err = errno;
+  const std::string object = "pid " + std::to_string(pid);
+  if (err == ENOENT || err == ESRCH) throw Error(Code::process_gone, "the process does not exist", object);
+  throw errno_error(err, "cannot open " + path, object, "the agent needs CAP_SYS_PTRACE over the sandbox");
+}
+
+Pagemap::~Pagemap() { close(fd_); }
+
+void Pagemap::private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
+  if (!scan(begin, end, true, out)) read_entries(begin, end, true, out);
+}
+
+void Pagemap::present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
+  if (!scan(begin, end, false, out)) read_entries(begin, end, false, out);
+}
+
+bool Pagemap::scan(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const {
+  int support = g_support.load(std::memory_order_relaxed);
+  if (support == absent) return false;
+  constexpr size_t kRegions = 1024;
+  const auto regions = std::make_unique<ScanRegion[]>(kRegions);
+  while (begin < end) {
+    ScanArgument arg{};
+    arg.size = sizeof arg;
+    arg.start = begin, arg.end = end;
+    arg.vec = reinterpret_cast<uint64_t>(regions.get()), arg.vec_len = kRegions;
+    uint64_t unwanted = private_only ? kFile | kZero : 0;
+    if (support != without_guard) unwanted |= kGuard;
+    arg.category_mask = arg.category_inverted = unwanted;
+    arg.category_anyof_mask = kPresent | kSwapped;
+    arg.return_mask = kPresent | kSwapped;
+    const int n = ioctl(fd_, kPagemapScan, &arg);
+    if (n < 0) {
+      const int err = errno;
+      if (err == EINTR) continue;
+      if (err == EINVAL && support == unknown) {
+        support = without_guard;  // guard pages became a category in 6.15
+        continue;
+      }
+      if (err == ENOTTY || (err == EINVAL && support == without_guard)) {
+        g_support.store(absent, std::memory_order_relaxed);
+        return false;
+      }
+      throw errno_error(err, "cannot scan the page map", "pid " + std::to_string(pid_));
+    }
+    if (support == unknown) support = with_guard;
+    g_support.store(support, std::memory_order_relaxed);
+    for (int i = 0; i < n; ++i) append(out, regions[i].start, regions[i].end);
+    if (arg.walk_end <= begin) break;
+    begin = arg.walk_end;
+  }
+  return true;
+}
+
+void Pagemap::read_entries(uint64_t begin, uint64_t end, bool private_only,
+                           std::vector<PageSpan>& out) const {
+  constexpr size_t kEntries = 65536;
+  std::vector<uint64_t> entries(std::min<uint64_t>(kEntries, (end - begin) / kPageBytes));
+  const uint64_t zero = zero_frame();
+  while (begin < end) {
+    const size_t want = std::min<uint64_t>(entries.size(), (end - begin) / kPageBytes);
+    const ssize_t got = pread(fd_, entries.data(), want * sizeof(uint64_t),
+                              static_cast<off_t>(begin / kPageBytes * sizeof(uint64_t)));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw errno_error(errno, "cannot read the page map", "pid " + std::to_string(pid_));
+    if (got == 0) throw Error(Code::process_gone, "the process has exited", "pid " + std::to_string(pid_));
+    for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(uint64_t); ++i, begin += kPageBytes) {
+      const uint64_t e = entries[i];
+      if (!(e & (kEntryPresent | kEntrySwap)) || (e & kEntryGuard)) continue;
+      const bool is_zero = (e & kEntryPresent) && zero != 0 && (e & kEntryPfn) == zero;
+      if (private_only && ((e & kEntryFile) || is_zero)) continue;
+      append(out, begin, begin + kPageBytes);
+    }
+  }
+}
+
+}  // namespace medes

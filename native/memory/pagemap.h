@@ -1,0 +1,40 @@
+// Which private pages of a process are in memory.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "memory/image.h"
+
+namespace medes {
+
+// `count` pages from `address`.
+struct PageSpan {
+  uint64_t address = 0, count = 0;
+};
+
+// Reads /proc/<pid>/pagemap: through PAGEMAP_SCAN where the kernel has it (6.7), which skips what is not
+// mapped, else entry by entry. One object per process, used by one thread.
+class Pagemap {
+ public:
+  explicit Pagemap(pid_t pid);  // throws process_gone, permission_denied
+  ~Pagemap();
+  Pagemap(const Pagemap&) = delete;
+  Pagemap& operator=(const Pagemap&) = delete;
+
+  // Appends the pages of [begin, end) that hold memory of the process's own (present or swapped, not of a
+  // file, not the shared zero page, not a guard), ascending, neighbours merged.
+  void private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
+  // Same walk but every page that is mapped at all, whatever is behind it (the zero page too).
+  void present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
+
+ private:
+  bool scan(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const;
+  void read_entries(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const;
+  pid_t pid_;
+  int fd_ = -1;
+};
+
+}  // namespace medes

@@ -1,0 +1,51 @@
+// What /proc tells of a process: maps, relatives, sizes. All functions throw process_gone for a pid that
+// does not exist (or is a zombie where memory is asked for) and permission_denied where the kernel refuses.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "memory/image.h"
+
+namespace medes {
+
+// The whole of a /proc (or other unsized) file; throws limit_exceeded above `max_bytes`.
+std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes = 256u << 20);
+
+std::vector<Vma> read_maps(pid_t pid);
+std::vector<Vma> parse_maps(const std::string& text);  // throws corrupt
+
+// Roots and all their descendants, roots first, each once.
+std::vector<pid_t> process_tree(std::span<const pid_t> roots);
+// The processes of a cgroup directory and of the cgroups below it (v1 or v2).
+std::vector<pid_t> cgroup_pids(const std::string& path);
+std::vector<pid_t> threads_of(pid_t pid);
+
+struct ProcessStat {
+  char state = 0;
+  pid_t parent = 0;
+  uint64_t start_time_ticks = 0;
+};
+ProcessStat read_stat(pid_t pid);
+inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }
+
+uint64_t private_bytes(std::span<const pid_t> pids);  // Private_Clean + Private_Dirty, from smaps_rollup
+
+// The number after "name:" in a status-like file, 0 when there is none (kB are not converted).
+uint64_t field_of(const std::string& text, const char* name);
+
+// The pointer ranges of an image: VMAs merged where gaps are below 1 GB, then further, smallest gap first,
+// until at most kMaxRanges are left; [vsyscall] is left out.
+AddressSpace space_of(std::span<const ProcessLayout> processes);
+
+// Parts of a process whose pages must not go: mlocked ranges, buffers registered with io_uring. `notes`
+// receives one line for each reason found. Throws unsupported for what cannot be bounded (RDMA, VFIO,
+// Linux AIO contexts).
+std::vector<AddressRange> pinned_ranges(pid_t pid, std::span<const Vma> vmas,
+                                        std::vector<std::string>& notes);
+
+}  // namespace medes

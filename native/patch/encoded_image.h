@@ -1,0 +1,64 @@
+// The dedup'd form of an image, as one relocatable blob: header, bases referred to (with the address
+// ranges and slide tables the predictor needs), dedup table (one entry a page: kind, checksum, where
+// its patch lies), patch groups. Format: docs/patch-format.md.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/bytes.h"
+#include "common/error.h"
+#include "patch/base_view.h"
+
+namespace medes {
+
+enum class PageKind : uint8_t { zero, identical, patch, compressed, raw };
+
+struct EncodedStats {
+  uint64_t pages[5] = {};    // by PageKind
+  uint64_t patch_bytes = 0;  // patches, compressed and raw payloads as stored
+  uint64_t table_bytes = 0;  // everything else in the blob
+  uint64_t windows = 0;      // base windows used by patch and identical pages
+};
+
+inline constexpr size_t kMaxGroupPages = 64;  // pages whose patches one unpacking yields
+
+// A validated, read-only view over a blob; owns only the lookup tables made from it. Copies share them; const
+// calls are safe from any thread. Opening checks header and section checksums and every offset once, so that
+// decode can be fast; decode itself still never reads or writes outside the buffers it was given, whatever
+// the blob says.
+class EncodedImage {
+ public:
+  static EncodedImage open(Bytes blob);  // throws corrupt
+
+  uint64_t page_count() const;
+  std::span<const uint64_t> base_ids() const;  // slot → base
+  PageKind kind(uint64_t page) const;
+  uint64_t checksum(uint64_t page) const;
+  EncodedStats stats() const;
+
+  // Appends the base extents that pages [first, first+count) read. Throws corrupt.
+  void extents(uint64_t first, uint64_t count, std::vector<Extent>& out) const;
+
+  // Rebuilds one page into out[4096] and checks it against its checksum: ok, or corrupt (out is then
+  // undefined and must not be used). `bases` in slot order, extents present. `scratch` is reused between
+  // calls by one thread (holds the last unpacked patch group) and serves any image. Allocates nothing.
+  struct Scratch;
+  static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
+  Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const;
+
+  Bytes blob() const;
+  uint32_t group_pages() const;
+  bool group_compressed(uint64_t group) const;
+  // Slides the predictor uses for a base: {granules, distinct slides}.
+  std::array<size_t, 2> slide_counts(uint32_t slot) const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace medes

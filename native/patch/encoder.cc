@@ -1,0 +1,412 @@
+#include "patch/encoder.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+
+#include "common/checksum.h"
+#include "common/error.h"
+#include "common/thread_pool.h"
+#include "patch/page_encoder.h"
+#include "patch/varint.h"
+#include "transport/base_set.h"
+
+namespace medes {
+namespace {
+
+using blob::EntryKind;
+
+constexpr size_t kLearnStride = 8;  // every fourth page suffices to learn the slides
+constexpr size_t kDictionaryStride = 16;
+constexpr size_t kLearnTask = 2048;  // pages; fixed, so that the table does not depend on the thread count
+constexpr size_t kGroupsPerTask = 8;
+constexpr auto kFetchTimeout = std::chrono::seconds(30);
+
+void check_cancelled(const CancelFlag* cancel) {
+  if (cancel != nullptr && cancel->cancelled.load(std::memory_order_relaxed)) {
+    throw Error(Code::cancelled, "the sandbox became active during the dedup op");
+  }
+}
+
+const uint64_t* words_of(const MemoryImage& image, uint64_t page) {
+  return reinterpret_cast<const uint64_t*>(image.page(page));
+}
+
+bool window_fits(uint64_t window, std::span<const BaseView> views) {
+  if (window == kNoWindow) return false;
+  const uint64_t bytes = views[window_slot(window)].bytes.size();
+  return bytes >= kPageBytes && window_unit(window) * kWindowStep <= bytes - kPageBytes;
+}
+
+// One table a slot, from a quarter of the pages and their best windows.
+std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan& plan,
+                                     std::span<const BaseView> views) {
+  const uint64_t pages = image.page_count();
+  const size_t tasks = static_cast<size_t>((pages + kLearnTask - 1) / kLearnTask);
+  std::vector<std::vector<std::unique_ptr<SlideLearner>>> learners(tasks);
+  ThreadPool::shared().parallel_for(tasks, 1, [&](size_t begin, size_t end) {
+    for (size_t task = begin; task < end; ++task) {
+      auto& own = learners[task];
+      own.resize(views.size());
+      const uint64_t last = std::min<uint64_t>(pages, (task + 1) * kLearnTask);
+      for (uint64_t page = task * kLearnTask; page < last; page += kLearnStride) {
+        const uint64_t window = plan.windows(page)[0];
+        if (!window_fits(window, views)) continue;
+        const BaseView& view = views[window_slot(window)];
+        auto& learner = own[window_slot(window)];
+        if (!learner) learner = std::make_unique<SlideLearner>(image.layout().space, view.space);
+        learner->add(words_of(image, page), reinterpret_cast<const uint64_t*>(
+                                                view.bytes.data() + window_unit(window) * kWindowStep));
+      }
+    }
+  });
+  std::vector<SlideTable> tables;
+  for (size_t slot = 0; slot < views.size(); ++slot) {
+    SlideLearner* all = nullptr;
+    for (auto& own : learners) {
+      if (!own[slot]) continue;
+      if (all == nullptr) {
+        all = own[slot].get();
+      } else {
+        all->merge(*own[slot]);
+      }
+    }
+    tables.push_back(all != nullptr ? all->finish() : SlideTable());
+  }
+  return tables;
+}
+
+// Counts words in a fixed space: a cell keeps the word that leads among those that fall into it.
+class WordCounter {
+ public:
+  void add(uint64_t word) {
+    Cell& cell = cells_[word * 0x9e3779b97f4a7c15ull >> (64 - kCellBits)];
+    if (cell.word == word) {
+      ++cell.lead;
+    } else if (cell.lead == 0) {
+      cell = {word, 1};
+    } else {
+      --cell.lead;
+    }
+  }
+  // The most frequent words first.
+  Dictionary dictionary() {
+    std::sort(cells_.begin(), cells_.end(), [](const Cell& a, const Cell& b) {
+      return a.lead != b.lead ? a.lead > b.lead : a.word < b.word;
+    });
+    Dictionary out;
+    for (size_t i = 0; i < kDictionaryWords && cells_[i].lead >= kDictionaryUses; ++i)
+      out.words[i] = cells_[i].word;
+    return out;
+  }
+
+ private:
+  static constexpr int kCellBits = 13;
+  static constexpr uint32_t kDictionaryUses = 4;  // seen in a sixteenth of the pages
+  struct Cell {
+    uint64_t word = 0;
+    uint32_t lead = 0;
+  };
+  std::vector<Cell> cells_ = std::vector<Cell>(1u << kCellBits);
+};
+
+// The words that stand most often where the best window predicts something else, from a sixteenth of the
+// pages.
+Dictionary learn_dictionary(const MemoryImage& image, const WindowPlan& plan,
+                            std::span<const BaseWords> bases, SimdLevel simd) {
+  const PredictFn predict = predict_kernel(simd);
+  const DiffFn diff = diff_kernel(simd);
+  WordCounter counter;
+  alignas(64) uint64_t predicted[kWordsPerPage];
+  uint8_t masks[kLinesPerPage];
+  for (uint64_t page = 0; page < image.page_count(); page += kDictionaryStride) {
+    const uint64_t window = plan.windows(page)[0];
+    if (window == kNoWindow) continue;
+    const BaseWords& base = bases[window_slot(window)];
+    const uint64_t offset = window_unit(window) * kWindowStep;
+    if (base.bytes.size() < kPageBytes || offset > base.bytes.size() - kPageBytes) continue;
+    predict(base.predictor, reinterpret_cast<const uint64_t*>(base.bytes.data() + offset), predicted,
+            kWordsPerPage);
+    diff(words_of(image, page), predicted, masks, kWordsPerPage);
+    for (size_t line = 0; line < kLinesPerPage; ++line) {
+      for (unsigned mask = masks[line]; mask != 0; mask &= mask - 1) {
+        const uint64_t w = words_of(image, page)[line * 8 + static_cast<size_t>(std::countr_zero(mask))];
+        if (w > 0xffff) counter.add(w);
+      }
+    }
+  }
+  return counter.dictionary();
+}
+
+// What one task hands to the assembly.
+struct GroupOutput {
+  std::vector<std::byte> packed, direct, windows;  // packed: as stored
+  uint32_t unpacked_bytes = 0;
+  uint64_t reference = 0;
+  uint64_t window_count = 0;
+};
+
+// The place that most of the group's first candidates agree on, so that their references take one byte.
+uint64_t choose_reference(const WindowPlan& plan, uint64_t first, size_t count,
+                          std::span<const BaseView> views) {
+  uint64_t places[kMaxGroupPages];
+  size_t n = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t w = plan.windows(first + i)[0];
+    if (window_fits(w, views) && window_unit(w) >= i * kUnitsPerPage) places[n++] = w - i * kUnitsPerPage;
+  }
+  std::sort(places, places + n);
+  uint64_t best = 0;
+  size_t best_run = 0;
+  for (size_t i = 0; i < n;) {
+    size_t j = i;
+    while (j < n && places[j] == places[i]) ++j;
+    if (j - i > best_run) {
+      best_run = j - i;
+      best = places[i];
+    }
+    i = j;
+  }
+  return best;
+}
+
+void put_windows(std::vector<std::byte>& out, const EncodedPage& page, uint64_t reference, size_t index) {
+  for (size_t i = 0; i < page.window_count; ++i) {
+    const uint64_t w = page.windows[i];
+    const uint64_t more = i + 1 < page.window_count;
+    if (window_slot(w) == window_slot(reference)) {
+      const auto expected = static_cast<int64_t>(window_unit(reference) + index * kUnitsPerPage);
+      const int64_t delta = static_cast<int64_t>(window_unit(w)) - expected;
+      put_varint(out, blob::zigzag(delta) << 2 | more);
+    } else {
+      put_varint(out, uint64_t{window_slot(w)} << 2 | 2 | more);
+      put_varint(out, window_unit(w));
+    }
+  }
+}
+
+class BlobEncoder {
+ public:
+  BlobEncoder(const MemoryImage& image, const WindowPlan& plan, std::span<const BaseView> views,
+              const EncodeOptions& options)
+      : image_(image), plan_(plan), views_(views), options_(options) {}
+
+  std::vector<std::byte> run() {
+    tables_ = learn_slides(image_, plan_, views_);
+    for (size_t i = 0; i < views_.size(); ++i) bases_.push_back({views_[i].bytes, tables_[i].predictor()});
+    dictionary_ = learn_dictionary(image_, plan_, bases_, options_.simd);
+    const uint64_t pages = image_.page_count();
+    checksums_.resize(pages);
+    entries_.resize(pages);
+    groups_.resize((pages + options_.group_pages - 1) / options_.group_pages);
+    ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask, [&](size_t begin, size_t end) {
+      PageEncoder encoder(bases_, dictionary_, options_.simd);
+      std::vector<std::byte> unpacked;
+      for (size_t g = begin; g < end; ++g) {
+        check_cancelled(options_.cancel);
+        encode_group(g, encoder, unpacked);
+      }
+    });
+    return assemble();
+  }
+
+ private:
+  void encode_group(uint64_t g, PageEncoder& encoder, std::vector<std::byte>& unpacked) {
+    GroupOutput& out = groups_[g];
+    const uint64_t first = g * options_.group_pages;
+    const auto count =
+        static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first));
+    out.reference = choose_reference(plan_, first, count, views_);
+    unpacked.clear();
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t page = first + i;
+      const EncodedPage e = encoder.encode(words_of(image_, page), plan_.windows(page));
+      checksums_[page] = checksum64({image_.page(page), kPageBytes});
+      entries_[page] = blob::pack_entry(e.kind, e.length);
+      put_windows(out.windows, e, out.reference, i);
+      out.window_count += e.window_count;
+      auto& part = blob::in_packed(static_cast<unsigned>(e.kind)) ? unpacked : out.direct;
+      part.insert(part.end(), encoder.payload(), encoder.payload() + e.length);
+    }
+    out.unpacked_bytes = static_cast<uint32_t>(unpacked.size());
+    if (options_.compress_groups && !unpacked.empty()) {
+      out.packed.resize(unpacked.size() - 1);  // equal length means "stored as it is"
+      out.packed.resize(encoder.compress(unpacked, out.packed));
+    }
+    if (out.packed.empty()) out.packed.assign(unpacked.begin(), unpacked.end());
+  }
+
+  // Bases that no page uses in the end stay in the list: slots are the plan's, and each is pinned anyway.
+  std::vector<std::byte> base_section() const {
+    ByteWriter w;
+    for (size_t i = 0; i < views_.size(); ++i) {
+      w.put(plan_.base_ids()[i]);
+      w.put(static_cast<uint32_t>(tables_[i].slides().size()));
+      w.put(static_cast<uint32_t>(tables_[i].entries().size()));
+      w.put_bytes(std::as_bytes(std::span(tables_[i].slides())));
+      w.put_bytes(std::as_bytes(std::span(tables_[i].entries())));
+    }
+    return std::move(w.buffer());
+  }
+
+  // Without the zeros at its end.
+  Bytes dictionary_bytes() const {
+    size_t n = kDictionaryWords;
+    while (n > 0 && dictionary_.words[n - 1] == 0) --n;
+    return std::as_bytes(std::span(dictionary_.words, n));
+  }
+
+  std::vector<std::byte> assemble() const {
+    std::vector<blob::Group> index;
+    std::vector<std::byte> windows;
+    blob::Header h;
+    uint64_t payload_bytes = 0;
+    for (const GroupOutput& g : groups_) {
+      index.push_back({payload_bytes, static_cast<uint32_t>(g.packed.size()), g.unpacked_bytes,
+                       static_cast<uint32_t>(g.direct.size()), static_cast<uint32_t>(windows.size()),
+                       g.reference});
+      payload_bytes += g.packed.size() + g.direct.size();
+      windows.insert(windows.end(), g.windows.begin(), g.windows.end());
+      h.window_count += g.window_count;
+    }
+    const std::vector<std::byte> bases = base_section();
+    std::memcpy(h.magic, blob::kMagicText, sizeof h.magic);
+    h.version = blob::kVersion;
+    h.group_pages = static_cast<uint32_t>(options_.group_pages);
+    h.page_count = image_.page_count();
+    h.base_count = static_cast<uint32_t>(views_.size());
+
+    uint64_t at = sizeof h;
+    const auto place = [&at](blob::Section& s, uint64_t bytes) {
+      s.offset = (at + 7) & ~7ull;
+      s.bytes = bytes;
+      at = s.offset + bytes;
+    };
+    place(h.bases, bases.size());
+    place(h.dictionary, dictionary_bytes().size());
+    place(h.checksums, checksums_.size() * sizeof(uint64_t));
+    place(h.entries, entries_.size() * sizeof(uint16_t));
+    place(h.groups, index.size() * sizeof(blob::Group));
+    place(h.windows, windows.size());
+    place(h.payload, payload_bytes);
+    h.blob_bytes = at + blob::kTailPadding;
+
+    std::vector<std::byte> blob(h.blob_bytes);
+    const auto fill = [&blob](blob::Section& s, Bytes bytes) {
+      if (!bytes.empty()) std::memcpy(blob.data() + s.offset, bytes.data(), bytes.size());
+      s.checksum = checksum64(bytes);
+    };
+    fill(h.bases, bases);
+    fill(h.dictionary, dictionary_bytes());
+    fill(h.checksums, std::as_bytes(std::span(checksums_)));
+    fill(h.entries, std::as_bytes(std::span(entries_)));
+    fill(h.groups, std::as_bytes(std::span(index)));
+    fill(h.windows, windows);
+    std::byte* payload = blob.data() + h.payload.offset;
+    for (const GroupOutput& g : groups_) {
+      payload = std::copy(g.packed.begin(), g.packed.end(), payload);
+      payload = std::copy(g.direct.begin(), g.direct.end(), payload);
+    }
+    h.checksum = checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(blob::Header, checksum)});
+    std::memcpy(blob.data(), &h, sizeof h);
+    return blob;
+  }
+
+  const MemoryImage& image_;
+  const WindowPlan& plan_;
+  std::span<const BaseView> views_;
+  const EncodeOptions& options_;
+  std::vector<SlideTable> tables_;
+  std::vector<BaseWords> bases_;
+  Dictionary dictionary_;
+  std::vector<uint64_t> checksums_;
+  std::vector<uint16_t> entries_;
+  std::vector<GroupOutput> groups_;
+};
+
+// Views in the plan's slot order (empty where a base is not in the set), remote windows fetched.
+std::vector<BaseView> fetch(const WindowPlan& plan, BaseSet& bases) {
+  std::vector<BaseView> views(plan.base_ids().size());
+  std::vector<int64_t> remote_slot(views.size(), -1);
+  for (size_t i = 0; i < views.size(); ++i) {
+    try {
+      const uint32_t slot = bases.slot_of(plan.base_ids()[i]);
+      views[i] = bases.view(slot);
+      if (!bases.local(slot)) remote_slot[i] = slot;
+    } catch (const Error& e) {
+      if (e.code != Code::not_found) throw;
+    }
+  }
+  std::vector<Extent> extents;
+  for (uint64_t page = 0; page < plan.page_count(); ++page) {
+    for (uint64_t w : plan.windows(page)) {
+      if (!window_fits(w, views) || remote_slot[window_slot(w)] < 0) continue;
+      extents.push_back({static_cast<uint32_t>(remote_slot[window_slot(w)]),
+                         static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
+    }
+  }
+  if (!extents.empty()) {
+    const Code code = bases.ensure(extents, kFetchTimeout);
+    if (code != Code::ok) throw Error(code, "base pages could not be read");
+  }
+  return views;
+}
+
+}  // namespace
+
+std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
+                                   std::span<const BaseView> views, const EncodeOptions& options) {
+  if (plan.page_count() != image.page_count())
+    throw Error(Code::invalid_argument, "plan is of another image");
+  if (views.size() != plan.base_ids().size())
+    throw Error(Code::invalid_argument, "views are of another plan");
+  if (options.group_pages < 1 || options.group_pages > kMaxGroupPages) {
+    throw Error(Code::invalid_argument, "group size must be 1 to 64 pages",
+                std::to_string(options.group_pages));
+  }
+  if (options.simd > best_simd()) throw Error(Code::unsupported, "SIMD level", simd_name(options.simd));
+  return BlobEncoder(image, plan, views, options).run();
+}
+
+void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::span<const BaseView> views,
+                  const CancelFlag* cancel) {
+  if (encoded.page_count() != image.page_count())
+    throw Error(Code::corrupt, "page counts differ", "encoded image");
+  ThreadPool::shared().parallel_for(image.page_count(), 512, [&](size_t begin, size_t end) {
+    check_cancelled(cancel);
+    const auto scratch = EncodedImage::make_scratch();
+    alignas(64) std::byte page[kPageBytes];
+    for (size_t i = begin; i < end; ++i) {
+      if (encoded.decode(i, views, page, *scratch) != Code::ok ||
+          std::memcmp(page, image.page(i), kPageBytes) != 0) {
+        throw Error(Code::corrupt, "decoded page differs from the image", "page " + std::to_string(i));
+      }
+    }
+  });
+}
+
+void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
+  ThreadPool::shared().parallel_for(encoded.page_count(), 512, [&](size_t begin, size_t end) {
+    const auto scratch = EncodedImage::make_scratch();
+    alignas(64) std::byte page[kPageBytes];
+    for (size_t i = begin; i < end; ++i) {
+      const Code code = encoded.decode(i, views, page, *scratch);
+      if (code != Code::ok) throw Error(code, "page cannot be rebuilt", "page " + std::to_string(i));
+    }
+  });
+}
+
+std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const WindowPlan& plan,
+                                                BaseSet& bases, const EncodeOptions& options) {
+  const std::vector<BaseView> views = fetch(plan, bases);
+  check_cancelled(options.cancel);
+  auto out = std::make_shared<EncodedBlob>();
+  out->bytes = encode_blob(image, plan, views, options);
+  out->image = EncodedImage::open(out->bytes);
+  verify_image(out->image, image, views, options.cancel);
+  return out;
+}
+
+}  // namespace medes

@@ -1,0 +1,55 @@
+// Encodes an image against base windows: per page the smallest of zero / identical / patch / compressed /
+// raw, patches packed in groups. The result is decoded and compared with the image before it is handed out.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fingerprint/simd.h"
+#include "memory/image.h"
+#include "patch/base_view.h"
+#include "patch/encoded_image.h"
+#include "patch/window_plan.h"
+
+namespace medes {
+
+class BaseSet;
+
+struct CancelFlag {
+  std::atomic<bool> cancelled{false};
+};
+
+struct EncodeOptions {
+  size_t group_pages = 16;      // 1 … kMaxGroupPages pages are packed together
+  bool compress_groups = true;  // false: patches are stored as they are (any page reads alone, larger)
+  SimdLevel simd = best_simd();
+  const CancelFlag* cancel = nullptr;
+};
+
+// The blob and its view.
+struct EncodedBlob {
+  std::vector<std::byte> bytes;
+  EncodedImage image;
+};
+
+// Fetches what the plan's windows need of remote bases, encodes on the shared pool, verifies every page.
+// Bases of the plan that are not in `bases` are not used. Blocks. Throws cancelled, invalid_argument, the
+// code of a failed fetch, or internal when a page does not come back equal (nothing may then be evicted).
+std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const WindowPlan& plan,
+                                                BaseSet& bases, const EncodeOptions& options);
+
+// The same on views alone, in the plan's slot order; an empty view means that the base is not there. Does not
+// verify.
+std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
+                                   std::span<const BaseView> views, const EncodeOptions& options);
+
+// Decodes every page and compares it with the image. Throws corrupt naming the first page that differs.
+void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::span<const BaseView> views,
+                  const CancelFlag* cancel = nullptr);
+
+// Rebuilds every page and checks it against its checksum. Throws corrupt naming a page that fails.
+void check_image(const EncodedImage& encoded, std::span<const BaseView> views);
+
+}  // namespace medes

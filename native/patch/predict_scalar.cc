@@ -1,0 +1,34 @@
+// The reference kernels: other levels must agree bit for bit, or a patch made on one node would not decode on
+// another.
+#include "patch/predict_kernels.h"
+#include "patch/slides.h"
+
+namespace medes::kernels {
+
+void predict_scalar(const Predictor& predictor, const uint64_t* v, uint64_t* p, size_t words) {
+  for (size_t i = 0; i < words; ++i) {
+    uint64_t w = v[i];
+    if (w - predictor.hull_begin <= predictor.hull_last) {
+      for (uint32_t segment = 0; segment < predictor.segments; ++segment) {
+        const uint64_t at = (v[i] >> kGranuleBits) - predictor.begin[segment];
+        if (at >= predictor.length[segment]) continue;
+        w += static_cast<uint64_t>(predictor.dense[predictor.offset[segment] + at]);
+        break;
+      }
+    }
+    p[i] = w;
+  }
+}
+
+size_t diff_scalar(const uint64_t* a, const uint64_t* b, uint8_t* masks, size_t words) {
+  size_t different = 0;
+  for (size_t line = 0; line < words / 8; ++line) {
+    unsigned mask = 0;
+    for (unsigned j = 0; j < 8; ++j) mask |= unsigned{a[line * 8 + j] != b[line * 8 + j]} << j;
+    masks[line] = static_cast<uint8_t>(mask);
+    different += static_cast<size_t>(__builtin_popcount(mask));
+  }
+  return different;
+}
+
+}  // namespace medes::kernels

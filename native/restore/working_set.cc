@@ -1,0 +1,83 @@
+#include "restore/working_set.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string>
+#include <unordered_set>
+
+#include "common/checksum.h"
+#include "common/error.h"
+
+namespace medes {
+namespace {
+
+uint64_t hash(const std::string& text) { return checksum64(std::as_bytes(std::span(text))); }
+
+// What a mapping is called when its address is left out. Anonymous memory right behind a library's data is
+// that library's .bss; the rest is told apart by size class and rank of appearance.
+std::string name_of(const Vma& v, const Vma* before, uint32_t process) {
+  std::string name = std::to_string(process) + "/" + std::to_string(static_cast<int>(v.kind)) + "/";
+  if (v.kind == VmaKind::anonymous && v.path.empty() && before != nullptr && before->end == v.begin &&
+      before->kind == VmaKind::file_private)
+    return name + "behind " + before->path;
+  if (!v.path.empty()) return name + v.path;
+  return name + "2^" + std::to_string(std::bit_width(v.end - v.begin));
+}
+
+}  // namespace
+
+RegionIndex::RegionIndex(const ImageLayout& layout) : layout_(layout) {
+  for (uint32_t p = 0; p < layout.processes.size(); ++p) {
+    std::unordered_map<std::string, uint32_t> seen;
+    std::vector<Region> regions;
+    const Vma* before = nullptr;
+    for (const auto& v : layout.processes[p].vmas) {
+      if (!v.shared) {
+        const std::string name = name_of(v, before, p);
+        const uint64_t key = hash(name + "#" + std::to_string(seen[name]++));
+        regions.push_back({v.begin, v.end, key});
+        by_key_.try_emplace(key, Place{p, v.begin, v.end});
+      }
+      before = &v;
+    }
+    regions_.push_back(std::move(regions));
+  }
+}
+
+WorkingSetEntry RegionIndex::entry_of(uint64_t page) const {
+  const PageRun& run = layout_.run_of(page);
+  const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
+  const auto& regions = regions_[run.process];
+  auto next = std::upper_bound(regions.begin(), regions.end(), address,
+                               [](uint64_t a, const Region& r) { return a < r.begin; });
+  if (next == regions.begin()) return {};
+  const Region& r = *std::prev(next);
+  return {r.key, (address - r.begin) / kPageBytes};
+}
+
+std::vector<uint64_t> RegionIndex::pages_of(std::span<const WorkingSetEntry> entries) const {
+  std::vector<uint64_t> out;
+  std::unordered_set<uint64_t> seen;
+  for (const auto& e : entries) {
+    const auto place = by_key_.find(e.region_key);
+    if (place == by_key_.end()) continue;
+    const Place& r = place->second;
+    if (e.page_offset >= (r.end - r.begin) / kPageBytes) continue;
+    const uint64_t page = layout_.find(r.process, r.begin + e.page_offset * kPageBytes);
+    if (page != ImageLayout::kNoPage && seen.insert(page).second) out.push_back(page);
+  }
+  return out;
+}
+
+std::vector<WorkingSetEntry> unpack_working_set(Bytes packed) {
+  if (packed.size() % sizeof(WorkingSetEntry) != 0)
+    throw Error(Code::invalid_argument, "a packed working set has 16 bytes an entry");
+  if (packed.size() / sizeof(WorkingSetEntry) > kMaxWorkingSetPages)
+    throw Error(Code::limit_exceeded, "the working set has too many pages");
+  std::vector<WorkingSetEntry> out(packed.size() / sizeof(WorkingSetEntry));
+  if (!packed.empty()) std::memcpy(out.data(), packed.data(), packed.size());
+  return out;
+}
+
+}  // namespace medes

@@ -1,0 +1,57 @@
+// Everything that is kept of a dedup'd sandbox, in one shared-memory file that outlives the agent:
+//   header | meta (opaque to the core: the agent's JSON) | image layout | encoded image | page state map
+// The page state map is the only mutable part: one byte an image page, written by the live driver before
+// the fact it records may become visible in the sandbox, so that a restarted agent can go on from it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "memory/image.h"
+#include "patch/encoded_image.h"
+
+namespace medes {
+
+enum class PageState : uint8_t {
+  resident = 0,  // still (or again) the sandbox's own: never write it back
+  evicting = 1,  // may be gone: ask the kernel (pagemap) before deciding
+  evicted = 2,   // only the encoded form exists
+  restored = 3,  // placed by a restore op
+};
+
+// Per process of the layout: where its userfaultfd is, written at eviction.
+struct UffdRecord {
+  int32_t pid = 0;
+  int32_t fd = -1;  // descriptor number inside the process
+  uint64_t start_time_ticks = 0;
+  uint64_t inode = 0;          // of the anonymous inode, 0 if unknown
+  uint64_t frame_address = 0;  // where injected calls keep their return frame during the eviction
+};
+
+class SandboxFile {
+ public:
+  // Throws store_full, already_exists, io.
+  static std::shared_ptr<SandboxFile> create(const std::string& path, Bytes meta, const ImageLayout& layout,
+                                             Bytes encoded_blob);
+  static std::shared_ptr<SandboxFile> open(const std::string& path);  // throws not_found, corrupt
+  ~SandboxFile();
+
+  Bytes meta() const;
+  const ImageLayout& layout() const;
+  const EncodedImage& encoded() const;
+  std::span<std::atomic<uint8_t>> page_states();
+  std::span<UffdRecord> uffds();  // one a process
+  const std::string& path() const;
+  uint64_t file_bytes() const;
+  void unlink();
+
+ private:
+  SandboxFile();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace medes

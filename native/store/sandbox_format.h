@@ -1,0 +1,49 @@
+// The layout of a sandbox file, little-endian, every offset in bytes from the start of the file:
+//   0                 SandboxHeader, padded with zeros to 4096
+//   4096              meta: the agent's bytes
+//   layout_offset     ImageLayout::serialise, 64-byte aligned
+//   encoded_offset    the encoded image, 4 KiB aligned; carries its own checksums
+//   mutable_offset    one UffdRecord a process, then (64-byte aligned) one state byte an image page;
+//                     4 KiB aligned and mapped on its own, the only part that is mapped writable
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/limits.h"
+#include "store/sandbox_file.h"
+
+namespace medes {
+
+inline constexpr uint64_t kSandboxMagic = 0x3158425344454Dull;  // "MEDSBX1\0"
+inline constexpr uint32_t kSandboxVersion = 1;
+
+struct SandboxHeader {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t header_bytes;  // kPageBytes
+  uint64_t file_bytes;
+  uint64_t page_count;     // image pages
+  uint64_t process_count;  // of the image layout
+  uint64_t meta_bytes;
+  uint64_t layout_offset, layout_bytes;
+  uint64_t encoded_offset, encoded_bytes;
+  uint64_t mutable_offset;
+  uint64_t meta_checksum, layout_checksum;
+  uint64_t header_checksum;  // over all bytes before it
+};
+
+static_assert(offsetof(SandboxHeader, file_bytes) == 16);
+static_assert(offsetof(SandboxHeader, layout_offset) == 48);
+static_assert(offsetof(SandboxHeader, mutable_offset) == 80);
+static_assert(offsetof(SandboxHeader, header_checksum) == 104);
+static_assert(sizeof(SandboxHeader) == 112);
+
+static_assert(sizeof(UffdRecord) == 32);
+static_assert(offsetof(UffdRecord, fd) == 4);
+static_assert(offsetof(UffdRecord, start_time_ticks) == 8);
+static_assert(offsetof(UffdRecord, inode) == 16);
+static_assert(offsetof(UffdRecord, frame_address) == 24);
+static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
+
+}  // namespace medes

@@ -1,0 +1,69 @@
+// How every file of the store comes to be and is read back: written under a temporary name with all of its
+// space allocated first (a full store is an error at creation, never a SIGBUS at a write), made read-only,
+// then renamed without replacing anything. Nobody ever sees a half-written file under its final name.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/bytes.h"
+
+namespace medes {
+
+// A file being written. Dropping it uncommitted removes the temporary file.
+class ShmFileWriter {
+ public:
+  // Allocates and maps `bytes`, which is > 0. Throws store_full, already_exists, io.
+  ShmFileWriter(std::string path, uint64_t bytes);
+  ~ShmFileWriter();
+  ShmFileWriter(const ShmFileWriter&) = delete;
+  ShmFileWriter& operator=(const ShmFileWriter&) = delete;
+
+  MutableBytes bytes() { return {data_, static_cast<size_t>(size_)}; }
+  // Renames to the final name. `mode` are the file's permission bits from then on. Throws already_exists, io.
+  void commit(unsigned mode);
+
+ private:
+  void discard() noexcept;
+  std::string path_, temporary_;
+  uint64_t size_ = 0;
+  int fd_ = -1;
+  std::byte* data_ = nullptr;
+};
+
+// A shared mapping of part of a file.
+class ShmMapping {
+ public:
+  ShmMapping() = default;
+  // Maps [offset, offset + length) of an open descriptor; offset is a multiple of the page size.
+  ShmMapping(int fd, uint64_t offset, uint64_t length, bool writable, const std::string& object);
+  ~ShmMapping();
+  ShmMapping(ShmMapping&& other) noexcept;
+  ShmMapping& operator=(ShmMapping&& other) noexcept;
+
+  Bytes bytes() const { return {data_, static_cast<size_t>(size_)}; }
+  MutableBytes writable_bytes() { return {data_, static_cast<size_t>(size_)}; }
+
+ private:
+  std::byte* data_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+// A read or read-write descriptor of an existing regular file, never following a symbolic link.
+class ShmFd {
+ public:
+  ShmFd(const std::string& path, bool writable);  // throws not_found, corrupt (not a regular file), io
+  ~ShmFd();
+  ShmFd(const ShmFd&) = delete;
+  ShmFd& operator=(const ShmFd&) = delete;
+  int get() const { return fd_; }
+  uint64_t size() const { return size_; }
+
+ private:
+  int fd_ = -1;
+  uint64_t size_ = 0;
+};
+
+inline constexpr uint64_t round_up(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace medes

@@ -1,0 +1,43 @@
+// A base's stored pages in one shared-memory file that outlives the agent: header page (magic, version,
+// base id, page count, address space, k, checksums), per-page checksums, then the pages, 4 KiB aligned.
+// Written once, sealed, never changed: decoders depend on it. Layout: docs/patch-format.md.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "memory/image.h"
+#include "patch/base_view.h"
+
+namespace medes {
+
+class Slab {
+ public:
+  // Copies the listed image pages (all when empty) into a new file `path` (written under a temporary
+  // name, sealed, then renamed). Throws store_full, already_exists, io.
+  static std::shared_ptr<Slab> create(const std::string& path, uint64_t base_id, const MemoryImage& image,
+                                      std::span<const uint64_t> pages);
+  // Maps an existing slab read-only; checks header checksum. Throws not_found, corrupt.
+  static std::shared_ptr<Slab> open(const std::string& path);
+  ~Slab();
+
+  uint64_t base_id() const;
+  uint64_t page_count() const;
+  const AddressSpace& space() const;
+  Bytes bytes() const;  // the stored pages
+  BaseView view() const;
+  uint64_t page_checksum(uint64_t page) const;
+  bool verify(uint64_t first, uint64_t count) const;  // compares with the stored checksums
+  const std::string& path() const;
+  uint64_t file_bytes() const;
+  void unlink();  // idempotent; the mapping stays valid until the last owner is gone
+
+ private:
+  Slab();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace medes

@@ -1,0 +1,318 @@
+#include "transport/base_set.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <shared_mutex>
+
+#include "store/slab.h"
+
+namespace medes {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A remote base: address space without memory until pages arrive. Bits of `present` are set, with release
+// order, after a page's bytes are in place; `loading` marks pages that some thread is reading now.
+struct RemoteBase {
+  RemoteBase(uint64_t pages, std::shared_ptr<PageReader> r)
+      : page_count(pages), reader(std::move(r)), present((pages + 63) / 64), loading((pages + 63) / 64) {
+    void* mapped = mmap(nullptr, pages * kPageBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) throw errno_error(errno, "cannot reserve address space for a remote base");
+    memory = static_cast<std::byte*>(mapped);
+  }
+  ~RemoteBase() { munmap(memory, page_count * kPageBytes); }
+  RemoteBase(const RemoteBase&) = delete;
+  RemoteBase& operator=(const RemoteBase&) = delete;
+
+  bool is_present(uint64_t page) const {
+    return present[page / 64].load(std::memory_order_acquire) >> (page % 64) & 1;
+  }
+  void set_present(uint64_t page) {
+    present[page / 64].fetch_or(1ull << (page % 64), std::memory_order_release);
+  }
+  // `loading` is guarded by BaseSet::Impl::load_mutex.
+  bool is_loading(uint64_t page) const { return loading[page / 64] >> (page % 64) & 1; }
+  void set_loading(uint64_t page, bool on) {
+    if (on)
+      loading[page / 64] |= 1ull << (page % 64);
+    else
+      loading[page / 64] &= ~(1ull << (page % 64));
+  }
+
+  const uint64_t page_count;
+  const std::shared_ptr<PageReader> reader;
+  std::byte* memory = nullptr;
+  std::vector<std::atomic<uint64_t>> present;
+  std::vector<uint64_t> loading;
+};
+
+struct Slot {
+  uint64_t base_id = 0;
+  AddressSpace space;
+  std::shared_ptr<Slab> slab;          // local, or
+  std::unique_ptr<RemoteBase> remote;  // remote
+
+  BaseView view() const {
+    if (slab) return slab->view();
+    return {base_id, {remote->memory, static_cast<size_t>(remote->page_count * kPageBytes)}, space};
+  }
+};
+
+struct PageRef {
+  Slot* slot = nullptr;
+  uint64_t page = 0;
+  auto operator<=>(const PageRef&) const = default;
+};
+
+// Reads of one peer that go out together.
+struct PeerReads {
+  PageReader* reader = nullptr;
+  std::vector<ReadRequest> requests;
+  std::vector<PageRef> first_pages;  // of each request
+};
+
+// Sorted, distinct pages → runs, one request a run of neighbours, split by the transport's limits.
+std::vector<PeerReads> coalesce(const std::vector<PageRef>& pages) {
+  std::vector<PeerReads> peers;
+  for (size_t i = 0; i < pages.size();) {
+    RemoteBase& remote = *pages[i].slot->remote;
+    const size_t max_pages = kMaxReadBytes / kPageBytes;
+    size_t run = 1;
+    while (run < max_pages && i + run < pages.size() && pages[i + run].slot == pages[i].slot &&
+           pages[i + run].page == pages[i].page + run)
+      ++run;
+    auto peer = std::find_if(peers.begin(), peers.end(),
+                             [&](const PeerReads& p) { return p.reader == remote.reader.get(); });
+    if (peer == peers.end()) peer = peers.insert(peers.end(), PeerReads{remote.reader.get(), {}, {}});
+    const uint64_t offset = pages[i].page * kPageBytes;
+    peer->requests.push_back(
+        {pages[i].slot->base_id, offset, static_cast<uint32_t>(run * kPageBytes), remote.memory + offset});
+    peer->first_pages.push_back(pages[i]);
+    i += run;
+  }
+  return peers;
+}
+
+struct SubmittedBatch {
+  std::unique_ptr<ReadBatch> batch;
+  const PeerReads* peer = nullptr;
+  size_t first = 0, count = 0;
+};
+
+// Cuts a peer's requests into batches within kMaxReadsPerBatch and kMaxBatchBytes and submits them all.
+void submit_all(const PeerReads& peer, std::vector<SubmittedBatch>& out) {
+  const size_t n = peer.requests.size();
+  for (size_t first = 0; first < n;) {
+    size_t count = 0, bytes = 0;
+    while (first + count < n && count < kMaxReadsPerBatch &&
+           bytes + peer.requests[first + count].length <= kMaxBatchBytes)
+      bytes += peer.requests[first + count++].length;
+    SubmittedBatch submitted{nullptr, &peer, first, count};
+    submitted.batch = peer.reader->submit(std::span(peer.requests).subspan(first, count));
+    out.push_back(std::move(submitted));
+    first += count;
+  }
+}
+
+}  // namespace
+
+struct BaseSet::Impl {
+  mutable std::shared_mutex slots_mutex;
+  std::vector<std::unique_ptr<Slot>> slots;  // only grows
+  std::mutex load_mutex;
+  std::condition_variable load_done;
+  size_t loads_in_flight = 0;  // ensure() calls that have claimed pages
+  std::atomic<uint64_t> bytes_read{0}, pages_read{0};
+
+  uint32_t add(std::unique_ptr<Slot> slot) {
+    std::unique_lock lock(slots_mutex);
+    for (size_t i = 0; i < slots.size(); ++i)
+      if (slots[i]->base_id == slot->base_id) return static_cast<uint32_t>(i);
+    if (slots.size() >= kMaxBasesPerImage) throw Error(Code::limit_exceeded, "bases in one set");
+    slots.push_back(std::move(slot));
+    return static_cast<uint32_t>(slots.size() - 1);
+  }
+  Slot* slot(uint32_t index) const {
+    std::shared_lock lock(slots_mutex);
+    return index < slots.size() ? slots[index].get() : nullptr;
+  }
+  Slot& slot_or_throw(uint32_t index) const {
+    Slot* found = slot(index);
+    if (!found) throw Error(Code::not_found, "no such slot", "slot " + std::to_string(index));
+    return *found;
+  }
+
+  Code absent_pages(std::span<const Extent> extents, std::vector<PageRef>& out) const;
+  Code load(const std::vector<PageRef>& claimed, Clock::time_point deadline);
+  void release(const std::vector<PageRef>& claimed);
+};
+
+// The remote pages of `extents` that are not present, sorted and distinct.
+Code BaseSet::Impl::absent_pages(std::span<const Extent> extents, std::vector<PageRef>& out) const {
+  out.clear();
+  for (const Extent& extent : extents) {
+    Slot* s = slot(extent.base_slot);
+    if (!s) return Code::invalid_argument;
+    const uint64_t size = s->slab ? s->slab->bytes().size() : s->remote->page_count * kPageBytes;
+    if (extent.offset > size || extent.length > size - extent.offset) return Code::invalid_argument;
+    if (s->slab || extent.length == 0) continue;
+    const uint64_t last = (extent.offset + extent.length - 1) / kPageBytes;
+    for (uint64_t page = extent.offset / kPageBytes; page <= last; ++page)
+      if (!s->remote->is_present(page)) out.push_back({s, page});
+  }
+  std::sort(out.begin(), out.end());
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return Code::ok;
+}
+
+// Reads the claimed pages; those that arrive become present.
+Code BaseSet::Impl::load(const std::vector<PageRef>& claimed, Clock::time_point deadline) {
+  const std::vector<PeerReads> peers = coalesce(claimed);
+  std::vector<SubmittedBatch> batches;
+  for (const PeerReads& peer : peers) submit_all(peer, batches);
+  Code result = Code::ok;
+  for (SubmittedBatch& submitted : batches) {
+    if (!submitted.batch->wait(deadline - Clock::now())) {
+      if (result == Code::ok) result = Code::deadline_exceeded;
+      submitted.batch.reset();  // waits until nothing writes into the pages any more
+      continue;
+    }
+    for (size_t i = 0; i < submitted.count; ++i) {
+      const Code status = submitted.batch->status(i);
+      if (status != Code::ok) {
+        if (result == Code::ok) result = status;
+        continue;
+      }
+      const ReadRequest& request = submitted.peer->requests[submitted.first + i];
+      const PageRef first = submitted.peer->first_pages[submitted.first + i];
+      for (uint64_t p = 0; p < request.length / kPageBytes; ++p)
+        first.slot->remote->set_present(first.page + p);
+      bytes_read += request.length;
+      pages_read += request.length / kPageBytes;
+    }
+  }
+  return result;
+}
+
+void BaseSet::Impl::release(const std::vector<PageRef>& claimed) {
+  {
+    std::lock_guard lock(load_mutex);
+    for (const PageRef& ref : claimed) ref.slot->remote->set_loading(ref.page, false);
+    --loads_in_flight;
+  }
+  load_done.notify_all();
+}
+
+BaseSet::BaseSet() : impl_(std::make_unique<Impl>()) {}
+BaseSet::~BaseSet() = default;
+
+uint32_t BaseSet::add_local(std::shared_ptr<Slab> slab) {
+  if (!slab) throw Error(Code::invalid_argument, "no slab");
+  auto slot = std::make_unique<Slot>();
+  slot->base_id = slab->base_id();
+  slot->space = slab->space();
+  slot->slab = std::move(slab);
+  return impl_->add(std::move(slot));
+}
+
+uint32_t BaseSet::add_remote(uint64_t base_id, uint64_t page_count, AddressSpace space,
+                             std::shared_ptr<PageReader> reader) {
+  if (!reader) throw Error(Code::invalid_argument, "no page reader");
+  if (page_count == 0 || page_count > kMaxBasePages)
+    throw Error(Code::limit_exceeded, "base page count", "base " + std::to_string(base_id));
+  if (space.ranges.size() > kMaxRanges)
+    throw Error(Code::limit_exceeded, "base address ranges", "base " + std::to_string(base_id));
+  auto slot = std::make_unique<Slot>();
+  slot->base_id = base_id;
+  slot->space = std::move(space);
+  slot->remote = std::make_unique<RemoteBase>(page_count, std::move(reader));
+  return impl_->add(std::move(slot));
+}
+
+size_t BaseSet::size() const {
+  std::shared_lock lock(impl_->slots_mutex);
+  return impl_->slots.size();
+}
+
+BaseView BaseSet::view(uint32_t slot) const { return impl_->slot_or_throw(slot).view(); }
+
+bool BaseSet::local(uint32_t slot) const { return impl_->slot_or_throw(slot).slab != nullptr; }
+
+std::vector<BaseView> BaseSet::views() const {
+  std::shared_lock lock(impl_->slots_mutex);
+  std::vector<BaseView> out;
+  for (const auto& slot : impl_->slots) out.push_back(slot->view());
+  return out;
+}
+
+uint32_t BaseSet::slot_of(uint64_t base_id) const {
+  std::shared_lock lock(impl_->slots_mutex);
+  for (size_t i = 0; i < impl_->slots.size(); ++i)
+    if (impl_->slots[i]->base_id == base_id) return static_cast<uint32_t>(i);
+  throw Error(Code::not_found, "base is not in the set", "base " + std::to_string(base_id));
+}
+
+std::vector<BaseView> BaseSet::views_for(std::span<const uint64_t> base_ids) const {
+  std::vector<BaseView> out;
+  for (uint64_t id : base_ids) out.push_back(view(slot_of(id)));
+  return out;
+}
+
+Code BaseSet::ensure(std::span<const Extent> extents, std::chrono::nanoseconds timeout) {
+  const auto deadline = Clock::now() + timeout;
+  std::vector<PageRef> absent, claimed;
+  for (;;) {
+    if (Code code = impl_->absent_pages(extents, absent); code != Code::ok) return code;
+    if (absent.empty()) return Code::ok;
+    claimed.clear();
+    {
+      std::unique_lock lock(impl_->load_mutex);
+      for (const PageRef& ref : absent) {
+        if (ref.slot->remote->is_loading(ref.page) || ref.slot->remote->is_present(ref.page)) continue;
+        ref.slot->remote->set_loading(ref.page, true);
+        claimed.push_back(ref);
+      }
+      if (claimed.empty()) {
+        // All that is missing is being read by other threads; if their reads fail, we try ourselves.
+        const bool done = impl_->load_done.wait_until(lock, deadline, [&] {
+          return std::none_of(absent.begin(), absent.end(),
+                              [](const PageRef& ref) { return ref.slot->remote->is_loading(ref.page); });
+        });
+        if (!done) return Code::deadline_exceeded;
+        continue;
+      }
+      ++impl_->loads_in_flight;
+    }
+    Code code = Code::ok;
+    try {
+      code = impl_->load(claimed, deadline);
+    } catch (...) {
+      impl_->release(claimed);
+      throw;
+    }
+    impl_->release(claimed);
+    if (code != Code::ok) return code;
+  }
+}
+
+void BaseSet::drop_remote() {
+  std::unique_lock lock(impl_->load_mutex);
+  impl_->load_done.wait(lock, [&] { return impl_->loads_in_flight == 0; });
+  std::shared_lock slots_lock(impl_->slots_mutex);
+  for (const auto& slot : impl_->slots) {
+    if (!slot->remote) continue;
+    for (auto& word : slot->remote->present) word.store(0, std::memory_order_release);
+    madvise(slot->remote->memory, slot->remote->page_count * kPageBytes, MADV_DONTNEED);
+  }
+}
+
+uint64_t BaseSet::remote_bytes_read() const { return impl_->bytes_read; }
+uint64_t BaseSet::remote_pages_read() const { return impl_->pages_read; }
+
+}  // namespace medes

@@ -1,0 +1,52 @@
+// The bases that one image refers to, present as memory: a local slab is mapped and always present; a
+// remote base is a reservation of address space that fills as extents are read. Shared by the encode
+// pipeline, the restore pipeline and the fault server. Thread-safe.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "patch/base_view.h"
+#include "transport/page_reader.h"
+
+namespace medes {
+
+class Slab;
+
+class BaseSet {
+ public:
+  BaseSet();
+  ~BaseSet();
+
+  // Slot numbers are handed out in call order and are the base_slot of Extent.
+  uint32_t add_local(std::shared_ptr<Slab> slab);
+  uint32_t add_remote(uint64_t base_id, uint64_t page_count, AddressSpace space,
+                      std::shared_ptr<PageReader> reader);
+
+  size_t size() const;
+  BaseView view(uint32_t slot) const;
+  bool local(uint32_t slot) const;
+  std::vector<BaseView> views() const;
+  // Slots reordered as `base_ids` lists them; throws not_found for an id that is not in the set.
+  std::vector<BaseView> views_for(std::span<const uint64_t> base_ids) const;
+  uint32_t slot_of(uint64_t base_id) const;  // throws not_found
+
+  // Makes the extents present: misses are rounded to pages, coalesced, read in one batch per peer.
+  // Blocks. Returns ok, or the first failure (nothing is then assumed present that did not arrive).
+  Code ensure(std::span<const Extent> extents, std::chrono::nanoseconds timeout);
+
+  // Gives remote pages back to the system (after an op); local slabs are unaffected.
+  void drop_remote();
+
+  uint64_t remote_bytes_read() const;
+  uint64_t remote_pages_read() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace medes

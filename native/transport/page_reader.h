@@ -1,0 +1,61 @@
+// Reads of base pages from one peer. Implementations: local, tcp, rdma; decorators: retry, metrics,
+// fault injection. Thread-safe; batches of different threads overlap.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "common/error.h"
+
+namespace medes {
+
+struct ReadRequest {
+  uint64_t base_id = 0;
+  uint64_t offset = 0;  // bytes into the base's stored pages, multiple of 16
+  uint32_t length = 0;  // 1 … kMaxReadBytes
+  std::byte* destination = nullptr;
+};
+
+struct TransportCapabilities {
+  std::string name;              // "local", "tcp", "tcp+tls", "rdma"
+  bool one_sided = false;        // the peer's CPU takes no part
+  bool zero_copy_local = false;  // map() gives the base's own memory
+  size_t max_read_bytes = 0;
+  size_t max_batch_reads = 0;
+};
+
+struct TransportStats {
+  uint64_t batches = 0, reads = 0, bytes = 0, failures = 0, retries = 0, reconnects = 0, fallbacks = 0;
+};
+
+// One submitted batch, used by one thread. Once it is destroyed nothing writes into the destinations any
+// more; that may block until the device has ended reads in flight, but never on the peer.
+class ReadBatch {
+ public:
+  virtual ~ReadBatch() = default;
+  virtual bool wait(std::chrono::nanoseconds timeout) = 0;  // true when every read has ended
+  virtual Code status(size_t i) const = 0;                  // per read, valid after wait() said true
+};
+
+// Throws limit_exceeded or invalid_argument for a batch that no transport takes. Every reader calls it first.
+void check_reads(std::span<const ReadRequest> reads);
+
+class PageReader {
+ public:
+  virtual ~PageReader() = default;
+  virtual TransportCapabilities capabilities() const = 0;
+  virtual std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) = 0;
+  virtual TransportStats stats() const = 0;
+  virtual void close() = 0;  // idempotent; reads in flight end with peer_unreachable
+  // After the peer was started anew: where it is now and what it granted. Transports without these ignore it.
+  virtual void readdress(const std::string& /*address*/, std::span<const std::byte> /*token*/) {}
+
+  // submit + wait; the first failed read's code, ok when all came. Blocks.
+  Code read(std::span<const ReadRequest> reads, std::chrono::nanoseconds timeout);
+};
+
+}  // namespace medes

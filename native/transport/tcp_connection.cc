@@ -1,0 +1,318 @@
+#include "transport/tcp_connection.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+
+#include "common/checksum.h"
+
+namespace medes {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr size_t kMaxRequestsInFlight = 256;  // a connection
+constexpr auto kStallTimeout = 10s;           // requests outstanding and not a byte: the peer is dead
+constexpr size_t kStepBytes = 256 * 1024;     // received under the lock at once: stays in a core's own cache
+constexpr size_t kStepParts = 64;
+
+std::vector<wire::ReadDescriptor> descriptors(const std::vector<ReadRequest>& reads) {
+  std::vector<wire::ReadDescriptor> out;
+  out.reserve(reads.size());
+  for (const ReadRequest& read : reads) out.push_back({read.base_id, read.offset, read.length, 0});
+  return out;
+}
+
+}  // namespace
+
+TcpConnection::TcpConnection(std::unique_ptr<Stream> stream, bool receiver_thread, bool check_digests)
+    : check_digests_(check_digests),
+      stream_(std::move(stream)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      last_progress_(Clock::now()) {
+  if (wake_.get() < 0) throw errno_error(errno, "eventfd");
+  if (receiver_thread) receiver_ = std::thread([this] { receive_loop(); });
+}
+
+TcpConnection::~TcpConnection() {
+  fail(Code::peer_unreachable);
+  if (receiver_.joinable()) receiver_.join();
+}
+
+void TcpConnection::receive_loop() {
+  Lock lock(mutex_);
+  while (!failed_) {
+    if (requests_.empty())
+      changed_.wait(lock);
+    else if (!step(lock))
+      pause(lock, Deadline::max());
+  }
+}
+
+bool TcpConnection::usable() const {
+  std::lock_guard lock(mutex_);
+  if (failed_) return false;
+  if (!requests_.empty()) return true;
+  // Not POLLIN: a TLS server sends session tickets on its own account.
+  pollfd entry{stream_->fd(), POLLRDHUP, 0};
+  return poll(&entry, 1, 0) == 0;
+}
+
+Code TcpConnection::failure() const {
+  std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void TcpConnection::fail(Code code) {
+  std::lock_guard lock(mutex_);
+  fail_locked(code);
+}
+
+void TcpConnection::fail_locked(Code code) {
+  if (failed_) return;
+  failed_ = true;
+  failure_ = code;
+  for (auto& request : requests_) {
+    for (Code& status : request->status)
+      if (status == Code::busy) status = code;
+    request->done = true;
+  }
+  requests_.clear();
+  stream_->shut_down();
+  wake_poller();
+  changed_.notify_all();
+}
+
+void TcpConnection::wake_poller() {
+  const uint64_t one = 1;
+  if (polling_) (void)!::write(wake_.get(), &one, sizeof one);
+}
+
+void TcpConnection::submit(std::shared_ptr<TcpRequest> request) {
+  const auto table = descriptors(request->reads);
+  Lock lock(mutex_);
+  // `busy` marks a read that has no outcome yet.
+  request->status.assign(request->reads.size(), Code::busy);
+  while (!failed_ && requests_.size() >= kMaxRequestsInFlight)
+    if (!step(lock)) pause(lock, Clock::now() + 1s);
+  if (failed_) {
+    std::fill(request->status.begin(), request->status.end(), failure_);
+    request->done = true;
+    return;
+  }
+  const std::vector<std::byte> frame = wire::make_request(next_id_++, table);
+  if (requests_.empty()) last_progress_ = Clock::now();
+  requests_.push_back(std::move(request));
+  out_.insert(out_.end(), frame.begin(), frame.end());
+  send_some();
+  if (!out_.empty()) wake_poller();  // the poller must now wait for POLLOUT as well
+  if (receiver_.joinable()) changed_.notify_all();
+}
+
+bool TcpConnection::wait(const TcpRequest& request, Deadline deadline) {
+  Lock lock(mutex_);
+  while (!request.done) {
+    if (!receiver_.joinable() && step(lock)) continue;
+    if (request.done) break;
+    if (Clock::now() >= deadline) return false;
+    if (receiver_.joinable())
+      changed_.wait_until(lock, deadline);
+    else
+      pause(lock, deadline);
+  }
+  // Another waiter may have to take the receiving over, or this one has received the other's reply.
+  changed_.notify_all();
+  return true;
+}
+
+void TcpConnection::abandon(TcpRequest& request) {
+  std::lock_guard lock(mutex_);  // bytes are only moved with the lock held
+  request.abandoned = true;
+}
+
+// Sleeps until the socket or another thread's progress may have changed something.
+void TcpConnection::pause(Lock& lock, Deadline deadline) {
+  if (failed_) return;
+  if (polling_) {
+    changed_.wait_until(lock, deadline);
+    return;
+  }
+  if (!requests_.empty()) deadline = std::min(deadline, last_progress_ + kStallTimeout);
+  pollfd entries[2] = {{stream_->fd(), static_cast<short>(POLLIN | (out_.empty() ? 0 : POLLOUT)), 0},
+                       {wake_.get(), POLLIN, 0}};
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+  polling_ = true;
+  lock.unlock();
+  const int n = poll(entries, 2, static_cast<int>(std::clamp<int64_t>(left, 0, INT_MAX)));
+  lock.lock();
+  polling_ = false;
+  uint64_t count = 0;
+  if (n > 0 && entries[1].revents) (void)!::read(wake_.get(), &count, sizeof count);
+  if (!requests_.empty() && Clock::now() >= last_progress_ + kStallTimeout) {
+    // Poll may have been late rather than the peer: look once more before giving up.
+    if (!receive_some()) fail_locked(Code::peer_unreachable);
+  }
+  changed_.notify_all();
+}
+
+bool TcpConnection::step(Lock&) {
+  if (failed_) return false;
+  const bool sent = send_some();
+  const bool received = receive_some();
+  if (received) {
+    last_progress_ = Clock::now();
+    // The thread in poll() sleeps on when the bytes it was to be woken for are gone by the time it looks.
+    wake_poller();
+  }
+  return sent || received;
+}
+
+bool TcpConnection::send_some() {
+  if (failed_ || out_.empty()) return false;
+  bool moved = false;
+  while (out_sent_ < out_.size()) {
+    const iovec part{out_.data() + out_sent_, out_.size() - out_sent_};
+    const IoResult result = stream_->write({&part, 1});
+    if (result.status == IoStatus::progress) {
+      out_sent_ += result.bytes;
+      moved = true;
+      continue;
+    }
+    if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
+      // The server may have said why before it closed.
+      while (receive_some()) {
+      }
+      fail_locked(Code::peer_unreachable);
+    }
+    return moved;
+  }
+  out_.clear();
+  out_sent_ = 0;
+  return moved;
+}
+
+bool TcpConnection::receive_some() {
+  if (failed_ || requests_.empty()) return false;
+  try {
+    return in_payload_ ? receive_payload() : receive_head();
+  } catch (const Error& e) {
+    fail_locked(e.code);
+    return false;
+  }
+}
+
+// Head and entries of the reply that comes next; its size is known from the request it answers.
+bool TcpConnection::receive_head() {
+  const size_t expected =
+      sizeof(wire::ReplyHeader) + requests_.front()->reads.size() * sizeof(wire::ReplyEntry);
+  head_.resize(expected);
+  iovec part{head_.data() + head_received_, expected - head_received_};
+  const IoResult result = stream_->read({&part, 1});
+  if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
+    fail_locked(Code::peer_unreachable);
+    return false;
+  }
+  if (result.status != IoStatus::progress) return false;
+  head_received_ += result.bytes;
+  const bool have_header = head_received_ >= sizeof(wire::ReplyHeader);
+  if (have_header) on_head(Bytes(head_).first(head_received_));
+  return true;
+}
+
+void TcpConnection::on_head(Bytes head) {
+  const auto header = wire::parse_reply_header(head.first(sizeof(wire::ReplyHeader)));
+  if (header.type == wire::kReplyError)
+    throw Error(wire::code_from_wire(header.status), "page server refused");
+  TcpRequest& request = *requests_.front();
+  if (header.request_id != front_id_ || header.count != request.reads.size())
+    throw Error(Code::corrupt, "reply does not answer the oldest request");
+  if (head.size() < head_.size()) return;
+  std::vector<uint32_t> lengths;
+  lengths.reserve(request.reads.size());
+  for (const ReadRequest& read : request.reads) lengths.push_back(read.length);
+  entries_ = wire::parse_reply_body(header, head.subspan(sizeof(wire::ReplyHeader)), lengths);
+  in_payload_ = true;
+  head_received_ = 0;
+  read_ = 0;
+  read_offset_ = 0;
+  page_sums_.clear();
+  on_bytes(0);
+}
+
+// Scatters what has come into the destinations of consecutive reads.
+bool TcpConnection::receive_payload() {
+  TcpRequest& request = *requests_.front();
+  iovec parts[kStepParts];
+  size_t count = 0, room = 0;
+  if (request.abandoned) scrap_.resize(kStepBytes);
+  for (size_t i = read_; i < entries_.size() && count < kStepParts && room < kStepBytes; ++i) {
+    const size_t done = i == read_ ? read_offset_ : 0;
+    const size_t n = std::min<size_t>(entries_[i].length - done, kStepBytes - room);
+    if (n == 0) continue;
+    std::byte* into = request.abandoned ? scrap_.data() + room : request.reads[i].destination + done;
+    parts[count++] = {into, n};
+    room += n;
+  }
+  const IoResult result = stream_->read({parts, count});
+  if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
+    fail_locked(Code::peer_unreachable);
+    return false;
+  }
+  if (result.status != IoStatus::progress) return false;
+  on_bytes(result.bytes);
+  return true;
+}
+
+// Accounts for n received bytes: checksums every page while it is still in the cache, ends reads and
+// requests.
+void TcpConnection::on_bytes(size_t n) {
+  TcpRequest& request = *requests_.front();
+  for (;;) {
+    if (read_ == entries_.size()) return finish_front();
+    const wire::ReplyEntry& entry = entries_[read_];
+    const size_t taken = std::min<size_t>(n, entry.length - read_offset_);
+    if (check_digests_ && taken > 0 && !request.abandoned &&
+        wire::ReadDigest(request.reads[read_].offset, entry.length).paged()) {
+      const size_t until = (read_offset_ + taken) / kPageBytes;
+      for (size_t page = page_sums_.size(); page < until; ++page)
+        page_sums_.push_back(checksum64({request.reads[read_].destination + page * kPageBytes, kPageBytes}));
+    }
+    read_offset_ += taken;
+    n -= taken;
+    if (read_offset_ < entry.length) return;
+    finish_read();
+  }
+}
+
+void TcpConnection::finish_read() {
+  TcpRequest& request = *requests_.front();
+  const wire::ReplyEntry& entry = entries_[read_];
+  Code status = wire::code_from_wire(entry.status);
+  if (check_digests_ && status == Code::ok && !request.abandoned) {
+    const ReadRequest& read = request.reads[read_];
+    wire::ReadDigest digest(read.offset, read.length);
+    for (uint64_t sum : page_sums_) digest.add_page(sum);
+    if (digest.finish({read.destination, read.length}) != entry.digest) status = Code::corrupt;
+  }
+  // busy is the mark of a read without outcome; a server that is busy is as good as unreachable.
+  request.status[read_] = status == Code::busy ? Code::peer_unreachable : status;
+  ++read_;
+  read_offset_ = 0;
+  page_sums_.clear();
+}
+
+void TcpConnection::finish_front() {
+  requests_.front()->done = true;
+  requests_.pop_front();
+  ++front_id_;
+  in_payload_ = false;
+  changed_.notify_all();
+}
+
+}  // namespace medes
