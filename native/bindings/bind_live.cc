@@ -1,0 +1,144 @@
+#include <map>
+
+#include "bindings/bindings.h"
+#include "common/error.h"
+#include "live/fault_server.h"
+#include "patch/encoder.h"
+
+namespace medes::bindings {
+namespace {
+
+const char* state_name(LiveState s) {
+  switch (s) {
+    case LiveState::dormant: return "dormant";
+    case LiveState::restoring: return "restoring";
+    case LiveState::complete: return "complete";
+    case LiveState::lost: return "lost";
+  }
+  return "lost";
+}
+
+nb::dict evict_dict(const EvictResult& r) {
+  nb::dict d;
+  d["evicted_pages"] = r.evicted_pages;
+  d["resident_pages"] = r.resident_pages;
+  d["changed_pages"] = r.changed_pages;
+  d["stopped_us"] = r.stopped_us;
+  d["evict_us"] = r.evict_us;
+  d["threads"] = r.threads;
+  d["processes"] = r.processes;
+  return d;
+}
+
+nb::dict restore_dict(const RestoreStats& s) {
+  nb::dict d;
+  d["pages_total"] = s.pages_total;
+  d["pages_prefetched"] = s.pages_prefetched;
+  d["pages_background"] = s.pages_background;
+  d["faults_demand"] = s.faults_demand;
+  d["ready_us"] = s.ready_us;
+  d["complete_us"] = s.complete_us;
+  d["fetch_us"] = s.fetch_us;
+  d["apply_us"] = s.apply_us;
+  d["place_us"] = s.place_us;
+  d["remote_bytes"] = s.remote_bytes;
+  d["demand_woken"] = static_cast<uint64_t>(s.demand_woken);
+  return d;
+}
+
+std::chrono::nanoseconds timeout_of(double seconds) {
+  if (!(seconds >= 0)) throw Error(Code::invalid_argument, "a timeout must not be negative");
+  return std::chrono::nanoseconds(static_cast<int64_t>(std::min(seconds, 1e9) * 1e9));
+}
+
+void restore(LiveSandbox& self, bool lazy, const nb::bytes& working_set, uint64_t background_bytes_per_s) {
+  RestoreOptions options;
+  options.lazy = lazy;
+  options.working_set = unpack_working_set(as_bytes(working_set));
+  options.background_bytes_per_s = background_bytes_per_s;
+  nb::gil_scoped_release release;
+  self.restore(options);
+}
+
+void register_sandbox(nb::module_& m) {
+  nb::class_<LiveSandbox>(m, "LiveSandbox")
+      .def_prop_ro("state", [](const LiveSandbox& self) { return state_name(self.state()); })
+      .def_prop_ro("evict_result", [](const LiveSandbox& self) { return evict_dict(self.evict_result()); })
+      .def_prop_ro("notes", [](const LiveSandbox& self) { return self.evict_result().notes; })
+      .def_prop_ro("lost_reason", &LiveSandbox::lost_reason)
+      .def("restore", &restore, nb::arg("lazy") = true, nb::arg("working_set") = nb::bytes("", 0),
+           nb::arg("background_bytes_per_s") = 0)
+      .def(
+          "wait_ready",
+          [](LiveSandbox& self, double timeout_s) {
+            nb::gil_scoped_release release;
+            return self.wait_ready(timeout_of(timeout_s));
+          },
+          nb::arg("timeout_s"))
+      .def(
+          "wait_complete",
+          [](LiveSandbox& self, double timeout_s) {
+            nb::gil_scoped_release release;
+            return self.wait_complete(timeout_of(timeout_s));
+          },
+          nb::arg("timeout_s"))
+      .def("stats", [](const LiveSandbox& self) { return restore_dict(self.stats()); })
+      .def("working_set",
+           [](const LiveSandbox& self) {
+             const auto entries = self.working_set();
+             return to_bytes(std::as_bytes(std::span(entries)));
+           })
+      .def(
+          "set_working_set",
+          [](LiveSandbox& self, const nb::bytes& working_set) {
+            self.set_working_set(unpack_working_set(as_bytes(working_set)));
+          },
+          nb::arg("working_set"))
+      .def("detach", &LiveSandbox::detach, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace
+
+void register_live(nb::module_& m) {
+  m.def("probe_live", [] {
+    std::map<std::string, std::string> missing;
+    {
+      nb::gil_scoped_release release;
+      for (auto& [what, how] : probe_live()) missing[what] = how;
+    }
+    nb::dict out;
+    for (const auto& [what, how] : missing) out[what.c_str()] = how;
+    return out;
+  });
+  register_sandbox(m);
+  nb::class_<FaultServer>(m, "FaultServer")
+      .def(nb::init<size_t>(), nb::arg("threads") = 2)
+      .def_prop_ro("event_fd", &FaultServer::event_fd)
+      .def("take_events", &FaultServer::take_events)
+      .def(
+          "evict",
+          [](FaultServer& self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> file,
+             std::shared_ptr<BaseSet> bases, bool hold_frozen, const CancelFlag* cancel) {
+            nb::gil_scoped_release release;
+            return self.evict(*image, std::move(file), std::move(bases), {hold_frozen},
+                              cancel != nullptr ? &cancel->cancelled : nullptr);
+          },
+          nb::arg("image"), nb::arg("file"), nb::arg("bases"), nb::arg("hold_frozen") = false,
+          nb::arg("cancel").none() = nb::none())
+      .def("adopt", &FaultServer::adopt, nb::arg("file"), nb::arg("bases"),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("stats",
+           [](const FaultServer& self) {
+             const FaultServerStats s = self.stats();
+             nb::dict d;
+             d["sandboxes"] = s.sandboxes;
+             d["faults"] = s.faults;
+             d["events"] = s.events;
+             d["restores"] = s.restores;
+             d["descriptors"] = s.descriptors;
+             return d;
+           })
+      .def("close", &FaultServer::close, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace medes::bindings

@@ -1,0 +1,140 @@
+#include "bindings/bindings.h"
+#include "common/error.h"
+#include "patch/encoder.h"
+#include "patch/window_plan.h"
+#include "transport/base_set.h"
+
+namespace medes::bindings {
+
+std::vector<BaseView> fetch_bases(const EncodedImage& image, uint64_t first, uint64_t count, BaseSet& bases) {
+  std::vector<BaseView> views = bases.views_for(image.base_ids());
+  std::vector<Extent> extents;
+  image.extents(first, count, extents);
+  for (Extent& e : extents) e.base_slot = bases.slot_of(image.base_ids()[e.base_slot]);
+  const Code code = bases.ensure(extents, std::chrono::seconds(30));
+  if (code != Code::ok) throw Error(code, "base pages could not be read");
+  return views;
+}
+
+namespace {
+
+using Encoded = EncodedBlob;
+
+nb::dict stats_dict(const EncodedStats& s) {
+  nb::dict d;
+  static constexpr const char* kNames[] = {"pages_zero", "pages_identical", "pages_patch", "pages_compressed",
+                                           "pages_raw"};
+  for (size_t i = 0; i < 5; ++i) d[kNames[i]] = s.pages[i];
+  d["patch_bytes"] = s.patch_bytes;
+  d["table_bytes"] = s.table_bytes;
+  d["windows"] = s.windows;
+  return d;
+}
+
+nb::bytes decode_page(const Encoded& self, uint64_t page, BaseSet& bases) {
+  std::vector<std::byte> out(kPageBytes);
+  Code code;
+  {
+    nb::gil_scoped_release release;
+    const std::vector<BaseView> views = fetch_bases(self.image, page, 1, bases);
+    code = self.image.decode(page, views, out.data(), *EncodedImage::make_scratch());
+  }
+  if (code != Code::ok) throw Error(code, "page cannot be rebuilt", "page " + std::to_string(page));
+  return to_bytes(out);
+}
+
+std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const WindowPlan& plan, BaseSet& bases,
+                                const std::string& codec, std::optional<size_t> group_pages,
+                                const CancelFlag* cancel, const std::string& simd) {
+  if (codec != "windowed") throw Error(Code::invalid_argument, "unknown codec", codec, "use windowed");
+  EncodeOptions options;
+  options.cancel = cancel;
+  options.simd = parse_simd(simd);
+  if (group_pages) {
+    options.compress_groups = *group_pages > 0;
+    if (*group_pages > 0) options.group_pages = *group_pages;
+  }
+  nb::gil_scoped_release release;
+  return std::const_pointer_cast<Encoded>(encode_image(*image, plan, bases, options));
+}
+
+}  // namespace
+
+void register_patch(nb::module_& m) {
+  nb::class_<WindowPlan>(m, "WindowPlan")
+      .def_prop_ro("base_ids", &WindowPlan::base_ids)
+      .def_prop_ro("page_count", &WindowPlan::page_count)
+      .def_prop_ro("covered_pages", &WindowPlan::covered_pages)
+      .def("uncovered_pages", &WindowPlan::uncovered_pages, nb::arg("samples_min") = 4);
+  m.def(
+      "plan_windows",
+      [](std::shared_ptr<MemoryImage> image, const Fingerprints& fingerprints, const Locations& locations) {
+        nb::gil_scoped_release release;
+        return plan_windows(image->page_count(), fingerprints, locations);
+      },
+      nb::arg("image"), nb::arg("fingerprints"), nb::arg("locations"));
+
+  nb::class_<CancelFlag>(m, "CancelFlag")
+      .def(nb::init<>())
+      .def("cancel", [](CancelFlag& self) { self.cancelled = true; })
+      .def_prop_ro("cancelled", [](const CancelFlag& self) { return self.cancelled.load(); });
+
+  nb::class_<Encoded>(m, "EncodedImage")
+      .def_static(
+          "from_bytes",
+          [](const nb::bytes& blob) {
+            auto out = std::make_shared<Encoded>();
+            const Bytes bytes = as_bytes(blob);
+            out->bytes.assign(bytes.begin(), bytes.end());
+            out->image = EncodedImage::open(out->bytes);
+            return out;
+          },
+          nb::arg("blob"))
+      .def_prop_ro("stats", [](const Encoded& self) { return stats_dict(self.image.stats()); })
+      .def_prop_ro("page_count", [](const Encoded& self) { return self.image.page_count(); })
+      .def_prop_ro("group_pages", [](const Encoded& self) { return self.image.group_pages(); })
+      .def_prop_ro("slides",
+                   [](const Encoded& self) {
+                     std::vector<std::pair<size_t, size_t>> out;
+                     for (uint32_t slot = 0; slot < self.image.base_ids().size(); ++slot) {
+                       const auto counts = self.image.slide_counts(slot);
+                       out.emplace_back(counts[0], counts[1]);
+                     }
+                     return out;
+                   })
+      .def("page_kinds",
+           [](const Encoded& self) {
+             std::vector<std::byte> kinds(self.image.page_count());
+             for (uint64_t page = 0; page < kinds.size(); ++page) {
+               kinds[page] = static_cast<std::byte>(self.image.kind(page));
+             }
+             return to_bytes(kinds);
+           })
+      .def_prop_ro("base_ids",
+                   [](const Encoded& self) {
+                     const auto ids = self.image.base_ids();
+                     return std::vector<uint64_t>(ids.begin(), ids.end());
+                   })
+      .def_prop_ro("blob_bytes", [](const Encoded& self) { return self.bytes.size(); })
+      .def("to_bytes", [](const Encoded& self) { return to_bytes(self.bytes); })
+      .def("decode", &decode_page, nb::arg("page"), nb::arg("bases"))
+      .def(
+          "check",
+          [](const Encoded& self, BaseSet& bases) {
+            nb::gil_scoped_release release;
+            check_image(self.image, fetch_bases(self.image, 0, self.image.page_count(), bases));
+          },
+          nb::arg("bases"))
+      .def(
+          "verify",
+          [](const Encoded& self, std::shared_ptr<MemoryImage> image, BaseSet& bases) {
+            nb::gil_scoped_release release;
+            verify_image(self.image, *image, fetch_bases(self.image, 0, self.image.page_count(), bases));
+          },
+          nb::arg("image"), nb::arg("bases"));
+
+  m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
+        nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best");
+}
+
+}  // namespace medes::bindings

@@ -1,0 +1,129 @@
+#include "bindings/bindings.h"
+#include "common/error.h"
+#include "fingerprint/fingerprint.h"
+#include "patch/encoder.h"
+#include "store/sandbox_file.h"
+#include "store/slab.h"
+#include "transport/base_set.h"
+
+namespace medes::bindings {
+
+namespace {
+
+std::vector<std::pair<uint64_t, uint64_t>> range_pairs(const AddressSpace& space) {
+  std::vector<std::pair<uint64_t, uint64_t>> out;
+  for (const AddressRange& range : space.ranges) out.emplace_back(range.begin, range.end);
+  return out;
+}
+
+nb::dict encoded_stats(const EncodedStats& s) {
+  nb::dict out;
+  static constexpr const char* kKinds[] = {"pages_zero", "pages_identical", "pages_patch", "pages_compressed",
+                                           "pages_raw"};
+  for (size_t i = 0; i < std::size(kKinds); ++i) out[kKinds[i]] = s.pages[i];
+  out["patch_bytes"] = s.patch_bytes;
+  out["table_bytes"] = s.table_bytes;
+  out["windows"] = s.windows;
+  return out;
+}
+
+nb::dict page_state_counts(SandboxFile& file) {
+  static constexpr const char* kStates[] = {"resident", "evicting", "evicted", "restored"};
+  uint64_t counts[std::size(kStates)] = {};
+  for (const auto& state : file.page_states()) {
+    const uint8_t value = state.load(std::memory_order_relaxed);
+    // An unknown value can only come from damage: it is what nobody may rely on, so it counts as evicting.
+    ++counts[value < std::size(kStates) ? value : static_cast<uint8_t>(PageState::evicting)];
+  }
+  nb::dict out;
+  for (size_t i = 0; i < std::size(kStates); ++i) out[kStates[i]] = counts[i];
+  return out;
+}
+
+// Rebuilds every page from the file and the bases, against the page checksums, and against `image` where
+// there is one.
+void verify_file(const SandboxFile& file, BaseSet& bases, std::shared_ptr<MemoryImage> image) {
+  nb::gil_scoped_release release;
+  const EncodedImage& encoded = file.encoded();
+  const std::vector<BaseView> views = fetch_bases(encoded, 0, encoded.page_count(), bases);
+  if (image != nullptr) {
+    verify_image(encoded, *image, views);
+    return;
+  }
+  std::vector<std::byte> out(kPageBytes);
+  auto scratch = EncodedImage::make_scratch();
+  for (uint64_t page = 0; page < encoded.page_count(); ++page) {
+    const Code code = encoded.decode(page, views, out.data(), *scratch);
+    if (code != Code::ok)
+      throw Error(code, "page " + std::to_string(page) + " cannot be rebuilt", file.path());
+  }
+}
+
+std::shared_ptr<Slab> create_slab(const std::string& path, uint64_t base_id,
+                                  std::shared_ptr<MemoryImage> image,
+                                  const std::optional<std::vector<uint64_t>>& pages) {
+  nb::gil_scoped_release release;
+  if (pages && pages->empty()) throw Error(Code::invalid_argument, "a slab holds at least one page", path);
+  return Slab::create(path, base_id, *image, pages ? *pages : std::vector<uint64_t>{});
+}
+
+void register_slab(nb::module_& m) {
+  nb::class_<Slab>(m, "Slab")
+      .def_static("create", &create_slab, nb::arg("path"), nb::arg("base_id"), nb::arg("image"),
+                  nb::arg("pages") = nb::none())
+      .def_static("open", &Slab::open, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("base_id", &Slab::base_id)
+      .def_prop_ro("page_count", &Slab::page_count)
+      .def_prop_ro("ranges", [](const Slab& s) { return range_pairs(s.space()); })
+      .def_prop_ro("value_only", [](const Slab& s) { return s.space().value_only; })
+      .def_prop_ro("path", &Slab::path)
+      .def_prop_ro("file_bytes", &Slab::file_bytes)
+      .def(
+          "fingerprint",
+          [](const Slab& s, uint32_t samples_per_page) {
+            return fingerprint_pages(s.bytes(), s.space(), samples_per_page);
+          },
+          nb::arg("samples_per_page") = kDefaultSamples, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "verify", [](const Slab& s) { return s.verify(0, s.page_count()); },
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("unlink", &Slab::unlink);
+}
+
+}  // namespace
+
+void register_store(nb::module_& m) {
+  register_slab(m);
+  nb::class_<SandboxFile>(m, "SandboxFile")
+      .def_static(
+          "create",
+          [](const std::string& path, const nb::bytes& meta, std::shared_ptr<MemoryImage> image,
+             std::shared_ptr<EncodedBlob> encoded) {
+            const Bytes meta_bytes = as_bytes(meta);  // the argument keeps it alive
+            nb::gil_scoped_release release;
+            return SandboxFile::create(path, meta_bytes, image->layout(), encoded->bytes);
+          },
+          nb::arg("path"), nb::arg("meta"), nb::arg("image"), nb::arg("encoded"))
+      .def_static("open", &SandboxFile::open, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("meta", [](const SandboxFile& f) { return to_bytes(f.meta()); })
+      .def_prop_ro("base_ids",
+                   [](const SandboxFile& f) {
+                     const auto ids = f.encoded().base_ids();
+                     return std::vector<uint64_t>(ids.begin(), ids.end());
+                   })
+      .def_prop_ro("page_count", [](const SandboxFile& f) { return f.layout().page_count; })
+      .def_prop_ro("pids",
+                   [](const SandboxFile& f) {
+                     std::vector<pid_t> pids;
+                     for (const auto& process : f.layout().processes) pids.push_back(process.pid);
+                     return pids;
+                   })
+      .def_prop_ro("stats", [](const SandboxFile& f) { return encoded_stats(f.encoded().stats()); })
+      .def_prop_ro("page_state_counts", &page_state_counts)
+      .def_prop_ro("path", &SandboxFile::path)
+      .def_prop_ro("file_bytes", &SandboxFile::file_bytes)
+      .def("verify", &verify_file, nb::arg("bases"), nb::arg("image").none() = nb::none())
+      .def("unlink", &SandboxFile::unlink);
+}
+
+}  // namespace medes::bindings

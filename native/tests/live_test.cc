@@ -1,0 +1,181 @@
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <map>
+#include <random>
+
+#include "common/error.h"
+#include "live/fault_server.h"
+#include "live/segments.h"
+#include "live/signal_frame.h"
+#include "restore/working_set.h"
+
+namespace medes {
+namespace {
+
+TEST(Segments, FindsOriginsAndPlaces) {
+  Segments s;
+  s.add(0x10000, 0x20000, 0x10000);
+  s.add(0x40000, 0x50000, 0x40000);
+  EXPECT_EQ(s.origin_of(0x12345), 0x12345u);
+  EXPECT_FALSE(s.origin_of(0x20000));
+  EXPECT_EQ(s.place_of(0x1f000).address, 0x1f000u);
+  EXPECT_EQ(s.place_of(0x1f000).bytes, 0x1000u);
+  EXPECT_EQ(s.place_of(0x30000).bytes, 0u);
+  EXPECT_TRUE(s.overlaps(0x1f000, 0x41000));
+  EXPECT_FALSE(s.overlaps(0x20000, 0x40000));
+}
+
+TEST(Segments, AMoveTakesTheOriginAlong) {
+  Segments s;
+  s.add(0x10000, 0x20000, 0x10000);
+  s.move(0x14000, 0x80000, 0x4000);
+  EXPECT_TRUE(s.moved());
+  EXPECT_EQ(s.origin_of(0x81000), 0x15000u);
+  EXPECT_FALSE(s.origin_of(0x15000));
+  EXPECT_EQ(s.place_of(0x15000).address, 0x81000u);
+  EXPECT_EQ(s.place_of(0x13000).bytes, 0x1000u);
+  s.move(0x80000, 0x14000, 0x4000);  // and back again
+  EXPECT_EQ(s.place_of(0x15000).address, 0x15000u);
+}
+
+// Against the plainest model there is: a map from page to origin.
+TEST(Segments, RandomOperationsAgreeWithAModel) {
+  std::mt19937_64 random(20240607);
+  for (int round = 0; round < 200; ++round) {
+    Segments s;
+    std::map<uint64_t, uint64_t> model;
+    s.add(0, 64 * kPageBytes, 0);
+    for (uint64_t p = 0; p < 64; ++p) model[p] = p;
+    for (int step = 0; step < 30; ++step) {
+      const uint64_t a = random() % 128, n = 1 + random() % 16;
+      if (random() % 2) {
+        s.remove(a * kPageBytes, (a + n) * kPageBytes);
+        for (uint64_t p = a; p < a + n; ++p) model.erase(p);
+        continue;
+      }
+      const uint64_t to = (a + n + random() % 32) % 128;
+      if (to < a + n && a < to + n) continue;  // mremap refuses overlapping places
+      s.move(a * kPageBytes, to * kPageBytes, n * kPageBytes);
+      std::map<uint64_t, uint64_t> moving;
+      for (uint64_t p = a; p < a + n; ++p)
+        if (model.contains(p)) moving[to + p - a] = model[p];
+      for (uint64_t p = 0; p < n; ++p) model.erase(a + p), model.erase(to + p);
+      model.insert(moving.begin(), moving.end());
+    }
+    for (uint64_t p = 0; p < 192; ++p) {
+      const auto origin = s.origin_of(p * kPageBytes);
+      ASSERT_EQ(origin.has_value(), model.contains(p)) << "round " << round << " page " << p;
+      if (origin) {
+        ASSERT_EQ(*origin, model[p] * kPageBytes);
+        ASSERT_EQ(s.place_of(*origin).address, p * kPageBytes);
+      }
+    }
+  }
+}
+
+user_regs_struct registers(long orig_rax, long rax) {
+  user_regs_struct r{};
+  r.orig_rax = static_cast<unsigned long long>(orig_rax);
+  r.rax = static_cast<unsigned long long>(rax);
+  r.rip = 0x5000;
+  r.rsp = 0x7fff0000;
+  r.rbx = 42;
+  return r;
+}
+
+uint64_t word_at(const SignalFrame& f, size_t offset) {
+  uint64_t v = 0;
+  std::memcpy(&v, f.bytes.data() + offset, sizeof v);
+  return v;
+}
+
+// Offsets of the kernel's rt_sigframe: return address, then uc_flags, uc_link, uc_stack (24), then
+// sigcontext.
+constexpr size_t kContextAt = 8 + 8 + 8 + 24, kRbx = kContextAt + 11 * 8, kRax = kContextAt + 13 * 8,
+                 kRsp = kContextAt + 15 * 8, kRip = kContextAt + 16 * 8, kMask = kContextAt + 256;
+
+TEST(SignalFrame, HoldsRegistersMaskAndReturnAddress) {
+  const std::vector<std::byte> xstate(832);
+  const auto frame = make_signal_frame(0x7ffe0000, 0xabcdef, registers(-1, 7), 0x1234, xstate);
+  EXPECT_EQ(frame.address + frame.bytes.size(), 0x7ffe0000u);
+  EXPECT_LE(frame.bytes.size(), signal_frame_bytes(xstate.size()));
+  EXPECT_EQ((frame.address + 8) % 16, 0u);
+  EXPECT_EQ(word_at(frame, 0), 0xabcdefu);
+  EXPECT_EQ(word_at(frame, kRbx), 42u);
+  EXPECT_EQ(word_at(frame, kRax), 7u);
+  EXPECT_EQ(word_at(frame, kRsp), 0x7fff0000u);
+  EXPECT_EQ(word_at(frame, kRip), 0x5000u);
+  EXPECT_EQ(word_at(frame, kMask), 0x1234u);
+}
+
+TEST(SignalFrame, InterruptedCallsBeginAnew) {
+  const std::vector<std::byte> xstate(832);
+  for (long code : {512, 513, 514}) {
+    const auto frame = make_signal_frame(0x7ffe0000, 1, registers(202, -code), 0, xstate);
+    EXPECT_EQ(word_at(frame, kRip), 0x4ffeu);
+    EXPECT_EQ(word_at(frame, kRax), 202u);
+  }
+  const auto timed = make_signal_frame(0x7ffe0000, 1, registers(230, -516), 0, xstate);
+  EXPECT_EQ(word_at(timed, kRip), 0x5000u);
+  EXPECT_EQ(static_cast<long>(word_at(timed, kRax)), -EINTR);
+  const auto plain = make_signal_frame(0x7ffe0000, 1, registers(-1, -512), 0, xstate);
+  EXPECT_EQ(word_at(plain, kRip), 0x5000u);  // not in a call: a register that happens to hold -512
+}
+
+ImageLayout layout_at(uint64_t slide) {
+  ImageLayout layout;
+  ProcessLayout p;
+  auto add = [&](uint64_t begin, uint64_t pages, VmaKind kind, const char* path) {
+    Vma v;
+    v.begin = begin + slide, v.end = v.begin + pages * kPageBytes, v.kind = kind, v.path = path;
+    p.vmas.push_back(v);
+  };
+  add(0x100000, 8, VmaKind::heap, "[heap]");
+  add(0x400000, 4, VmaKind::file_private, "/usr/lib/liba.so");
+  add(0x404000, 4, VmaKind::anonymous, "");  // its .bss
+  add(0x500000, 16, VmaKind::anonymous, "");
+  add(0x600000, 16, VmaKind::anonymous, "");
+  layout.processes.push_back(p);
+  for (uint64_t address : {0x100000ull, 0x404000ull, 0x500000ull, 0x600000ull}) {
+    layout.runs.push_back({0, address + slide, layout.page_count, 4});
+    layout.page_count += 4;
+  }
+  return layout;
+}
+
+TEST(WorkingSet, IdentitiesSurviveASlide) {
+  const ImageLayout before = layout_at(0), after = layout_at(0x7f0000000000);
+  const RegionIndex first(before), second(after);
+  std::vector<WorkingSetEntry> entries;
+  const std::vector<uint64_t> pages = {13, 2, 5, 8, 2};
+  for (uint64_t page : pages) entries.push_back(first.entry_of(page));
+  EXPECT_EQ(second.pages_of(entries), (std::vector<uint64_t>{13, 2, 5, 8}));
+}
+
+TEST(WorkingSet, UnknownEntriesAreLeftOut) {
+  const ImageLayout layout = layout_at(0);
+  const RegionIndex index(layout);
+  const WorkingSetEntry known = index.entry_of(0);
+  const std::vector<WorkingSetEntry> entries = {
+      {123, 0}, {known.region_key, 1u << 30}, {known.region_key, 7}, {known.region_key, 1}};
+  EXPECT_EQ(index.pages_of(entries), (std::vector<uint64_t>{1}));  // page 7 of the heap is not in the image
+}
+
+TEST(WorkingSet, PackedFormIsChecked) {
+  const std::vector<std::byte> odd(17);
+  EXPECT_THROW(unpack_working_set(odd), Error);
+  EXPECT_EQ(unpack_working_set({}).size(), 0u);
+}
+
+TEST(FaultServer, OpensAndClosesIdle) {
+  FaultServer server(2);
+  EXPECT_TRUE(server.take_events().empty());
+  EXPECT_EQ(server.stats().sandboxes, 0u);
+  server.close();
+  server.close();
+}
+
+}  // namespace
+}  // namespace medes

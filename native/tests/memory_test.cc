@@ -1,0 +1,160 @@
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "common/error.h"
+#include "memory/capture.h"
+#include "memory/image.h"
+#include "memory/pagemap.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+ImageLayout sample_layout() {
+  ImageLayout layout;
+  layout.space.ranges = {{0x1000, 0x9000}, {0x40000000, 0x50000000}};
+  for (uint32_t i = 0; i < 2; ++i) {
+    ProcessLayout p;
+    p.pid = 100 + static_cast<pid_t>(i);
+    p.start_time_ticks = 7000 + i;
+    Vma v;
+    v.begin = 0x1000, v.end = 0x9000, v.prot = PROT_READ | PROT_WRITE, v.kind = VmaKind::heap;
+    v.path = "[heap]";
+    p.vmas.push_back(v);
+    layout.processes.push_back(p);
+  }
+  layout.runs = {{0, 0x1000, 0, 2}, {0, 0x3000, 2, 1}, {0, 0x5000, 3, 1}, {1, 0x6000, 4, 3}};
+  layout.page_count = 7;
+  return layout;
+}
+
+TEST(ImageLayout, RoundTripsThroughBytes) {
+  const ImageLayout layout = sample_layout();
+  const ImageLayout back = ImageLayout::parse(layout.serialise());
+  EXPECT_EQ(back.page_count, 7u);
+  EXPECT_EQ(back.serialise(), layout.serialise());
+  ASSERT_EQ(back.processes.size(), 2u);
+  EXPECT_EQ(back.processes[1].pid, 101);
+  EXPECT_EQ(back.processes[1].vmas[0].path, "[heap]");
+  EXPECT_EQ(back.runs[3].first_page, 4u);
+}
+
+TEST(ImageLayout, EveryFlippedByteAndEveryTruncationIsCorrupt) {
+  const auto good = sample_layout().serialise();
+  for (size_t i = 0; i < good.size(); ++i) {
+    auto bad = good;
+    bad[i] ^= std::byte{0x40};
+    EXPECT_THROW(ImageLayout::parse(bad), Error) << "byte " << i;
+    EXPECT_THROW(ImageLayout::parse(Bytes(good).first(i)), Error) << "length " << i;
+  }
+}
+
+TEST(ImageLayout, AdjacencyFollowsAddressesNotIndexes) {
+  const ImageLayout layout = sample_layout();
+  EXPECT_TRUE(layout.adjacent(0));
+  EXPECT_TRUE(layout.adjacent(1));   // across runs that touch
+  EXPECT_FALSE(layout.adjacent(2));  // a hole
+  EXPECT_FALSE(layout.adjacent(3));  // another process
+  EXPECT_FALSE(layout.adjacent(6));  // the last page
+}
+
+TEST(ImageLayout, FindsPagesByAddress) {
+  const ImageLayout layout = sample_layout();
+  EXPECT_EQ(layout.find(0, 0x2fff), 1u);
+  EXPECT_EQ(layout.find(0, 0x4000), ImageLayout::kNoPage);
+  EXPECT_EQ(layout.find(0, 0x6000), ImageLayout::kNoPage);
+  EXPECT_EQ(layout.find(1, 0x8000), 6u);
+  EXPECT_EQ(layout.find(1, 0x1000), ImageLayout::kNoPage);
+}
+
+TEST(MemoryImage, FromBufferPadsTheLastPageWithZeros) {
+  std::vector<std::byte> data(5000, std::byte{7});
+  const auto image = MemoryImage::from_buffer(data, 0x10000, {});
+  EXPECT_EQ(image->page_count(), 2u);
+  EXPECT_EQ(image->page(1)[903], std::byte{7});
+  EXPECT_EQ(image->page(1)[904], std::byte{0});
+  EXPECT_THROW(MemoryImage::from_buffer(data, 0x10001, {}), Error);
+}
+
+TEST(Maps, UnderstandsKernelLines) {
+  const auto vmas = parse_maps(
+      "55d0a4e00000-55d0a4e21000 rw-p 00000000 00:00 0                          [heap]\n"
+      "7f0000000000-7f0000001000 rw-s 00000000 00:01 1045 /memfd:a b (deleted)\n"
+      "7f0000002000-7f0000003000 r--p 00001000 fe:10 99                         /usr/lib/x y.so\n"
+      "7f0000004000-7f0000005000 rw-p 00000000 00:00 0 \n"
+      "7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]\n"
+      "7ffc00030000-7ffc00032000 r-xp 00000000 00:00 0                          [vdso]\n");
+  ASSERT_EQ(vmas.size(), 6u);
+  EXPECT_EQ(vmas[0].kind, VmaKind::heap);
+  EXPECT_EQ(vmas[1].kind, VmaKind::memfd);
+  EXPECT_EQ(vmas[1].path, "/memfd:a b (deleted)");
+  EXPECT_EQ(vmas[2].kind, VmaKind::file_private);
+  EXPECT_EQ(vmas[2].offset, 0x1000u);
+  EXPECT_EQ(vmas[3].kind, VmaKind::anonymous);
+  EXPECT_EQ(vmas[4].kind, VmaKind::stack);
+  EXPECT_EQ(vmas[5].kind, VmaKind::other);
+}
+
+TEST(Maps, RefusesNonsense) {
+  for (const char* text : {"x", "10-5 rw-p 0 00:00 0 \n", "10-20 rw\n", "10-20 rw-p zz 00:00 0\n",
+                           "20-30 rw-p 0 00:00 0 \n10-15 rw-p 0 00:00 0 \n"})
+    EXPECT_THROW(parse_maps(text), Error) << text;
+}
+
+TEST(Space, MergesSmallGapsAndKeepsAtMostEightRanges) {
+  ProcessLayout p;
+  for (uint64_t i = 0; i < 12; ++i) {
+    Vma v;
+    v.begin = (i + 1) << 40, v.end = v.begin + 0x1000;
+    p.vmas.push_back(v);
+    v.begin += 1 << 20, v.end += 1 << 20;  // near: merges with the one before
+    p.vmas.push_back(v);
+  }
+  Vma v;
+  v.begin = 0xffffffffff600000, v.end = 0xffffffffff601000, v.path = "[vsyscall]";
+  p.vmas.push_back(v);
+  const auto space = space_of(std::span(&p, 1));
+  ASSERT_EQ(space.ranges.size(), kMaxRanges);
+  EXPECT_EQ(space.ranges.back().end, (12ull << 40) + (1 << 20) + 0x1000);
+}
+
+TEST(Pagemap, SeesWrittenPagesOnly) {
+  constexpr size_t kPages = 64;
+  auto* p = static_cast<char*>(
+      mmap(nullptr, kPages * kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(p, MAP_FAILED);
+  for (size_t i : {3, 4, 5, 20}) p[i * kPageBytes] = 1;
+  (void)*static_cast<volatile char*>(p + 40 * kPageBytes);  // the shared zero page
+  const auto base = reinterpret_cast<uint64_t>(p);
+  std::vector<PageSpan> spans;
+  Pagemap(getpid()).private_pages(base, base + kPages * kPageBytes, spans);
+  ASSERT_EQ(spans.size(), 2u);
+  EXPECT_EQ(spans[0].address, base + 3 * kPageBytes);
+  EXPECT_EQ(spans[0].count, 3u);
+  EXPECT_EQ(spans[1].address, base + 20 * kPageBytes);
+  munmap(p, kPages * kPageBytes);
+}
+
+TEST(Processes, AMissingProcessIsProcessGone) {
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  for (auto call : {+[](pid_t p) { (void)read_maps(p); }, +[](pid_t p) { (void)process_start_time(p); },
+                    +[](pid_t p) { (void)capture(std::span(&p, 1)); },
+                    +[](pid_t p) { (void)private_bytes(std::span(&p, 1)); },
+                    +[](pid_t p) { (void)process_tree(std::span(&p, 1)); }}) {
+    try {
+      call(child);
+      FAIL() << "no error for a process that is gone";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Code::process_gone) << e.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace medes
