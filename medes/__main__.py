@@ -1,0 +1,5 @@
+"""`python -m medes`: the command line."""
+
+from medes.cli.main import main
+
+main()

@@ -1,0 +1,396 @@
+"""Settings of controller and agent: defaults ← TOML file ← environment ← command line, checked as one.
+
+A file has the tables [agent] and [controller]; `tls` and per-function overrides are tables inside them:
+
+    [agent]
+    controller = "10.0.0.1:7070"
+    idle_period_s = 30
+    memory_limit_bytes = "8GiB"
+    [agent.tls]
+    ca = "/etc/medes/ca.pem"
+    [agent.functions.resize]
+    keep_alive_period_s = 120
+
+Environment: MEDES_AGENT_<FIELD> and MEDES_CONTROLLER_<FIELD>, upper case; TLS fields as MEDES_AGENT_TLS_CA.
+Durations carry their unit in the name (_s or _ms), sizes end in _bytes and may be written "512MiB".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import socket
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medes.errors import InvalidArgumentError
+from medes.limits import NAME_CHARS_MAX, SETTINGS_FILE_BYTES_MAX
+from medes.rpc.address import parse_address
+from medes.rpc.tls import TlsFiles
+
+S = TypeVar("S", bound="Settings")
+
+GIB = 1 << 30
+DURATION_S_MAX = 365 * 86400.0
+RUNTIME_DIR = "/run/medes"
+TRANSPORTS = ("auto", "local", "tcp", "rdma")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def setting(default: Any, help: str, **checks: Any) -> Any:
+    """A settings field. Checks: minimum, maximum, choices, address (True | "optional"), name, path."""
+    return field(default=default, metadata={"help": help, **checks})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both processes have."""
+
+    SECTION: typing.ClassVar[str] = ""
+
+    tls: TlsFiles = field(
+        default=TlsFiles(),
+        metadata={"help": "PEM files for gRPC over TCP; with a CA both sides are verified"},
+    )
+    log_level: str = setting("info", "debug, info, warning or error", choices=LOG_LEVELS)
+    log_json: bool = setting(False, "one JSON object per log line")
+    metrics_address: str = setting(
+        "", "host:port of the Prometheus endpoint; empty: none", address="optional"
+    )
+
+    node_certificates: bool = setting(
+        False, "a node may speak only for a name in its client certificate (needs tls.ca)"
+    )
+
+    def check(self) -> None:
+        """Raises invalid_argument that names the setting, what is wrong and what is allowed."""
+        for f in dataclasses.fields(self):
+            _check_field(f"{self.SECTION}.{f.name}", getattr(self, f.name), f.metadata)
+        self.tls.check()
+        if self.node_certificates and not self.tls.ca:
+            raise InvalidArgumentError(
+                "needs client certificates", object=f"{self.SECTION}.node_certificates", hint="set tls.ca"
+            )
+
+
+@dataclass(frozen=True)
+class FunctionOverrides:
+    """Per-function settings; None means the agent's own."""
+
+    idle_period_s: float | None = setting(
+        None, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    keep_alive_period_s: float | None = setting(
+        None, "warm and idle this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    keep_dedup_period_s: float | None = setting(
+        None, "dedup'd this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    disabled: bool | None = setting(None, "never dedup or purge by timer")
+    domain: str | None = setting(None, "dedup domain instead of the tenant", name=True)
+    hold_frozen: bool | None = setting(None, "hold dedup'd sandboxes frozen: they wake only by Restore")
+
+
+@dataclass(frozen=True)
+class AgentSettings(Settings):
+    """Settings of `medes agent`."""
+
+    SECTION: typing.ClassVar[str] = "agent"
+
+    node_id: str = setting("", "name of this node in the cluster; empty: the host name", name="optional")
+    controller: str = setting(
+        "127.0.0.1:7070", "host:port of the controller; empty: none", address="optional"
+    )
+    listen: str = setting(f"unix:{RUNTIME_DIR}/agent.sock", "the restore API's unix socket", address=True)
+    listen_mode: int = setting(0o600, "file mode of the unix socket", minimum=0, maximum=0o777)
+    listen_tcp: str = setting("", "host:port of the restore API over TCP; empty: none", address="optional")
+    peer_address: str = setting("127.0.0.1:7071", "host:port of the peer service; port 0: any", address=True)
+    peer_advertise: str = setting(
+        "", "host:port peers reach the peer service at; empty: what it listens on", address="optional"
+    )
+    page_host: str = setting("127.0.0.1", "address the TCP page server listens on")
+    page_port: int = setting(0, "port of the TCP page server; 0: any", minimum=0, maximum=65535)
+    page_advertise_host: str = setting("", "host peers reach the page server at; empty: page_host")
+    state_dir: str = setting("/var/lib/medes", "journal and working sets", path=True)
+    shm_dir: str = setting("", "base and sandbox files; empty: /dev/shm/medes-<node_id>", path="optional")
+    memory_limit_bytes: int = setting(
+        0, "memory of all sandboxes and stores of this node; 0: no limit", minimum=0
+    )
+    base_store_limit_bytes: int = setting(4 * GIB, "base pages held here", minimum=0)
+    patch_store_limit_bytes: int = setting(8 * GIB, "patches and tables held here", minimum=0)
+    idle_period_s: float = setting(
+        60.0, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    keep_alive_period_s: float = setting(
+        600.0, "warm and idle this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    keep_dedup_period_s: float = setting(
+        900.0, "dedup'd this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    restores_concurrent_max: int = setting(10, "restore ops at once", minimum=1, maximum=1024)
+    restore_queue_deadline_ms: int = setting(10_000, "longest wait for a restore's turn", minimum=0)
+    dedups_concurrent_max: int = setting(1, "dedup ops at once", minimum=1, maximum=256)
+    background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
+    fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)
+    transport: str = setting("auto", "how base pages of peers are read", choices=TRANSPORTS)
+    samples_per_page: int = setting(
+        8, "fingerprint samples of a page; the controller's value rules", minimum=1, maximum=16
+    )
+    hold_frozen: bool = setting(False, "hold dedup'd sandboxes frozen: they wake only by Restore")
+    functions: Mapping[str, FunctionOverrides] = field(
+        default_factory=dict, metadata={"help": "per-function overrides", "table": FunctionOverrides}
+    )
+
+    @property
+    def node(self) -> str:
+        """node_id, or the host name made fit for one."""
+        return self.node_id or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()) or "node"
+
+    @property
+    def shm_path(self) -> Path:
+        return Path(self.shm_dir or f"/dev/shm/medes-{self.node}")
+
+    def check(self) -> None:
+        super().check()
+        if not parse_address(self.listen).is_unix:
+            raise InvalidArgumentError(
+                "the restore API's first address is a unix socket",
+                object="agent.listen",
+                hint="use listen_tcp for TCP",
+            )
+        _check_dir("agent.shm_dir", str(self.shm_path))
+
+    def for_function(self, function: str) -> FunctionOverrides:
+        """The overrides of a function with the agent's own values filled in."""
+        own = self.functions.get(function, FunctionOverrides())
+        filled = {
+            name: getattr(self, name) if getattr(own, name) is None else getattr(own, name)
+            for name in ("idle_period_s", "keep_alive_period_s", "keep_dedup_period_s", "hold_frozen")
+        }
+        return dataclasses.replace(own, disabled=bool(own.disabled), **filled)
+
+
+@dataclass(frozen=True)
+class ControllerSettings(Settings):
+    """Settings of `medes controller`."""
+
+    SECTION: typing.ClassVar[str] = "controller"
+
+    listen: str = setting("127.0.0.1:7070", "host:port or unix:/path; port 0: any", address=True)
+    samples_per_page: int = setting(8, "fingerprint samples of a page, cluster-wide", minimum=1, maximum=16)
+    heartbeat_interval_ms: int = setting(1000, "how often agents report", minimum=10, maximum=600_000)
+    lease_ms: int = setting(5000, "silent this long: the node is dead", minimum=50, maximum=3_600_000)
+    base_threshold: int = setting(40, "T: dedup'd sandboxes per base before a further base", minimum=1)
+    base_reservation_s: float = setting(
+        60.0,
+        "how long one sandbox is given to become the base it was advised to",
+        minimum=0.1,
+        maximum=3600.0,
+    )
+    lookup_threads: int = setting(2, "threads for registry lookups", minimum=1, maximum=256)
+    store: str = setting("memory", 'the registry: "memory" or "redis://host:port/db"')
+
+    def check(self) -> None:
+        super().check()
+        if self.lease_ms < 2 * self.heartbeat_interval_ms:
+            raise InvalidArgumentError(
+                "a lease must outlast two heartbeats",
+                object="controller.lease_ms",
+                hint=f"at least {2 * self.heartbeat_interval_ms}",
+            )
+        if self.store != "memory" and not self.store.startswith(("redis://", "rediss://", "unix://")):
+            raise InvalidArgumentError(
+                "unknown store", object="controller.store", hint='"memory" or "redis://host:port/db"'
+            )
+
+
+# --- checks ------------------------------------------------------------------------------------------------
+def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
+    if value is None or "table" in rules:
+        for key, overrides in (value or {}).items():
+            _check_name(f"{name}.{key}", key)
+            for f in dataclasses.fields(overrides):
+                _check_field(f"{name}.{key}.{f.name}", getattr(overrides, f.name), f.metadata)
+        return
+    if "choices" in rules and value not in rules["choices"]:
+        raise InvalidArgumentError(
+            f"{value!r} is not allowed", object=name, hint="one of " + ", ".join(rules["choices"])
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidArgumentError("must be a finite number", object=name)
+    if "minimum" in rules and value < rules["minimum"]:
+        raise InvalidArgumentError(f"{value} is too small", object=name, hint=f"at least {rules['minimum']}")
+    if "maximum" in rules and value > rules["maximum"]:
+        raise InvalidArgumentError(f"{value} is too large", object=name, hint=f"at most {rules['maximum']}")
+    if "address" in rules and (value or rules["address"] is True):
+        try:
+            parse_address(value, allow_port_zero=True)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{value!r}: {error.message}", object=name, hint=error.hint) from None
+    if "name" in rules and (value or rules["name"] is True):
+        _check_name(name, value)
+    if "path" in rules and (value or rules["path"] is True):
+        _check_dir(name, value)
+
+
+def _check_name(name: str, value: str) -> None:
+    if len(value) > NAME_CHARS_MAX or not _NAME.fullmatch(value):
+        raise InvalidArgumentError(
+            f"{value[:50]!r} is not a name",
+            object=name,
+            hint=f"letters, digits, '.', '_', '-', at most {NAME_CHARS_MAX} characters",
+        )
+
+
+def _check_dir(name: str, value: str) -> None:
+    # The agent removes files under these folders: a relative or dotted path could point anywhere.
+    if not value.startswith("/") or ".." in Path(value).parts or value == "/":
+        raise InvalidArgumentError(
+            f"{value!r} is not usable", object=name, hint="an absolute folder without '..'"
+        )
+
+
+# --- loading -----------------------------------------------------------------------------------------------
+def parse_size(text: str) -> int:
+    """Bytes of "4096", "512MiB", "1.5GB". Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError("not a size: write 4096, 512MiB or 8GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()]) if match[2] else int(match[1])
+
+
+def load(
+    cls: type[S],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> S:
+    """The checked settings. Flags that are None count as not given; `tls_ca` and the like set `tls`.
+
+    Raises invalid_argument for an unknown key, a wrong type, a value out of bounds or a file that cannot be read.
+    """
+    environment = os.environ if environment is None else environment
+    table = _read_file(file, cls.SECTION) if file else {}
+    values = _from_table(cls, table, cls.SECTION)
+    prefix = f"MEDES_{cls.SECTION.upper()}_"
+    tls_values = {}
+    for f in dataclasses.fields(cls):
+        for source, raw in (
+            (prefix + f.name.upper(), environment.get(prefix + f.name.upper())),
+            ("--" + f.name.replace("_", "-"), (flags or {}).get(f.name)),
+        ):
+            if raw is not None and f.name not in ("tls", "functions"):
+                values[f.name] = _convert(_hints(cls)[f.name], raw, source, f.name)
+    for f in dataclasses.fields(TlsFiles):
+        for raw in (environment.get(f"{prefix}TLS_{f.name.upper()}"), (flags or {}).get(f"tls_{f.name}")):
+            if raw is not None:
+                tls_values[f.name] = str(raw)
+    if tls_values:
+        values["tls"] = dataclasses.replace(values.get("tls", TlsFiles()), **tls_values)
+    settings = cls(**values)
+    settings.check()
+    return settings
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _read_file(file: Path, section: str) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(SETTINGS_FILE_BYTES_MAX + 1)
+        if len(data) > SETTINGS_FILE_BYTES_MAX:
+            raise InvalidArgumentError("too large for a settings file", object=str(file))
+        parsed = tomllib.loads(data.decode())
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read: {error.strerror}", object=str(file)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"not TOML: {error}", object=str(file)) from error
+    unknown = set(parsed) - {"agent", "controller"}
+    if unknown:
+        raise InvalidArgumentError(
+            f"unknown table [{sorted(unknown)[0]}]", object=str(file), hint="[agent] or [controller]"
+        )
+    table = parsed.get(section, {})
+    if not isinstance(table, dict):
+        raise InvalidArgumentError(f"{section} must be a table", object=str(file))
+    return table
+
+
+def _from_table(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = _hints(cls)
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        name = f"{where}.{key}"
+        if key not in fields:
+            raise InvalidArgumentError("unknown setting", object=name, hint=_closest(key, fields))
+        if key == "tls":
+            values[key] = TlsFiles(**_from_table(TlsFiles, _table(raw, name), name))
+        elif "table" in fields[key].metadata:
+            row = fields[key].metadata["table"]
+            values[key] = {
+                k: row(**_from_table(row, _table(v, f"{name}.{k}"), f"{name}.{k}"))
+                for k, v in _table(raw, name).items()
+            }
+        else:
+            values[key] = _convert(hints[key], raw, name, key)
+    return values
+
+
+def _table(raw: Any, name: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise InvalidArgumentError("must be a table", object=name)
+    return raw
+
+
+def _closest(key: str, fields: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, fields, n=1)
+    return f"did you mean {close[0]}?" if close else "see docs/operations.md"
+
+
+def _convert(hint: Any, raw: Any, name: str, field_name: str) -> Any:
+    """A TOML, environment or flag value as the field's type. Raises invalid_argument."""
+    if typing.get_origin(hint) is types.UnionType:
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    try:
+        if hint is bool:
+            return _to_bool(raw)
+        if isinstance(raw, bool):
+            raise ValueError("not a boolean setting")
+        if hint is int:
+            if isinstance(raw, float):
+                raise ValueError("must be a whole number")
+            if isinstance(raw, str):
+                return parse_size(raw) if field_name.endswith("_bytes") else int(raw, 0)
+            return int(raw)
+        if hint is float:
+            return float(raw)
+        if not isinstance(raw, str):
+            raise ValueError("must be text")
+        return raw
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"{raw!r}: {error}", object=name) from None
+
+
+def _to_bool(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str) and raw.lower() in ("1", "true", "yes", "on"):
+        return True
+    if isinstance(raw, str) and raw.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be true or false")

@@ -1,0 +1,30 @@
+"""Every bound of the Python side in one place (the native core's are in native/common/limits.h)."""
+
+GRPC_MESSAGE_BYTES_MAX = 256 << 20  # answering a lookup of LOOKUP_PAGES_MAX pages at k = 8 takes half of it
+LOOKUP_PAGES_MAX = 1 << 20
+SANDBOXES_PER_NODE_MAX = 100_000
+PIDS_PER_SANDBOX_MAX = 4096
+BASES_PER_NODE_MAX = 10_000
+NODES_MAX = 10_000
+NAME_CHARS_MAX = 200
+META_BYTES_MAX = 1 << 20
+WATCHERS_MAX = 256
+WATCH_QUEUE_EVENTS_MAX = 10_000
+RESTORES_QUEUED_MAX = 4096
+DEDUPS_QUEUED_MAX = 4096
+WORKING_SET_PAGES_MAX = 1 << 18
+RPC_TIMEOUT_S = 30.0
+EVENT_BYTES_MAX = 6 << 20  # a function's request or response, as AWS Lambda
+ADDRESS_RANGES_MAX = 8  # of a base; kMaxRanges in native/common/limits.h
+ADDRESS_CHARS_MAX = 300  # of a node's host:port
+TRANSPORTS_PER_NODE_MAX = 8
+BASE_RESERVATIONS_MAX = 100_000  # bases being made at once in the cluster
+REGISTRY_CALLS_QUEUED_MAX = 128  # under way and waiting; each may hold a message of tens of MB
+RPCS_CONCURRENT_MAX = 1024  # per server, streams included
+LATENCY_SAMPLES_MAX = 4096  # over which quantiles are shown
+ERROR_TEXT_CHARS_MAX = (
+    500  # gRPC refuses metadata above 8 KiB: texts of an error are cut before they are sent
+)
+LOG_FIELD_CHARS_MAX = 2000
+TLS_FILE_BYTES_MAX = 1 << 20
+SETTINGS_FILE_BYTES_MAX = 1 << 20

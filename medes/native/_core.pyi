@@ -1,0 +1,459 @@
+"""The contract of the extension. Every call marked (nogil) releases the GIL while it works.
+
+Failures raise the exceptions of medes.errors. `bytes` arrays are packed little-endian.
+"""
+
+from typing import Any
+
+# --- common -----------------------------------------------------------------------------------------------
+PAGE_BYTES: int
+MAX_SAMPLES: int
+DEFAULT_SAMPLES: int
+MAX_LOCATIONS: int
+
+def checksum64(data: bytes) -> int: ...
+def error_codes() -> list[str]: ...
+
+# --- memory -----------------------------------------------------------------------------------------------
+class MemoryImage:
+    """A captured image; see native/memory/image.h. Owns its pages; free it by dropping it."""
+
+    @staticmethod
+    def from_buffer(data: bytes, address: int = 0, value_only: bool = True) -> MemoryImage: ...
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def pids(self) -> list[int]: ...
+    @property
+    def ranges(self) -> list[tuple[int, int]]: ...
+    @property
+    def value_only(self) -> bool: ...
+    def page(self, index: int) -> bytes: ...
+    def pages(self, first: int, count: int) -> bytes: ...
+    def layout_bytes(self) -> bytes: ...
+
+def process_tree(roots: list[int]) -> list[int]:
+    """Roots and all their descendants, roots first. Raises process_gone."""
+
+def cgroup_pids(path: str) -> list[int]: ...
+def private_bytes(pids: list[int]) -> int:
+    """Private_Clean + Private_Dirty of the processes, from smaps_rollup."""
+
+def process_start_time(pid: int) -> int:
+    """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""
+
+def capture(pids: list[int]) -> MemoryImage:
+    """(nogil) Copies the private pages that can leave the processes, which keep running."""
+
+# --- fingerprint ------------------------------------------------------------------------------------------
+class Fingerprints:
+    page_count: int
+    samples_per_page: int
+    @property
+    def hashes(self) -> bytes: ...  # page_count * k u64, 0 = no sample
+    @property
+    def positions(self) -> bytes: ...  # page_count * k u8, units of 16 bytes
+
+def simd_levels() -> list[str]:
+    """Those this CPU runs, best last: "scalar", "avx2", "avx512"."""
+
+def fingerprint(image: MemoryImage, samples_per_page: int = 8, simd: str = "best") -> Fingerprints:
+    """(nogil)"""
+
+def murmur3_x64_128(data: bytes, seed: int = 0) -> tuple[int, int]: ...
+
+# --- registry ---------------------------------------------------------------------------------------------
+class Locations:
+    """Per hash up to two base locations; merges answers of several indexes."""
+
+    @staticmethod
+    def empty(page_count: int, samples_per_page: int) -> Locations: ...
+    def merge(self, packed: bytes, base_ids: list[int]) -> None:
+        """Adds locations packed as in controller.proto; base_ids: slot → base id."""
+
+    def pack(self) -> tuple[bytes, list[int]]: ...
+    def unmatched_pages(self, samples_min: int = 2) -> int:
+        """How many pages have fewer than samples_min located samples."""
+
+    def remaining(self, hashes: bytes, samples_min: int = 2) -> bytes:
+        """The image's hashes with those of well-matched pages blanked: what is left to ask the controller for."""
+
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def samples_per_page(self) -> int: ...
+
+class FingerprintIndex:
+    """In-memory chunk hash → base page index. Thread-safe."""
+
+    def insert(self, base_id: int, hashes: bytes, positions: bytes, samples_per_page: int) -> None: ...
+    def retire(self, base_id: int) -> bool: ...
+    def lookup(self, hashes: bytes, samples_per_page: int) -> Locations:
+        """(nogil)"""
+
+    def base_ids(self) -> list[int]: ...
+    def stats(self) -> dict[str, int]: ...  # bases, base_pages, hashes, bytes
+
+# --- patch ------------------------------------------------------------------------------------------------
+class WindowPlan:
+    """Which base windows each page may be encoded against."""
+
+    @property
+    def base_ids(self) -> list[int]: ...
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def covered_pages(self) -> int: ...
+    def uncovered_pages(self, samples_min: int = 4) -> list[int]:
+        """Pages that no window explains well: what a new base should add."""
+
+def plan_windows(image: MemoryImage, fingerprints: Fingerprints, locations: Locations) -> WindowPlan:
+    """(nogil)"""
+
+class EncodedImage:
+    """The dedup'd form of an image, verified: every page was decoded and compared equal."""
+
+    @staticmethod
+    def from_bytes(blob: bytes) -> EncodedImage:
+        """Opens a blob made by to_bytes(). Raises corrupt."""
+
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def group_pages(self) -> int: ...
+    @property
+    def slides(self) -> list[tuple[int, int]]:
+        """Per base: how many 256 KiB granules have a learnt slide, and how many distinct slides there are."""
+
+    def page_kinds(self) -> bytes:
+        """One byte a page: 0 zero, 1 identical, 2 patch, 3 compressed, 4 raw."""
+    @property
+    def stats(self) -> dict[str, int]: ...
+    # pages_zero, pages_identical, pages_patch, pages_compressed, pages_raw, patch_bytes, table_bytes, windows
+    @property
+    def base_ids(self) -> list[int]: ...
+    @property
+    def blob_bytes(self) -> int: ...
+    def to_bytes(self) -> bytes: ...
+    def decode(self, page: int, bases: BaseSet) -> bytes: ...
+    def check(self, bases: BaseSet) -> None:
+        """(nogil) Rebuilds every page and checks its checksum. Raises corrupt."""
+
+    def verify(self, image: MemoryImage, bases: BaseSet) -> None:
+        """(nogil) Raises corrupt when any page differs."""
+
+def encode(
+    image: MemoryImage,
+    plan: WindowPlan,
+    bases: BaseSet,
+    codec: str = "windowed",
+    group_pages: int | None = None,
+    cancel: CancelFlag | None = None,
+    simd: str = "best",
+) -> EncodedImage:
+    """(nogil) Fetches the windows' extents, encodes, decodes and compares every page (verify before evict).
+
+    Bases of the plan that are not in `bases` are not used. group_pages: 1 to 64 pages are compressed together
+    (default 16); 0 stores patches uncompressed. Raises cancelled, the error of a failed fetch, corrupt.
+    """
+
+class CancelFlag:
+    def cancel(self) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+# --- store ------------------------------------------------------------------------------------------------
+class Slab:
+    @staticmethod
+    def create(path: str, base_id: int, image: MemoryImage, pages: list[int] | None = None) -> Slab: ...
+    @staticmethod
+    def open(path: str) -> Slab: ...
+    @property
+    def base_id(self) -> int: ...
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def ranges(self) -> list[tuple[int, int]]: ...
+    @property
+    def value_only(self) -> bool: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+    def fingerprint(self, samples_per_page: int = 8) -> Fingerprints: ...
+    def verify(self) -> bool: ...
+    def unlink(self) -> None: ...
+
+class SandboxFile:
+    @staticmethod
+    def create(path: str, meta: bytes, image: MemoryImage, encoded: EncodedImage) -> SandboxFile: ...
+    @staticmethod
+    def open(path: str) -> SandboxFile: ...
+    @property
+    def meta(self) -> bytes: ...
+    @property
+    def base_ids(self) -> list[int]: ...
+    @property
+    def page_count(self) -> int: ...
+    @property
+    def pids(self) -> list[int]: ...
+    @property
+    def stats(self) -> dict[str, int]: ...
+    @property
+    def page_state_counts(self) -> dict[str, int]: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+    def verify(self, bases: BaseSet, image: MemoryImage | None = None) -> None:
+        """(nogil) Rebuilds every page and checks it: against its checksum, and against `image`. Raises corrupt."""
+
+    def unlink(self) -> None: ...
+
+# --- transport --------------------------------------------------------------------------------------------
+class PageServer:
+    """Serves slabs to peers over TCP (own C++ threads)."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int = 0,
+        *,
+        certificate: str = "",
+        private_key: str = "",
+        ca: str = "",
+    ) -> None: ...
+    @property
+    def address(self) -> str: ...
+    def add_slab(self, slab: Slab, domain: str) -> None: ...
+    def remove_slab(self, base_id: int) -> None: ...
+    def grant(self, token: bytes, domain: str, peer: str) -> None: ...
+    def revoke(self, token: bytes) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+class PageReader:
+    """Reads of one peer's base pages, whatever the transport. Thread-safe."""
+
+    @property
+    def transport(self) -> str: ...
+    def read(self, base_id: int, offset: int, length: int, timeout_s: float = 10.0) -> bytes:
+        """(nogil) One read, for tests and tools: page bytes of ops never pass through Python."""
+
+    def read_batch(
+        self, reads: list[tuple[int, int, int]], timeout_s: float = 10.0
+    ) -> list[tuple[str, bytes]]:
+        """(nogil) One batch of (base_id, offset, length) → per read its code ("ok", …) and bytes (tests, tools)."""
+
+    def readdress(self, address: str, token: bytes) -> None:
+        """After the peer was started anew: where it is and what it granted; used from the next connection on."""
+
+    def stats(self) -> dict[str, int]: ...
+    # batches, reads, bytes, failures, retries, reconnects, fallbacks
+    def close(self) -> None: ...
+
+def tcp_reader(
+    address: str,
+    token: bytes,
+    *,
+    streams: int = 1,
+    ca: str = "",
+    certificate: str = "",
+    private_key: str = "",
+    connect_now: bool = True,
+    check_digests: bool = True,
+    attempts: int = 4,
+) -> PageReader:
+    """(nogil) A reader over TCP, or mutual TLS where the three files are named. With connect_now raises
+    peer_unreachable or unauthenticated; without, the first read connects. Without check_digests damage on the way is only found when pages are rebuilt. Failed reads are tried `attempts` times."""
+
+def local_reader(slabs: list[Slab]) -> PageReader: ...
+def retry_reader(reader: PageReader, attempts: int = 4) -> PageReader: ...
+def fault_reader(
+    reader: PageReader,
+    *,
+    seed: int = 1,
+    drop: float = 0.0,
+    fail: float = 0.0,
+    corrupt: float = 0.0,
+    delay_max_us: int = 0,
+    reorder: bool = False,
+    die_after_reads: int = 0,
+) -> PageReader:
+    """For tests: see native/transport/fault_reader.h."""
+
+def time_reads(
+    reader: PageReader, slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1
+) -> dict[str, Any]:
+    """(nogil) For benchmarks, as the next two: latency_us (one a batch), wall_s, bytes. Verifies what it read."""
+
+def time_memcpy(slab: Slab, offsets: list[int], length: int, rounds: int) -> dict[str, Any]: ...
+def time_socket(slab: Slab, bytes: int, rounds: int, depth: int = 1) -> dict[str, Any]: ...
+
+# RDMA: raises unsupported where libibverbs or a device is missing.
+def rdma_devices() -> list[dict[str, object]]:
+    """(nogil) One entry a port: name, port, active, link_layer, gid_index, gid, max_rd_atomic, queue_pairs_max,
+    memory_regions_max."""
+
+class RdmaEndpoint:
+    """Values of RdmaEndpoint of peer.proto; path_mtu in bytes."""
+
+    def __init__(
+        self,
+        queue_pair_number: int,
+        packet_sequence_number: int,
+        gid: bytes,
+        lid: int,
+        path_mtu: int,
+        max_rd_atomic: int,
+        port: int,
+    ) -> None: ...
+    queue_pair_number: int
+    packet_sequence_number: int
+    @property
+    def gid(self) -> bytes: ...
+    lid: int
+    path_mtu: int
+    max_rd_atomic: int
+    port: int
+
+class RdmaRegion:
+    def __init__(self, base_id: int, address: int, length: int, remote_key: int) -> None: ...
+    base_id: int
+    address: int
+    length: int
+    remote_key: int
+
+class RdmaContext:
+    """One device and port, serving and reading. The first active one unless named."""
+
+    def __init__(
+        self,
+        device: str = "",
+        port: int = 0,
+        *,
+        buffer_bytes: int = 33554432,
+        client_connections_max: int = 256,
+        server_connections_max: int = 1024,
+    ) -> None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    def add_slab(self, slab: Slab, domain: str) -> None:
+        """(nogil) Registers the slab's pages for READs: locks them in memory."""
+
+    def remove_slab(self, base_id: int) -> bool: ...
+    def region(self, base_id: int, domain: str) -> RdmaRegion | None:
+        """To be handed to authenticated peers of that domain only."""
+
+    def accept(self, remote: RdmaEndpoint, domain: str, peer: str) -> tuple[int, RdmaEndpoint]:
+        """(nogil) A queue pair that may read `domain`; its id is for disconnect(). Raises busy at the bound."""
+
+    def disconnect(self, connection_id: int) -> bool: ...
+    def disconnect_peer(self, peer: str) -> int: ...
+    def reader(self) -> RdmaReader: ...
+    def take_wanted(self, timeout_s: float) -> list[int]:
+        """(nogil) Ids of readers that were used while they had no connection."""
+
+    def evict_idle(self, idle_s: float) -> int: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+class RdmaReader(PageReader):
+    @property
+    def id(self) -> int: ...
+    @property
+    def connected(self) -> bool: ...
+    def offer(self) -> RdmaEndpoint:
+        """(nogil) A new queue pair, to be sent to the peer; connect() completes it."""
+
+    def connect(self, remote: RdmaEndpoint) -> None: ...
+    def add_region(self, region: RdmaRegion) -> None: ...
+    def remove_region(self, base_id: int) -> None: ...
+
+def fallback_reader(first: RdmaReader, second: PageReader) -> PageReader:
+    """RDMA, then (counted in stats()["fallbacks"]) the second reader."""
+
+class BaseSet:
+    def __init__(self) -> None: ...
+    def add_local(self, slab: Slab) -> int: ...
+    def add_remote(
+        self,
+        base_id: int,
+        page_count: int,
+        ranges: list[tuple[int, int]],
+        value_only: bool,
+        reader: PageReader,
+    ) -> int: ...
+    @property
+    def base_ids(self) -> list[int]: ...
+    @property
+    def remote_pages_read(self) -> int: ...
+    @property
+    def remote_bytes_read(self) -> int: ...
+    def drop_remote(self) -> None: ...
+
+# --- live -------------------------------------------------------------------------------------------------
+def probe_live() -> dict[str, str]:
+    """Empty when the live driver can run here; else what is missing → how to get it."""
+
+class LiveSandbox:
+    @property
+    def state(self) -> str: ...  # "dormant", "restoring", "complete", "lost"
+    @property
+    def evict_result(self) -> dict[str, int]: ...
+    # evicted_pages, resident_pages, changed_pages, stopped_us, evict_us, threads, processes
+    @property
+    def notes(self) -> list[str]:
+        """What had to stay resident, and why."""
+
+    @property
+    def lost_reason(self) -> str: ...
+    def restore(
+        self,
+        lazy: bool = True,
+        working_set: bytes = b"",
+        background_bytes_per_s: int = 0,
+    ) -> None:
+        """Returns at once; the fault server's threads do the work. On a sandbox that already restores
+        (its own fault woke it) the working set comes on top."""
+
+    def wait_ready(self, timeout_s: float) -> bool: ...  # (nogil) raises lost, process_gone
+    def wait_complete(self, timeout_s: float) -> bool: ...  # (nogil) raises lost, process_gone
+    def stats(self) -> dict[str, int]: ...  # RestoreStats
+    def working_set(self) -> bytes:
+        """Faults of this restore in order, packed {u64 region_key, u64 page_offset}."""
+
+    def set_working_set(self, working_set: bytes) -> None:
+        """What to prefetch when the sandbox wakes by its own fault."""
+
+    def detach(self) -> None:
+        """Stops serving without touching the sandbox (agent shutdown): it waits until adopted again."""
+
+class FaultServer:
+    """Node-wide: owns the threads that serve faults, prefetch and background restore."""
+
+    def __init__(self, threads: int = 2) -> None: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable when take_events() has something."""
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """(sandbox file path, event): "demand_woken", "ready", "complete", "lost", "process_gone"."""
+
+    def evict(
+        self,
+        image: MemoryImage,
+        file: SandboxFile,
+        bases: BaseSet,
+        hold_frozen: bool = False,
+        cancel: CancelFlag | None = None,
+    ) -> LiveSandbox:
+        """(nogil) Stops the sandbox, leaves out what changed since the capture, registers, evicts, lets it go."""
+
+    def adopt(self, file: SandboxFile, bases: BaseSet) -> LiveSandbox:
+        """(nogil) Takes the sandbox's userfaultfds back (pidfd_getfd) after an agent restart."""
+
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...

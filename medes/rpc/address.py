@@ -1,0 +1,87 @@
+"""Addresses: `unix:/path` and `host:port` (IPv6 in brackets)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from medes.errors import AlreadyExistsError, InvalidArgumentError, IoError
+
+# sockaddr_un holds 108 bytes with the terminating zero.
+UNIX_PATH_BYTES_MAX = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed address: either `path` is set (unix socket) or `host` and `port`."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    @property
+    def is_unix(self) -> bool:
+        return bool(self.path)
+
+    @property
+    def target(self) -> str:
+        """The form gRPC takes."""
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.target
+
+
+def parse_address(text: str, *, allow_port_zero: bool = False) -> Address:
+    """Parses `unix:/path` or `host:port`. Raises invalid_argument that says what is wrong.
+
+    Port 0 (any free port) is only accepted where something listens: allow_port_zero.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        path = "/" + path.lstrip("/") if path.startswith("//") else path
+        if not path.startswith("/"):
+            raise InvalidArgumentError("a unix socket address needs an absolute path", object=text)
+        if len(path.encode()) > UNIX_PATH_BYTES_MAX:
+            raise InvalidArgumentError(
+                f"a unix socket path has at most {UNIX_PATH_BYTES_MAX} bytes", object=text
+            )
+        return Address(path=path)
+    host, colon, port_text = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidArgumentError("write IPv6 addresses in brackets", object=text, hint="[::1]:7070")
+    if not colon or not host or not (port_text.isascii() and port_text.isdigit()):
+        raise InvalidArgumentError("not an address", object=text or "(empty)", hint="host:port or unix:/path")
+    port = int(port_text)
+    if port > 65535 or (port == 0 and not allow_port_zero):
+        raise InvalidArgumentError("port out of range", object=text)
+    return Address(host=host, port=port)
+
+
+def clear_stale_socket(path: Path) -> None:
+    """Removes a unix socket nobody listens on any more (a killed daemon leaves one), else leaves it alone.
+
+    Raises already_exists when something answers there, invalid_argument when the path is not a socket.
+    """
+    try:
+        is_socket = path.is_socket()
+    except OSError as error:
+        raise IoError(str(error), object=str(path)) from error
+    if not is_socket:
+        if path.exists():
+            raise InvalidArgumentError("exists and is not a socket", object=str(path))
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        result = probe.connect_ex(str(path))
+    if result == errno.ECONNREFUSED:
+        path.unlink(missing_ok=True)
+    elif result != errno.ENOENT:
+        raise AlreadyExistsError("another process listens on this socket", object=str(path))

@@ -1,0 +1,108 @@
+"""Errors on the wire: catalogue error ↔ gRPC status + trailing metadata `medes-error-bin`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from medes.errors import (
+    BY_CODE,
+    BusyError,
+    CancelledError,
+    CorruptError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    LimitExceededError,
+    MedesError,
+    NotFoundError,
+    PeerUnreachableError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnsupportedError,
+    WrongStateError,
+    from_code,
+)
+from medes.limits import ERROR_TEXT_CHARS_MAX
+from medes.rpc.gen import common_pb2
+
+ERROR_METADATA_KEY = "medes-error-bin"
+
+# What a bare status means when the peer (or gRPC itself) sent no detail. UNAVAILABLE and CANCELLED: see below.
+_BY_STATUS: dict[grpc.StatusCode, type[MedesError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongStateError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    grpc.StatusCode.OUT_OF_RANGE: LimitExceededError,
+    grpc.StatusCode.DATA_LOSS: CorruptError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.ABORTED: CancelledError,
+}
+
+
+def status_of(error: MedesError) -> grpc.StatusCode:
+    """The gRPC status an error is sent with."""
+    return grpc.StatusCode[error.grpc_status]
+
+
+def error_metadata(error: MedesError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata that carries the error whole (texts cut to ERROR_TEXT_CHARS_MAX)."""
+    detail = common_pb2.ErrorDetail(
+        code=error.code,
+        message=error.message[:ERROR_TEXT_CHARS_MAX],
+        object=error.object[:ERROR_TEXT_CHARS_MAX],
+        hint=error.hint[:ERROR_TEXT_CHARS_MAX],
+    )
+    return ((ERROR_METADATA_KEY, detail.SerializeToString()),)
+
+
+def error_from_status(
+    status: grpc.StatusCode,
+    details: str,
+    trailing_metadata: Iterable[Any] | None,
+    *,
+    unreachable: type[MedesError] = PeerUnreachableError,
+    peer: str = "",
+) -> MedesError:
+    """The catalogue error behind a failed call; never raises.
+
+    `unreachable` is what UNAVAILABLE without a detail means on this channel, `peer` the object it names.
+    """
+    for key, value in trailing_metadata or ():
+        if key != ERROR_METADATA_KEY:
+            continue
+        try:
+            detail = common_pb2.ErrorDetail.FromString(bytes(value))
+        except DecodeError:
+            break  # a broken detail says less than the status does
+        if detail.code in BY_CODE:
+            return from_code(detail.code, detail.message, detail.object, detail.hint)
+        break
+    text = details or status.name
+    # A caller's own cancellation never comes here: this one is a server that ended while it held the call.
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return unreachable(text, object=peer, hint="is it running there?")
+    # gRPC itself refuses a message over the size limit with RESOURCE_EXHAUSTED: permanent, unlike busy.
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        return LimitExceededError(text, object=peer)
+    return _BY_STATUS.get(status, InternalError)(text, object=peer)
+
+
+def error_from_rpc(
+    error: grpc.RpcError, *, unreachable: type[MedesError] = PeerUnreachableError, peer: str = ""
+) -> MedesError:
+    """The same for an exception of the sync or asyncio API."""
+    call: Any = error  # the sync API raises objects that are RpcError and Call at once
+    try:
+        return error_from_status(
+            call.code(), call.details() or "", call.trailing_metadata(), unreachable=unreachable, peer=peer
+        )
+    except AttributeError:
+        return InternalError(str(error), object=peer)

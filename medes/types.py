@@ -1,0 +1,241 @@
+"""Typed values that travel between the parts of Medes: what the protobuf messages hold, without protobuf.
+
+Field names equal those of proto/medes/v1, which is what `medes.rpc.convert` relies on (a test compares them).
+Sizes are in bytes, durations in the unit that ends the name.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class SandboxState(enum.IntEnum):
+    """The state of a sandbox; numbers are those of the wire."""
+
+    UNSPECIFIED = 0
+    RUNNING = 1
+    WARM = 2
+    DEDUPING = 3
+    DEDUP = 4
+    RESTORING = 5
+    LOST = 6
+    PURGED = 7
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as shown to users."""
+        return self.name.lower()
+
+
+class Activity(enum.IntEnum):
+    """What a runtime reports about requests in a sandbox."""
+
+    UNSPECIFIED = 0
+    BEGUN = 1
+    ENDED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """Half-open range of virtual addresses."""
+
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDescriptor:
+    """A base: pages kept whole on one node, immutable once published."""
+
+    base_id: int
+    node_id: str
+    domain: str
+    function: str = ""
+    page_count: int = 0
+    ranges: tuple[AddressRange, ...] = ()
+    value_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEndpoints:
+    """Where a node's peer service and page server listen ("host:port")."""
+
+    node_id: str
+    grpc_address: str = ""
+    page_address: str = ""
+    transports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUsage:
+    """Memory and sandbox counts of one node."""
+
+    memory_bytes: int = 0
+    warm_bytes: int = 0
+    kept_bytes: int = 0
+    base_bytes: int = 0
+    sandboxes_running: int = 0
+    sandboxes_warm: int = 0
+    sandboxes_dedup: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """What the controller knows of a node."""
+
+    endpoints: NodeEndpoints
+    usage: NodeUsage = NodeUsage()
+    alive: bool = False
+    last_heartbeat_age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """One entry of the controller's sandbox directory."""
+
+    sandbox_id: str
+    node_id: str
+    function: str
+    domain: str = ""
+    state: SandboxState = SandboxState.UNSPECIFIED
+    warm_bytes: int = 0
+    kept_bytes: int = 0
+    is_base: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters of the controller; lookup times are of the registry alone, over the recent calls."""
+
+    bases: int = 0
+    base_pages: int = 0
+    registry_hashes: int = 0
+    registry_bytes: int = 0
+    lookups: int = 0
+    lookup_pages: int = 0
+    lookup_us_p50: float = 0.0
+    lookup_us_p99: float = 0.0
+    nodes_alive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleSettings:
+    """Per-sandbox periods; zero means the agent's setting. `disabled`: never dedup or purge by timer."""
+
+    idle_period_ms: int = 0
+    keep_alive_period_ms: int = 0
+    keep_dedup_period_ms: int = 0
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DedupReport:
+    """What one dedup op did. saved = warm - patch - table - resident; base memory is counted apart."""
+
+    warm_bytes: int = 0
+    patch_bytes: int = 0
+    table_bytes: int = 0
+    resident_bytes: int = 0
+    saved_bytes: int = 0
+    base_bytes_added: int = 0
+    pages_by_kind: tuple[int, ...] = ()
+    stopped_us: int = 0
+    total_us: int = 0
+    stage_us: dict[str, int] = field(default_factory=dict)
+    remote_pages_read: int = 0
+    changed_pages: int = 0
+    pages_by_transport: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What one restore op did; complete_us is 0 while pages are still coming in."""
+
+    pages_total: int = 0
+    pages_prefetched: int = 0
+    faults_demand: int = 0
+    ready_us: int = 0
+    complete_us: int = 0
+    remote_bytes: int = 0
+    pages_by_transport: dict[str, int] = field(default_factory=dict)
+    was_dedup: bool = False
+    demand_woken: bool = False
+    queue_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A sandbox as its agent reports it."""
+
+    sandbox_id: str
+    function: str = ""
+    tenant: str = ""
+    domain: str = ""
+    state: SandboxState = SandboxState.UNSPECIFIED
+    pids: tuple[int, ...] = ()
+    driver: str = ""
+    warm_bytes: int = 0
+    kept_bytes: int = 0
+    is_base: bool = False
+    state_age_ms: int = 0
+    dedup_count: int = 0
+    restore_count: int = 0
+    transport_by_peer: dict[str, str] = field(default_factory=dict)
+    last_dedup: DedupReport | None = None
+    last_restore: RestoreReport | None = None
+    lost_reason: str = ""
+    node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DedupResult:
+    """The answer to Dedup."""
+
+    sandbox: Sandbox
+    report: DedupReport = DedupReport()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """The answer to Restore."""
+
+    sandbox: Sandbox
+    report: RestoreReport = RestoreReport()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEvent:
+    """One state change, from Watch. `previous` is the state before; `sequence` grows by one per event."""
+
+    sandbox: Sandbox
+    previous: SandboxState
+    reason: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseStatus:
+    """A base on this node, its memory and how many holders pin it."""
+
+    base: BaseDescriptor
+    bytes: int = 0
+    pins: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """An agent's own view of its node."""
+
+    node_id: str
+    warm_bytes: int = 0
+    kept_bytes: int = 0
+    base_bytes: int = 0
+    memory_limit_bytes: int = 0
+    pressure: str = ""
+    bases: tuple[BaseStatus, ...] = ()
+    pages_read_by_transport: dict[str, int] = field(default_factory=dict)
+    controller_connected: bool = False
+    live_driver: str = ""
+    base_pages_read_remote: int = 0
