@@ -1,0 +1,75 @@
+"""Where base pages for an image may lie: the node's own index first, the controller for what is left."""
+
+from __future__ import annotations
+
+import logging
+
+from medes import native
+from medes.agent.controller_client import Lookup
+from medes.agent.core import Agent
+from medes.errors import MedesError
+from medes.types import BaseDescriptor, NodeEndpoints
+
+log = logging.getLogger(__name__)
+
+# The controller is asked when more than this share of the pages is not explained by the node's own bases: a remote
+# window saves a few hundred bytes now and costs a network read at every restore.
+UNMATCHED_RATIO_MIN = 0.10
+
+
+class Candidates:
+    """Locations of one image's fingerprints, and the bases they are in."""
+
+    def __init__(self, agent: Agent, domain: str, prints: native.Fingerprints) -> None:
+        self._agent = agent
+        self._domain = domain
+        self._prints = prints
+        self._remote: Lookup | None = None
+        self.note = ""
+
+    async def gather(self) -> None:
+        """Asks the controller if the local index leaves much open. Never raises: a lookup is only a hint."""
+        local = await self._local()
+        pages = self._prints.page_count
+        unmatched = await self._agent.in_ops(local.unmatched_pages)
+        if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
+            return
+        try:
+            self._remote = await self._agent.controller.lookup(
+                self._domain, self._prints.hashes, self._prints.samples_per_page
+            )
+        except MedesError as error:
+            self.note = f"registry not asked, own bases only: {error}"
+
+    async def _local(self) -> native.Locations:
+        index = self._agent.bases.index(self._domain)
+        return await self._agent.in_ops(index.lookup, self._prints.hashes, self._prints.samples_per_page)
+
+    async def locations(self, *, remote: bool) -> native.Locations:
+        """Fresh each time (a base may just have been published). Without remote: this node's bases only."""
+        found = await self._local()
+        if remote and self._remote is not None:
+            base_ids = [b.base_id for b in self._remote.bases]
+            try:
+                await self._agent.in_ops(found.merge, self._remote.locations, base_ids)
+            except MedesError as error:
+                self.note = f"the registry's answer is unusable, own bases only: {error}"
+                self._remote = None
+                return await self._local()
+        return found
+
+    @property
+    def descriptors(self) -> dict[int, BaseDescriptor]:
+        """Remote bases of this domain by id; what another domain holds must not be used, whoever answered it."""
+        if self._remote is None:
+            return {}
+        own = self._agent.node_id
+        return {b.base_id: b for b in self._remote.bases if b.node_id != own and b.domain == self._domain}
+
+    @property
+    def endpoints(self) -> dict[str, NodeEndpoints]:
+        return {h.node_id: h for h in self._remote.holders} if self._remote else {}
+
+    @property
+    def known_bases(self) -> int:
+        return len(self._agent.bases.index(self._domain).base_ids()) + len(self.descriptors)

@@ -1,0 +1,185 @@
+"""The agent's link to the controller: join, heartbeat, announce again after either side restarted.
+
+Everything the controller holds of this node is announced from here, so the link only needs to know *that* something
+changed: bases carry `announced`, sandboxes are collected in a dirty set and sent together. Without a controller (none
+configured, or it is away) the agent works on with what it knows itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from medes import native
+from medes.agent.clock import Clock
+from medes.agent.controller_client import ControllerClient, Joined, Lookup
+from medes.errors import ControllerUnreachableError, MedesError
+from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord
+
+log = logging.getLogger(__name__)
+
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 5.0
+CALL_TIMEOUT_S = 5.0
+ANNOUNCE_INTERVAL_S = 0.1
+ANNOUNCED_AT_ONCE_MAX = 5000
+
+
+class Announcer(Protocol):
+    """What the link asks the agent for."""
+
+    def usage(self) -> NodeUsage: ...
+    def record(self, sandbox_id: str) -> SandboxRecord | None: ...
+    def all_records(self) -> list[SandboxRecord]: ...
+    async def unannounced_bases(
+        self, *, all_bases: bool
+    ) -> list[tuple[BaseDescriptor, native.Fingerprints]]: ...
+    def base_announced(self, base_id: int) -> None: ...
+    async def joined(self, joined: Joined) -> None: ...
+
+
+class ControllerLink:
+    """Calls raise controller_unreachable while the link is down, without waiting for a timeout."""
+
+    def __init__(
+        self,
+        client: ControllerClient | None,
+        announcer: Announcer,
+        clock: Clock,
+        incarnation: str,
+        memory_bytes: int,
+        endpoints: Callable[[], NodeEndpoints],
+    ) -> None:
+        self._client = client
+        self._announcer = announcer
+        self._clock = clock
+        self._incarnation = incarnation
+        self._memory_bytes = memory_bytes
+        self._endpoints = endpoints
+        self._dirty: set[str] = set()
+        self._dirty_event = asyncio.Event()
+        self._controller_incarnation = ""
+        self.connected = False
+        self.joined_once = asyncio.Event()
+
+    # --- calls ---------------------------------------------------------------------------------------------
+    def _ready(self) -> ControllerClient:
+        if self._client is None:
+            raise ControllerUnreachableError("this agent has no controller", object=self._endpoints().node_id)
+        if not self.connected:
+            raise ControllerUnreachableError("the controller does not answer", object=self._client.address)
+        return self._client
+
+    async def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Lookup:
+        client = self._ready()
+        return await client.lookup(self._endpoints().node_id, domain, hashes, samples_per_page)
+
+    async def advise(self, function: str, domain: str, sandbox_id: str) -> tuple[bool, str]:
+        client = self._ready()
+        return await client.advise(self._endpoints().node_id, function, domain, sandbox_id)
+
+    async def publish(self, descriptor: BaseDescriptor, fingerprints: native.Fingerprints) -> None:
+        await self._ready().publish(descriptor, fingerprints)
+        self._announcer.base_announced(descriptor.base_id)
+
+    async def retire(self, base_id: int) -> None:
+        await self._ready().retire(self._endpoints().node_id, base_id)
+
+    async def resolve(self, node_id: str) -> NodeEndpoints | None:
+        """Where a node is; None when the controller does not know or cannot be asked."""
+        try:
+            return (await self._ready().nodes()).get(node_id)
+        except MedesError:
+            return None
+
+    def changed(self, sandbox_id: str) -> None:
+        """Has the sandbox announced within ANNOUNCE_INTERVAL_S."""
+        self._dirty.add(sandbox_id)
+        self._dirty_event.set()
+
+    # --- loops ---------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Joins and stays joined until cancelled."""
+        if self._client is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_joined(self._client))
+            group.create_task(self._announce_changes(self._client))
+
+    async def _keep_joined(self, client: ControllerClient) -> None:
+        retry_s = RETRY_S_MIN
+        while True:
+            try:
+                joined = await client.join(
+                    self._endpoints(), self._memory_bytes, self._incarnation, CALL_TIMEOUT_S
+                )
+                await self._announcer.joined(joined)
+                await self._announce_everything(client, joined)
+                retry_s = RETRY_S_MIN
+                await self._beat(client, joined)
+            except MedesError as error:
+                if self.connected or retry_s == RETRY_S_MIN:
+                    log.warning("controller: %s", error)
+            self.connected = False
+            await self._clock.sleep(retry_s)
+            retry_s = min(RETRY_S_MAX, retry_s * 2)
+
+    async def _announce_everything(self, client: ControllerClient, joined: Joined) -> None:
+        self._controller_incarnation = joined.controller_incarnation
+        node_id = self._endpoints().node_id
+        for descriptor, fingerprints in await self._announcer.unannounced_bases(all_bases=True):
+            await client.publish(descriptor, fingerprints)
+            self._announcer.base_announced(descriptor.base_id)
+        self._dirty.clear()
+        await client.announce(node_id, self._announcer.all_records(), full=True)
+        self.connected = True
+        self.joined_once.set()
+        log.info("joined controller %s", client.address)
+
+    async def _beat(self, client: ControllerClient, joined: Joined) -> None:
+        """Returns when it is time to join again; raises when the controller is gone."""
+        while True:
+            await self._clock.sleep(joined.heartbeat_interval_ms / 1000)
+            incarnation, join_again = await client.heartbeat(
+                self._endpoints().node_id, self._incarnation, self._announcer.usage(), CALL_TIMEOUT_S
+            )
+            if join_again or incarnation != self._controller_incarnation:
+                log.info("the controller restarted: announcing everything again")
+                return
+            for descriptor, fingerprints in await self._announcer.unannounced_bases(all_bases=False):
+                await client.publish(descriptor, fingerprints)
+                self._announcer.base_announced(descriptor.base_id)
+
+    async def _announce_changes(self, client: ControllerClient) -> None:
+        while True:
+            await self._dirty_event.wait()
+            await self._clock.sleep(ANNOUNCE_INTERVAL_S)
+            self._dirty_event.clear()
+            if not self.connected:
+                continue  # joining announces everything
+            taken = [self._dirty.pop() for _ in range(min(len(self._dirty), ANNOUNCED_AT_ONCE_MAX))]
+            if self._dirty:
+                self._dirty_event.set()
+            records = [r for r in map(self._announcer.record, taken) if r is not None]
+            try:
+                await client.announce(self._endpoints().node_id, records, full=False)
+            except MedesError as error:
+                log.info("announcing sandboxes: %s", error)
+                self._dirty.update(taken)
+
+    async def leave(self) -> None:
+        """Tells the controller that this node goes; never raises."""
+        if self._client is None:
+            return
+        if self.connected:
+            try:
+                await self._client.leave(self._endpoints().node_id, CALL_TIMEOUT_S)
+            except MedesError as error:
+                log.info("leaving: %s", error)
+        self.connected = False
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()

@@ -1,0 +1,305 @@
+"""The agent of a node: its sandboxes, base store, pins, peers and journal, and what all ops share.
+
+Everything here belongs to one event loop. Native calls release the GIL and run in executors: `in_ops` for dedup ops
+(few threads), `in_restores` for what a restore waits for, so that a long dedup op never delays a wake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medes import native
+from medes.agent import journal_state
+from medes.agent.admission import Admission
+from medes.agent.bases import BaseStore, LocalBase
+from medes.agent.clock import Clock
+from medes.agent.controller_client import ControllerClient, Joined
+from medes.agent.controller_link import ControllerLink
+from medes.agent.drivers import Driver
+from medes.agent.journal_writer import JournalWriter
+from medes.agent.observer import Observer
+from medes.agent.peer_client import PeerClient
+from medes.agent.peers import PeerTable, ReaderFactory
+from medes.agent.pins import PinTable
+from medes.agent.pressure import Pressure
+from medes.agent.sandbox import SandboxEntry
+from medes.agent.watch import WatchHub
+from medes.agent.working_sets import WorkingSetStore
+from medes.config import AgentSettings
+from medes.errors import MedesError, NotFoundError
+from medes.transport.rdma import RdmaNode
+from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxEvent, SandboxRecord
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+WATCH_THREADS = 32
+
+
+class Agent:
+    """Shared state; the ops are functions of it (dedup_op, restore_op, recovery, handlers)."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        journal: JournalWriter,
+        drivers: dict[str, Driver],
+        missing: dict[str, str],
+        *,
+        controller: ControllerClient | None = None,
+        make_reader: ReaderFactory,
+        rdma: RdmaNode | None = None,
+        clock: Clock | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """`missing`: what the live driver lacks here → how to get it."""
+        self.settings = settings
+        self.node_id = settings.node
+        self.clock = clock or Clock()
+        self.observer = observer or Observer()
+        self.journal = journal
+        self.drivers = drivers
+        self.missing = missing
+        self.entries: dict[str, SandboxEntry] = {}
+        self.pins = PinTable()
+        # (domain, function) → the sandbox of this node that was last advised to become a base
+        self.base_advised: dict[tuple[str, str], str] = {}
+        # holder → (domain, node → base ids) of dedup ops under way
+        self.pins_of_ops: dict[str, tuple[str, dict[str, list[int]]]] = {}
+        self.watch = WatchHub()
+        self.pressure = Pressure(False, "unknown")
+        # Told that another node pins bases of a domain here: it may read their pages from now on.
+        self.on_pinned: Callable[[str, str], object] = lambda node_id, domain: None
+        self.endpoints = NodeEndpoints(self.node_id)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+        self.remote_pages_read = 0
+        self.remote_pages_by_transport: dict[str, int] = {}
+        self.working_sets = WorkingSetStore(Path(settings.state_dir) / "working-sets")
+        self.admission = Admission(settings.restores_concurrent_max)
+        self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
+        self.dedups_queued = 0
+        self._ops = ThreadPoolExecutor(settings.dedups_concurrent_max + 1, "medes-op")
+        self._restores = ThreadPoolExecutor(settings.restores_concurrent_max + 4, "medes-restore")
+        self._watches = ThreadPoolExecutor(settings.restores_concurrent_max + WATCH_THREADS, "medes-watch")
+        k = int(journal.state.node.get("samples_per_page", settings.samples_per_page))
+        self.bases = BaseStore(self.node_id, settings.shm_path, settings.base_store_limit_bytes, k, self.pins)
+        self.peers = PeerTable(
+            self.node_id,
+            lambda address: PeerClient(self.node_id, address, settings.tls),
+            make_reader,
+            self._resolve,
+            self._restores,
+            rdma,
+            settings.transport == "rdma",
+        )
+        self.peers.on_endpoints = self._remember_peer
+        self.incarnation = secrets.token_hex(8)
+        self.controller = ControllerLink(
+            controller,
+            self,
+            self.clock,
+            self.incarnation,
+            settings.memory_limit_bytes or _machine_bytes(),
+            lambda: self.endpoints,
+        )
+
+    async def _resolve(self, node_id: str) -> NodeEndpoints | None:
+        return await self.controller.resolve(node_id)
+
+    def _remember_peer(self, endpoints: NodeEndpoints) -> None:
+        if self.journal.state.peers.get(endpoints.node_id) != (record := endpoints_to_json(endpoints)):
+            self.journal.post({"t": "peer", "endpoints": record})
+
+    # --- running things ------------------------------------------------------------------------------------
+    async def in_ops(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._ops, function, *arguments)
+
+    async def in_restores(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._restores, function, *arguments)
+
+    async def in_watches(self, function: Callable[..., T], *arguments: Any) -> T:
+        """For waits that may be many and long: demand wakes are not held back by admission."""
+        return await asyncio.get_running_loop().run_in_executor(self._watches, function, *arguments)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """A task that outlives its caller; its failure is logged unless somebody awaits it."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, MedesError):
+                log.info("%s: %s", task.get_name(), error)
+            else:
+                log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits for spawned tasks, then cancels the rest."""
+        tasks = {t for t in self._tasks if t is not asyncio.current_task()}
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending, timeout=timeout_s)
+
+    def close_executors(self) -> None:
+        self._ops.shutdown(wait=True, cancel_futures=True)
+        self._restores.shutdown(wait=True, cancel_futures=True)
+        self._watches.shutdown(wait=True, cancel_futures=True)
+
+    # --- sandboxes -----------------------------------------------------------------------------------------
+    def entry(self, sandbox_id: str) -> SandboxEntry:
+        """Raises not_found."""
+        found = self.entries.get(sandbox_id)
+        if found is None:
+            raise NotFoundError("no such sandbox on this node", object=sandbox_id or "(empty id)")
+        return found
+
+    def by_path(self, path: str) -> SandboxEntry | None:
+        """The sandbox whose encoded form is this file."""
+        for entry in self.entries.values():
+            if entry.evicted is not None and entry.evicted.file.path == path:
+                return entry
+        return None
+
+    def sandbox_path(self, sandbox_id: str) -> Path:
+        return self.settings.shm_path / f"sandbox-{sandbox_id}.medes"
+
+    def driver_of(self, entry: SandboxEntry) -> Driver:
+        return self.drivers[entry.spec.driver]
+
+    def move(self, entry: SandboxEntry, after: S, reason: str) -> None:
+        """Changes a sandbox's state and tells everybody who wants to know."""
+        now_s = self.clock.now_s()
+        before = entry.move(after, now_s)
+        log.info("%s: %s → %s: %s", entry.id, before.label, after.label, reason)
+        self.tell(entry, before, reason)
+
+    def tell(self, entry: SandboxEntry, before: S, reason: str) -> None:
+        sequence = self.watch.next_sequence()
+        self.watch.publish(SandboxEvent(entry.view(self.clock.now_s()), before, reason, sequence))
+        self.controller.changed(entry.id)
+
+    def lose(self, entry: SandboxEntry, reason: str) -> None:
+        """The right bytes cannot be produced: the sandbox never runs on."""
+        if entry.state in (S.LOST, S.PURGED):
+            return
+        entry.lost_reason = reason
+        self.observer.lost()
+        self.journal.post({"t": journal_state.LOST, "id": entry.id, "reason": reason})
+        self.move(entry, S.LOST, reason)
+
+    # --- memory --------------------------------------------------------------------------------------------
+    @property
+    def patch_store_bytes(self) -> int:
+        return sum(e.evicted.file.file_bytes for e in self.entries.values() if e.evicted is not None)
+
+    def count_remote(self, transport: str, pages: int) -> None:
+        """Adds base pages that were read from peers."""
+        self.remote_pages_read += pages
+        by_transport = self.remote_pages_by_transport
+        by_transport[transport] = by_transport.get(transport, 0) + pages
+        self.observer.remote_pages(transport, pages)
+
+    def used_bytes(self) -> int:
+        """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
+        usage = self.usage()
+        return usage.warm_bytes + usage.kept_bytes + usage.base_bytes
+
+    def usage(self) -> NodeUsage:
+        states = [e.state for e in list(self.entries.values())]
+        held = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)
+        return NodeUsage(
+            memory_bytes=self.settings.memory_limit_bytes or _machine_bytes(),
+            warm_bytes=sum(e.warm_bytes for e in list(self.entries.values()) if e.state in held),
+            kept_bytes=sum(e.kept_bytes for e in list(self.entries.values()) if e.state is S.DEDUP),
+            base_bytes=self.bases.used_bytes,
+            sandboxes_running=states.count(S.RUNNING),
+            sandboxes_warm=states.count(S.WARM),
+            sandboxes_dedup=states.count(S.DEDUP),
+        )
+
+    # --- what the controller link asks for -----------------------------------------------------------------
+    def record(self, sandbox_id: str) -> SandboxRecord | None:
+        entry = self.entries.get(sandbox_id)
+        if entry is None:
+            return SandboxRecord(sandbox_id, self.node_id, "", state=S.PURGED)
+        return self._record(entry)
+
+    def _record(self, entry: SandboxEntry) -> SandboxRecord:
+        return SandboxRecord(
+            entry.id,
+            self.node_id,
+            entry.spec.function,
+            entry.spec.domain,
+            entry.state,
+            entry.warm_bytes,
+            entry.kept_bytes if entry.state is S.DEDUP else 0,
+            entry.is_base,
+        )
+
+    def all_records(self) -> list[SandboxRecord]:
+        return [self._record(e) for e in self.entries.values()]
+
+    async def unannounced_bases(self, *, all_bases: bool) -> list[tuple[BaseDescriptor, native.Fingerprints]]:
+        wanted = [b for b in self.bases.bases.values() if not b.retired and (all_bases or not b.announced)]
+        return [(b.descriptor, await self.in_ops(self._fingerprint, b)) for b in wanted]
+
+    def _fingerprint(self, base: LocalBase) -> native.Fingerprints:
+        return base.slab.fingerprint(self.bases.samples_per_page)
+
+    def base_announced(self, base_id: int) -> None:
+        if base_id in self.bases.bases:
+            self.bases.bases[base_id].announced = True
+
+    async def joined(self, joined: Joined) -> None:
+        """Takes over the cluster's number of samples; bases known under another one are fingerprinted again."""
+        k = joined.samples_per_page
+        if not 1 <= k <= native.MAX_SAMPLES:
+            raise NotFoundError(f"the controller wants {k} samples a page", object=self.node_id)
+        if k != self.bases.samples_per_page:
+            log.info("samples per page: %d → %d", self.bases.samples_per_page, k)
+            self.bases.samples_per_page = k
+            found = await self.unannounced_bases(all_bases=True)
+            self.bases.rebuild(found)
+        if self.journal.state.node.get("samples_per_page") != k:
+            await self.journal.write({"t": "node", "samples_per_page": k})
+
+
+def _machine_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemTotal":
+            return int(rest.split()[0]) * 1024
+    return 0
+
+
+def endpoints_to_json(endpoints: NodeEndpoints) -> dict[str, Any]:
+    return {
+        "node_id": endpoints.node_id,
+        "grpc_address": endpoints.grpc_address,
+        "page_address": endpoints.page_address,
+        "transports": list(endpoints.transports),
+    }
+
+
+def endpoints_from_json(data: dict[str, Any]) -> NodeEndpoints:
+    return NodeEndpoints(
+        str(data["node_id"]),
+        str(data.get("grpc_address", "")),
+        str(data.get("page_address", "")),
+        tuple(data.get("transports", ())),
+    )

@@ -1,0 +1,277 @@
+"""The agent process: builds the parts, recovers, serves, and ends in order.
+
+SIGTERM and SIGINT leave dedup'd sandboxes dedup'd (their faults wait for the next agent); with `purge_on_exit` every
+sandbox is restored or ended and every file of this agent removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from medes import native
+from medes.agent import handlers, recovery
+from medes.agent.controller_client import ControllerClient
+from medes.agent.core import Agent
+from medes.agent.driver_table import make_drivers
+from medes.agent.journal import Journal
+from medes.agent.journal_writer import JournalWriter
+from medes.agent.metrics import AgentObserver
+from medes.agent.peer_client import PageAccess
+from medes.agent.peer_handlers import PageAccessTable
+from medes.agent.peers import ReaderFactory
+from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, PeerServicer
+from medes.agent.timers import DriverEvents, Timers
+from medes.config import AgentSettings
+from medes.errors import IoError, MedesError
+from medes.obs.metrics import MetricsServer, RpcMetrics
+from medes.obs.systemd import notify
+from medes.rpc.address import parse_address
+from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
+from medes.rpc.server import RpcServer
+from medes.transport.rdma import RdmaNode, open_rdma
+from medes.types import NodeEndpoints, NodeStatus
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 5.0
+TICK_S = 0.25
+
+
+class AgentDaemon:
+    """One agent of one node. `start`, then `stop`; both from the same event loop."""
+
+    def __init__(self, settings: AgentSettings, *, purge_on_exit: bool = False) -> None:
+        self.settings = settings
+        self.purge_on_exit = purge_on_exit
+        self.agent: Agent
+        self.recovered: recovery.Recovered
+        self.registry = CollectorRegistry()
+        rpc_metrics = RpcMetrics(self.registry)
+        self._api = RpcServer(observer=rpc_metrics.observe)
+        self._peer = RpcServer(observer=rpc_metrics.observe)
+        self._metrics: MetricsServer | None = None
+        self.peer_address = ""
+        self.tcp_address = ""
+        self.metrics_address = ""
+        self._journal: JournalWriter | None = None
+        self._events: DriverEvents | None = None
+        self._pages: PageAccessTable | None = None
+        self._rdma: RdmaNode | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Recovers and serves. Raises io, already_exists (another agent), unsupported (transport)."""
+        settings = self.settings
+        make_reader = _reader_factory(settings)
+        encrypted = bool(settings.tls.certificate)
+        self._rdma, why = open_rdma(settings.transport, encrypted=encrypted)
+        log.info("base pages of peers are read over %s", "RDMA" if self._rdma else f"TCP: {why}")
+        _make_folder(Path(settings.state_dir))
+        _make_folder(settings.shm_path)
+        journal = self._journal = JournalWriter(Journal(Path(settings.state_dir) / "journal"))
+        drivers, missing = make_drivers(settings)
+        client = ControllerClient(settings.controller, settings.tls) if settings.controller else None
+        observer = AgentObserver(self.registry)
+        self.agent = Agent(
+            settings,
+            journal,
+            drivers,
+            missing,
+            controller=client,
+            make_reader=make_reader,
+            observer=observer,
+            rdma=self._rdma,
+        )
+        observer.watch(self.agent)
+        for name, how in missing.items():
+            log.warning("live driver: %s is missing: %s", name, how)
+        pages = self._pages = _page_server(self.agent, self._rdma)
+        observer.watch_pages(self.agent, pages)
+        self._events = DriverEvents(self.agent)
+        self._bind(pages)
+        # Peers may be waiting for our base pages, so the page server runs before our own sandboxes are taken back.
+        await pages.start()
+        await self._peer.start()
+        self.recovered = await recovery.recover(self.agent)
+        pages.grant_again()
+        self._events.start()
+        await self._api.start()
+        if settings.metrics_address:
+            self._metrics = MetricsServer(settings.metrics_address, self.registry)
+            self.metrics_address = self._metrics.address
+        self._loops = [
+            asyncio.create_task(self.agent.controller.run(), name="controller link"),
+            asyncio.create_task(Timers(self.agent, tick_s=self._tick_s()).run(), name="timers"),
+        ]
+        if self._rdma is not None:
+            self._loops.append(asyncio.create_task(self._rdma.run(), name="rdma connections"))
+        self.agent.spawn(recovery.reconcile_pins(self.agent), "reconcile pins")
+        log.info("agent %s serves %s, peers at %s", settings.node, settings.listen, self.agent.endpoints)
+
+    def _tick_s(self) -> float:
+        return min(TICK_S, max(0.05, self.settings.idle_period_s / 4))
+
+    def _bind(self, pages: PageAccessTable) -> None:
+        settings, agent = self.settings, self.agent
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(agent), self._api.server)
+        self._api.add_service(AGENT_SERVICE)
+        _make_folder(Path(parse_address(settings.listen).path).parent)
+        self._api.bind(settings.listen, unix_mode=settings.listen_mode)
+        if settings.listen_tcp:
+            self.tcp_address = str(self._api.bind(settings.listen_tcp, settings.tls))
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(agent, pages), self._peer.server)
+        self._peer.add_service(PEER_SERVICE)
+        bound = self.peer_address = str(self._peer.bind(settings.peer_address, settings.tls))
+        agent.endpoints = NodeEndpoints(
+            agent.node_id,
+            settings.peer_advertise or bound,
+            pages.address,
+            ("tcp", "rdma") if self._rdma is not None else ("tcp",),
+        )
+
+    def status(self) -> NodeStatus:
+        return handlers.node_status(self.agent)
+
+    # --- end -----------------------------------------------------------------------------------------------
+    async def stop(self) -> None:
+        """Ends ops, lets go of dedup'd sandboxes, stops serving. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if not hasattr(self, "agent"):  # start failed before there was anything to end
+            if self._journal is not None:
+                self._journal.close()
+            return
+        agent = self.agent
+        for task in self._loops[1:]:  # no timer starts anything any more; heartbeats go on
+            task.cancel()
+        for entry in agent.entries.values():
+            if entry.cancel is not None:
+                entry.cancel.cancel()
+        if self.purge_on_exit:
+            await self._purge_all()
+        agent.stopping = True
+        agent.watch.close()
+        await self._api.stop(STOP_GRACE_S)
+        await agent.drain(STOP_GRACE_S)
+        await agent.controller.leave()
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._events is not None:
+            self._events.stop()
+        await self._detach_all()
+        await self._peer.stop(STOP_GRACE_S)
+        await agent.peers.close()
+        await agent.controller.close()
+        for driver in agent.drivers.values():
+            driver.close()
+        if self._pages is not None:
+            self._pages.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        agent.close_executors()
+        agent.journal.close()
+        if self.purge_on_exit:
+            self._remove_files()
+
+    async def _detach_all(self) -> None:
+        for entry in self.agent.entries.values():
+            if entry.evicted is not None and entry.evicted.live is not None:
+                with contextlib.suppress(MedesError):
+                    await self.agent.in_restores(entry.evicted.live.detach)
+
+    async def _purge_all(self) -> None:
+        results = await asyncio.gather(
+            *(handlers.purge(self.agent, i, "the agent ends") for i in list(self.agent.entries)),
+            return_exceptions=True,
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                log.warning("purging: %s", error)
+
+    def _remove_files(self) -> None:
+        """Unless a sandbox could not be restored: then its pages are still needed."""
+        held = [e.id for e in self.agent.entries.values() if e.state in (S.DEDUP, S.RESTORING)]
+        if held:
+            log.error("not restored, files kept: %s", ", ".join(held))
+            return
+        for path in recovery.own_files(self.settings.shm_path):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.settings.shm_path.rmdir()
+        for name in ("journal", "journal.lock", "journal.new"):
+            (Path(self.settings.state_dir) / name).unlink(missing_ok=True)
+        shutil.rmtree(Path(self.settings.state_dir) / "working-sets", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path(self.settings.state_dir).rmdir()
+
+
+def _make_folder(path: Path) -> None:
+    """What lies here is memory of sandboxes: nobody but the agent's user may look."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise IoError(error.strerror or str(error), object=str(path)) from error
+
+
+def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:
+    settings = agent.settings
+    tls = settings.tls
+    server = native.PageServer(
+        settings.page_host,
+        settings.page_port,
+        certificate=tls.certificate,
+        private_key=tls.private_key,
+        ca=tls.ca,
+    )
+    address = server.address
+    if settings.page_advertise_host:
+        address = f"{settings.page_advertise_host}:{address.rpartition(':')[2]}"
+    return PageAccessTable(agent, server, address, rdma)
+
+
+def _reader_factory(settings: AgentSettings) -> ReaderFactory:
+    tls = settings.tls
+
+    def make(peer: NodeEndpoints, access: PageAccess) -> native.PageReader:
+        return native.tcp_reader(
+            access.page_address,
+            access.token,
+            ca=tls.ca,
+            certificate=tls.certificate,
+            private_key=tls.private_key,
+        )
+
+    return make
+
+
+async def run(
+    settings: AgentSettings, *, purge_on_exit: bool = False, announce: Callable[[str], None] = print
+) -> None:
+    """Serves until SIGTERM or SIGINT. `announce` is told one line with the addresses once calls are answered."""
+    daemon = AgentDaemon(settings, purge_on_exit=purge_on_exit)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await daemon.start()
+        announce(
+            f"medes agent {settings.node} listening on {settings.listen}, peers at {daemon.peer_address}"
+        )
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+    finally:
+        await daemon.stop()

@@ -1,0 +1,473 @@
+"""The dedup op: warm → dedup. Every step up to the eviction can be undone and leaves the sandbox as it was.
+
+    capture → fingerprint → look up → (publish a base) → plan → pin → encode + verify → sandbox file → commit → evict
+
+Order matters twice. Pins are asked for under a journalled holder id, so that a restarted agent knows what to give
+back. The commit is journalled before the eviction, so that whatever instant the agent is killed at, the journal
+and the page states in the sandbox file together tell whether pages are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from medes import native
+from medes.agent import journal_state
+from medes.agent.base_op import BEING_MADE, free_base, publish_base, wants_base
+from medes.agent.candidates import Candidates
+from medes.agent.core import Agent, endpoints_to_json
+from medes.agent.fault_points import point
+from medes.agent.sandbox import Evicted, SandboxEntry
+from medes.errors import (
+    CancelledError,
+    CorruptError,
+    DeadlineExceededError,
+    MedesError,
+    NotFoundError,
+    PeerUnreachableError,
+    StoreFullError,
+    UnauthenticatedError,
+)
+from medes.types import BaseDescriptor, DedupReport, NodeEndpoints
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+
+META_VERSION = 1
+# How long to wait for another sandbox that makes the function's first base.
+BASE_WAIT_S = 10.0
+BASE_POLL_S = 0.1
+# What a holder of base pages may do to an op; each leaves the op the node's own bases.
+REMOTE_ERRORS = (
+    NotFoundError,
+    PeerUnreachableError,
+    UnauthenticatedError,
+    DeadlineExceededError,
+    CorruptError,
+)
+KINDS = ("zero", "identical", "patch", "compressed", "raw")
+
+
+@dataclass(slots=True)
+class Planned:
+    """A plan whose bases are pinned and readable."""
+
+    plan: native.WindowPlan
+    bases: native.BaseSet
+    descriptors: dict[int, BaseDescriptor] = field(default_factory=dict)  # remote ones
+    endpoints: dict[str, NodeEndpoints] = field(default_factory=dict)
+    transport_by_peer: dict[str, str] = field(default_factory=dict)
+
+
+class DedupOp:
+    """One run over one sandbox, whose lock the caller holds and whose state is DEDUPING."""
+
+    def __init__(self, agent: Agent, entry: SandboxEntry, *, make_base: bool, hold_frozen: bool) -> None:
+        self.agent = agent
+        self.entry = entry
+        self.make_base = make_base
+        self.hold_frozen = hold_frozen
+        self.holder = f"{entry.id}.{secrets.token_hex(4)}"
+        self.pins: dict[str, list[int]] = {}  # node → base ids asked for
+        self.stage_us: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.base_bytes_added = 0
+        self.remote_pages = self.remote_bytes_encoded = 0  # read of peers while encoding
+        self.file: native.SandboxFile | None = None
+        self.cancel = native.CancelFlag()
+        entry.cancel = self.cancel
+
+    async def run(self) -> DedupReport:
+        """Ends with the sandbox in DEDUP, or raises and leaves it WARM (LOST only if pages had gone)."""
+        try:
+            return await self._run()
+        finally:
+            self.agent.pins_of_ops.pop(self.holder, None)
+
+    async def _run(self) -> DedupReport:
+        start_s = time.perf_counter()
+        entry = self.entry
+        try:
+            pids = await self.agent.in_ops(entry.spec.processes)
+            warm_bytes = await self.agent.in_ops(native.private_bytes, pids)
+            entry.warm_bytes = warm_bytes
+            driver = self.agent.driver_of(entry)
+            with self._stage("capture"):
+                image = await self.agent.in_ops(driver.capture, pids)
+            point("dedup.captured")
+            with self._stage("fingerprint"):
+                k = self.agent.bases.samples_per_page
+                prints = await self.agent.in_ops(native.fingerprint, image, k)
+            candidates = await self._candidates(image, prints)
+            planned, encoded = await self._plan_and_encode(image, prints, candidates)
+            point("dedup.encoded")
+            self._check()
+            self.file = await self._write_file(image, encoded, planned, warm_bytes)
+            point("dedup.written")
+            await self._commit()
+            point("dedup.committed")
+            # Before the eviction: from then on the sandbox may wake at any instant and read these pages itself.
+            self.remote_pages = planned.bases.remote_pages_read
+            self.remote_bytes_encoded = planned.bases.remote_bytes_read
+            planned.bases.drop_remote()
+            self._check()
+        except BaseException:
+            self._roll_back("warm again")
+            raise
+        evicted = await self._evict(image, planned)
+        del image
+        try:
+            return await self._report(evicted, encoded, warm_bytes, start_s)
+        except BaseException:
+            if entry.state is S.DEDUPING:  # whatever went wrong in counting, the pages are out
+                self.agent.move(entry, S.DEDUP, "evicted, not measured")
+            raise
+
+    # --- steps ---------------------------------------------------------------------------------------------
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self._check()
+        start_s = time.perf_counter()
+        yield
+        self.stage_us[name] = self.stage_us.get(name, 0) + int((time.perf_counter() - start_s) * 1e6)
+
+    def _check(self) -> None:
+        if self.entry.requests or self.cancel.cancelled:
+            raise CancelledError("a request arrived: the sandbox stays warm", object=self.entry.id)
+
+    async def _candidates(self, image: native.MemoryImage, prints: native.Fingerprints) -> Candidates:
+        """Where base pages may lie, after this sandbox has become a base itself if it should."""
+        spec = self.entry.spec
+        candidates = Candidates(self.agent, spec.domain, prints)
+        with self._stage("lookup"):
+            await candidates.gather()
+        if self.make_base:
+            await self._make_base(image, prints, candidates, "asked for")
+        else:
+            advised, reason = await self._advice(candidates)
+            if advised:
+                await self._make_base(image, prints, candidates, reason)
+        if candidates.note:
+            self.notes.append(candidates.note)
+        return candidates
+
+    async def _plan_and_encode(
+        self, image: native.MemoryImage, prints: native.Fingerprints, candidates: Candidates
+    ) -> tuple[Planned, native.EncodedImage]:
+        """With every base that can be had; with this node's own when a holder of others fails on the way."""
+        try:
+            return await self._attempt(image, prints, candidates, remote=True)
+        except CancelledError:
+            raise
+        except REMOTE_ERRORS as error:
+            self.notes.append(f"remote bases not used: {error}")
+            unpin(self.agent, self.holder, self.pins)
+            self.pins = {}
+            return await self._attempt(image, prints, candidates, remote=False)
+
+    async def _attempt(
+        self,
+        image: native.MemoryImage,
+        prints: native.Fingerprints,
+        candidates: Candidates,
+        *,
+        remote: bool,
+    ) -> tuple[Planned, native.EncodedImage]:
+        planned = await self._pinned_plan(image, prints, candidates, remote=remote)
+        with self._stage("encode"):
+            return planned, await self.agent.in_ops(self._encode, image, planned)
+
+    async def _advice(self, candidates: Candidates) -> tuple[bool, str]:
+        """Whether to become a base. While another sandbox is becoming the function's first one, waits for it: patches
+        against no base at all would be many times larger."""
+        with self._stage("advice"):
+            advised, reason = await wants_base(self.agent, self.entry)
+            deadline_s = time.monotonic() + BASE_WAIT_S
+            waited = False
+            while reason == BEING_MADE and not advised and time.monotonic() < deadline_s:
+                await asyncio.sleep(BASE_POLL_S)
+                self._check()
+                waited = True
+                advised, reason = await wants_base(self.agent, self.entry)
+            if waited:
+                await candidates.gather()
+        return advised, reason
+
+    async def _make_base(
+        self, image: native.MemoryImage, prints: native.Fingerprints, candidates: Candidates, reason: str
+    ) -> None:
+        with self._stage("base"):
+            locations = await candidates.locations(remote=True)
+            plan = await self.agent.in_ops(native.plan_windows, image, prints, locations)
+            pages = await self.agent.in_ops(plan.uncovered_pages)
+            if not pages:
+                self.notes.append("no base made: existing bases cover every page")
+                return
+            base = await publish_base(self.agent, self.entry, image, pages)
+            self.base_bytes_added = base.slab.file_bytes
+            log.info("%s: base %016x of %d pages (%s)", self.entry.id, base.base_id, len(pages), reason)
+
+    async def _pinned_plan(
+        self,
+        image: native.MemoryImage,
+        prints: native.Fingerprints,
+        candidates: Candidates,
+        *,
+        remote: bool,
+    ) -> Planned:
+        with self._stage("plan"):
+            locations = await candidates.locations(remote=remote)
+            plan = await self.agent.in_ops(native.plan_windows, image, prints, locations)
+        planned = Planned(plan, native.BaseSet())
+        by_node: dict[str, list[int]] = {}
+        for base_id in plan.base_ids:
+            node_id = self.agent.node_id
+            if base_id not in self.agent.bases.bases:
+                descriptor = candidates.descriptors.get(base_id)
+                if descriptor is None:
+                    raise NotFoundError("its holder is not known", object=f"base {base_id:016x}")
+                planned.descriptors[base_id] = descriptor
+                node_id = descriptor.node_id
+            by_node.setdefault(node_id, []).append(base_id)
+        with self._stage("pin"):
+            await self._pin(by_node, planned, candidates.endpoints)
+        point("dedup.pinned")
+        return planned
+
+    async def _pin(
+        self, by_node: dict[str, list[int]], planned: Planned, endpoints: dict[str, NodeEndpoints]
+    ) -> None:
+        agent, spec = self.agent, self.entry.spec
+        self.pins = by_node
+        agent.pins_of_ops[self.holder] = (spec.domain, by_node)
+        await agent.journal.write(self._record(journal_state.DEDUPING, {}))
+        point("dedup.pins_asked")
+        local = agent.bases.grantable(spec.domain, by_node.get(agent.node_id, []), set())
+        agent.pins.pin(agent.node_id, self.holder, spec.domain, [b.base_id for b in local])
+        for base in local:
+            planned.bases.add_local(base.slab)
+        remote = {node: ids for node, ids in by_node.items() if node != agent.node_id}
+        for node_id in remote:
+            if node_id in endpoints:
+                agent.peers.learn(endpoints[node_id])
+            if node_id in agent.peers.endpoints:
+                planned.endpoints[node_id] = agent.peers.endpoints[node_id]
+        calls = [agent.peers.pin(node, self.holder, spec.domain, ids) for node, ids in remote.items()]
+        # Every call has ended before anything is taken back: an unpin must not overtake its pin.
+        granted = await asyncio.gather(*calls, return_exceptions=True)
+        for node_id, descriptors in zip(remote, granted, strict=True):
+            if isinstance(descriptors, BaseException):
+                raise descriptors
+            reader = await agent.peers.live_reader(node_id, spec.domain, remote[node_id][0])
+            planned.transport_by_peer[node_id] = reader.transport
+            for descriptor in descriptors:
+                # The holder's word on its own base counts, not the registry's.
+                planned.descriptors[descriptor.base_id] = descriptor
+                add_remote(planned.bases, descriptor, reader)
+
+    def _encode(self, image: native.MemoryImage, planned: Planned) -> native.EncodedImage:
+        return native.encode(image, planned.plan, planned.bases, cancel=self.cancel)
+
+    async def _write_file(
+        self, image: native.MemoryImage, encoded: native.EncodedImage, planned: Planned, warm_bytes: int
+    ) -> native.SandboxFile:
+        agent = self.agent
+        limit = agent.settings.patch_store_limit_bytes
+        used = agent.patch_store_bytes
+        if used + encoded.blob_bytes > limit:
+            raise StoreFullError(
+                f"{encoded.blob_bytes} bytes of patches do not fit: {used} of {limit} are used",
+                object=str(agent.settings.shm_path),
+                hint="raise patch_store_limit_bytes, or purge sandboxes",
+            )
+        used_ids = set(encoded.base_ids)
+        unused = {n: [b for b in ids if b not in used_ids] for n, ids in self.pins.items()}
+        self.pins = {n: kept for n, ids in self.pins.items() if (kept := [b for b in ids if b in used_ids])}
+        agent.pins_of_ops[self.holder] = (self.entry.spec.domain, self.pins)
+        meta = {
+            "version": META_VERSION,
+            "spec": self.entry.spec.to_json(),
+            "holder": self.holder,
+            "pins": self.pins,
+            "descriptors": [asdict(d) for i, d in planned.descriptors.items() if i in used_ids],
+            "endpoints": [endpoints_to_json(e) for e in planned.endpoints.values()],
+            "figures": {"warm_bytes": warm_bytes, "is_base": self.entry.is_base},
+        }
+        path = agent.sandbox_path(self.entry.id)
+        with self._stage("write"):
+            path.unlink(missing_ok=True)  # left by an op before this one: a sandbox has one file
+            file = await agent.in_ops(
+                native.SandboxFile.create, str(path), json.dumps(meta).encode(), image, encoded
+            )
+        unpin(agent, self.holder, unused)
+        return file
+
+    async def _commit(self) -> None:
+        await self.agent.journal.write(self._record(journal_state.DEDUP, {}), sync=True)
+
+    def _record(self, kind: str, figures: dict[str, object]) -> dict[str, object]:
+        return {
+            "t": kind,
+            "id": self.entry.id,
+            "path": str(self.agent.sandbox_path(self.entry.id)),
+            "holder": self.holder,
+            "pins": self.pins,
+            "figures": figures,
+        }
+
+    # --- eviction ------------------------------------------------------------------------------------------
+    async def _evict(self, image: native.MemoryImage, planned: Planned) -> Evicted:
+        agent, entry, file = self.agent, self.entry, self.file
+        assert file is not None
+        driver = agent.driver_of(entry)
+        start_s = time.perf_counter()
+        try:
+            live = await agent.in_ops(driver.evict, image, file, planned.bases, self.hold_frozen, self.cancel)
+        except BaseException as error:
+            if _pages_gone(file) and isinstance(error, MedesError):
+                await self._take_back(planned, error)
+            else:
+                self._roll_back("warm again")
+            raise
+        point("dedup.evicted")
+        self.stage_us["evict"] = int((time.perf_counter() - start_s) * 1e6)
+        evicted = Evicted(
+            file,
+            planned.bases,
+            live,
+            self.holder,
+            self.pins,
+            planned.descriptors,
+            planned.endpoints,
+            planned.transport_by_peer,
+            agent.clock.now_s(),
+        )
+        packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        live.set_working_set(packed)
+        evicted.remote_bytes_before = self.remote_bytes_encoded
+        entry.evicted = evicted
+        entry.cancel = None
+        return evicted
+
+    async def _take_back(self, planned: Planned, error: MedesError) -> None:
+        """The eviction failed half-way: what has gone must come back from the sandbox file, or is lost."""
+        agent, entry, file = self.agent, self.entry, self.file
+        assert file is not None
+        entry.cancel = None
+        try:
+            live = await agent.in_ops(agent.driver_of(entry).adopt, file, planned.bases)
+        except MedesError as second:
+            agent.lose(entry, f"eviction failed ({error}), and so did taking the pages back ({second})")
+            return
+        entry.evicted = Evicted(
+            file,
+            planned.bases,
+            live,
+            self.holder,
+            self.pins,
+            planned.descriptors,
+            planned.endpoints,
+            planned.transport_by_peer,
+        )
+        agent.move(entry, S.DEDUP, f"eviction failed half-way: {error}; its pages are to come back")
+
+    def _roll_back(self, reason: str) -> None:
+        """Back to warm: no page has gone. Undoes what the op left in memory, journal and at peers."""
+        agent, entry = self.agent, self.entry
+        entry.cancel = None
+        if self.file is not None:
+            self.file.unlink()
+        agent.journal.post({"t": journal_state.WARM, "id": entry.id})
+        if entry.state is S.DEDUPING:
+            agent.move(entry, S.WARM, reason)
+        unpin(agent, self.holder, self.pins)
+
+    async def _report(
+        self,
+        evicted: Evicted,
+        encoded: native.EncodedImage,
+        warm_bytes: int,
+        start_s: float,
+    ) -> DedupReport:
+        agent, entry = self.agent, self.entry
+        result, stats = evicted.handle.evict_result, encoded.stats
+        self.notes += evicted.handle.notes
+        remote_pages = self.remote_pages
+        resident = await agent.in_ops(resident_bytes, agent, entry, result)
+        patch_bytes = stats["patch_bytes"]
+        table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
+        if evicted.transport_by_peer and remote_pages:
+            transport = next(iter(evicted.transport_by_peer.values()))
+            agent.count_remote(transport, remote_pages)
+        report = DedupReport(
+            warm_bytes=warm_bytes,
+            patch_bytes=patch_bytes,
+            table_bytes=table_bytes,
+            resident_bytes=resident,
+            saved_bytes=max(0, warm_bytes - patch_bytes - table_bytes - resident),
+            base_bytes_added=self.base_bytes_added,
+            pages_by_kind=tuple(stats[f"pages_{kind}"] for kind in KINDS),
+            stopped_us=result.get("stopped_us", 0),
+            total_us=int((time.perf_counter() - start_s) * 1e6),
+            stage_us=self.stage_us,
+            remote_pages_read=remote_pages,
+            changed_pages=result.get("changed_pages", 0),
+            pages_by_transport=pages_by_transport(evicted.transport_by_peer, remote_pages),
+            notes=tuple(self.notes),
+        )
+        entry.kept_bytes = patch_bytes + table_bytes + resident
+        entry.last_dedup = report
+        entry.dedup_count += 1
+        entry.dedup_failures = 0
+        figures = {
+            "warm_bytes": warm_bytes,
+            "kept_bytes": entry.kept_bytes,
+            "dedup_count": entry.dedup_count,
+            "is_base": entry.is_base,
+        }
+        agent.journal.post(self._record(journal_state.DEDUP, dict(figures)))
+        agent.move(entry, S.DEDUP, f"saved {report.saved_bytes} of {warm_bytes} bytes")
+        return report
+
+
+def _pages_gone(file: native.SandboxFile) -> bool:
+    counts = file.page_state_counts
+    return counts.get("evicted", 0) + counts.get("evicting", 0) > 0
+
+
+def add_remote(bases: native.BaseSet, descriptor: BaseDescriptor, reader: native.PageReader) -> None:
+    """Adds a peer's base to a set."""
+    ranges = [(r.begin, r.end) for r in descriptor.ranges]
+    bases.add_remote(descriptor.base_id, descriptor.page_count, ranges, descriptor.value_only, reader)
+
+
+def resident_bytes(agent: Agent, entry: SandboxEntry, result: dict[str, int]) -> int:
+    """Private bytes the sandbox still has. The image driver evicts nothing and says what would have stayed."""
+    if "resident_bytes" in result:
+        return result["resident_bytes"]
+    try:
+        return native.private_bytes(entry.spec.processes())
+    except MedesError:
+        return result.get("resident_pages", 0) * native.PAGE_BYTES
+
+
+def pages_by_transport(transport_by_peer: dict[str, str], remote_pages: int) -> dict[str, int]:
+    """Remote base pages read by transport. A sandbox's peers use one transport unless one of them fell back."""
+    kinds = sorted(set(transport_by_peer.values()))
+    return {"+".join(kinds): remote_pages} if kinds and remote_pages else {}
+
+
+def unpin(agent: Agent, holder: str, pins: dict[str, list[int]]) -> None:
+    """Gives pins back: here at once (bases that were only kept for them go), at peers in the background."""
+    for base_id in agent.pins.unpin(agent.node_id, holder, pins.get(agent.node_id, [])):
+        free_base(agent, base_id)
+    for node_id, ids in pins.items():
+        if node_id != agent.node_id and ids:
+            agent.spawn(agent.peers.unpin(node_id, holder, ids), f"unpin {holder} at {node_id}")

@@ -1,0 +1,59 @@
+"""What the agent asks of a sandbox driver (medes.drivers has them), and which one a sandbox gets."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from medes import native
+
+
+class LiveHandle(Protocol):
+    """One dedup'd sandbox, as `native.LiveSandbox`."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def evict_result(self) -> dict[str, int]: ...
+    @property
+    def notes(self) -> list[str]:
+        """What could not be evicted, and why."""
+        ...
+
+    @property
+    def lost_reason(self) -> str: ...
+    def restore(
+        self, lazy: bool = True, working_set: bytes = b"", background_bytes_per_s: int = 0
+    ) -> None: ...
+    def wait_ready(self, timeout_s: float) -> bool: ...
+    def wait_complete(self, timeout_s: float) -> bool: ...
+    def stats(self) -> dict[str, int]: ...
+    def working_set(self) -> bytes: ...
+    def set_working_set(self, working_set: bytes) -> None:
+        """What to prefetch when the sandbox wakes by its own fault."""
+        ...
+
+    def detach(self) -> None: ...
+
+
+class Driver(Protocol):
+    """How the memory of sandboxes is taken and given back. Calls block: not for the event loop's thread."""
+
+    @property
+    def name(self) -> str: ...
+    def capture(self, pids: list[int]) -> native.MemoryImage: ...
+    def evict(
+        self,
+        image: native.MemoryImage,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        hold_frozen: bool = False,
+        cancel: native.CancelFlag | None = None,
+    ) -> LiveHandle: ...
+    def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> LiveHandle: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable when take_events() has something; negative for a driver without events."""
+        ...
+
+    def take_events(self) -> list[tuple[str, str]]: ...
+    def close(self) -> None: ...

@@ -1,0 +1,417 @@
+"""The restore API as functions of the agent and typed values: what the servicer, the timers and the tests call."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+import secrets
+from dataclasses import dataclass, field, replace
+
+from medes import native
+from medes.agent import restore_op
+from medes.agent.core import Agent
+from medes.agent.dedup_op import DedupOp
+from medes.agent.processes import kill_all, start_time
+from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
+from medes.agent.states import require_dedup_allowed, require_restore_possible
+from medes.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    LimitExceededError,
+    LostError,
+    MedesError,
+    NotFoundError,
+    PeerUnreachableError,
+    ProcessGoneError,
+    UnsupportedError,
+)
+from medes.limits import DEDUPS_QUEUED_MAX, NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX, SANDBOXES_PER_NODE_MAX
+from medes.types import (
+    Activity,
+    BaseStatus,
+    DedupReport,
+    DedupResult,
+    LifecycleSettings,
+    NodeStatus,
+    RestoreReport,
+    RestoreResult,
+    Sandbox,
+)
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TENANT = "default"
+COMPLETE_TIMEOUT_S = 600.0
+PURGE_ASKED = "asked for"
+PERIOD_MS_MAX = 365 * 86400 * 1000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What Register gives; empty fields as in agent.proto."""
+
+    sandbox_id: str = ""
+    function: str = ""
+    tenant: str = ""
+    domain: str = ""
+    pids: tuple[int, ...] = ()
+    cgroup: str = ""
+    lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
+    driver: str = ""
+    hook_address: str = ""
+    purge_kills: bool = False
+
+
+# --- register ----------------------------------------------------------------------------------------------
+async def register(agent: Agent, request: Registration) -> Sandbox:
+    """Takes a sandbox on as warm. Registering the same processes under the same id again changes its settings.
+
+    Raises invalid_argument, not_found (unknown pid or cgroup), already_exists, limit_exceeded, unsupported.
+    """
+    spec = _spec(agent, request)
+    known = agent.entries.get(spec.sandbox_id)
+    if known is not None:
+        if (known.spec.pids, known.spec.start_times, known.spec.cgroup) != (
+            spec.pids,
+            spec.start_times,
+            spec.cgroup,
+        ):
+            raise AlreadyExistsError("registered already with other processes", object=spec.sandbox_id)
+        known.spec = replace(
+            known.spec,
+            lifecycle=spec.lifecycle,
+            hook_address=spec.hook_address,
+            purge_kills=spec.purge_kills,
+        )
+        agent.journal.post({"t": "sandbox", "spec": known.spec.to_json()})
+        return known.view(agent.clock.now_s())
+    if len(agent.entries) >= SANDBOXES_PER_NODE_MAX:
+        raise LimitExceededError(f"already {SANDBOXES_PER_NODE_MAX} sandboxes", object=agent.node_id)
+    _refuse_shared_processes(agent, spec)
+    entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
+    agent.entries[spec.sandbox_id] = entry
+    try:
+        await agent.journal.write({"t": "sandbox", "spec": spec.to_json()})
+        entry.warm_bytes = await agent.in_ops(lambda: native.private_bytes(spec.processes()))
+    except MedesError:
+        if agent.entries.get(spec.sandbox_id) is entry:
+            restore_op.forget(agent, entry, "registration failed")
+        raise
+    agent.tell(entry, S.UNSPECIFIED, "registered")
+    return entry.view(agent.clock.now_s())
+
+
+def _spec(agent: Agent, request: Registration) -> SandboxSpec:
+    tenant = request.tenant or DEFAULT_TENANT
+    override = agent.settings.for_function(request.function)
+    domain = request.domain or override.domain or tenant
+    sandbox_id = request.sandbox_id or f"{request.function[:100]}-{secrets.token_hex(6)}"
+    for what, name in (
+        ("function", request.function),
+        ("tenant", tenant),
+        ("domain", domain),
+        ("sandbox_id", sandbox_id),
+    ):
+        if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
+            raise InvalidArgumentError(
+                f"{what} {name[:50]!r} is not a name",
+                object=what,
+                hint=f"letters, digits, '.', '_', '-', at most {NAME_CHARS_MAX} characters",
+            )
+    if bool(request.pids) == bool(request.cgroup):
+        raise InvalidArgumentError("give pids or a cgroup", object=sandbox_id)
+    periods = dataclasses.astuple(request.lifecycle)[:3]
+    if any(p < 0 or p > PERIOD_MS_MAX for p in periods):
+        raise InvalidArgumentError("a period is at most a year", object=sandbox_id)
+    start_times = tuple(_checked_pid(agent, pid) for pid in request.pids)
+    if len(set(request.pids)) != len(request.pids) or len(request.pids) > PIDS_PER_SANDBOX_MAX:
+        raise InvalidArgumentError(
+            f"pids must differ, at most {PIDS_PER_SANDBOX_MAX} of them", object=sandbox_id
+        )
+    if request.cgroup and not native.cgroup_pids(request.cgroup):
+        raise NotFoundError("no process in this cgroup", object=request.cgroup)
+    return SandboxSpec(
+        sandbox_id,
+        request.function,
+        tenant,
+        domain,
+        request.pids,
+        start_times,
+        request.cgroup,
+        request.lifecycle,
+        _driver_name(agent, request.driver),
+        request.hook_address,
+        request.purge_kills,
+    )
+
+
+def _checked_pid(agent: Agent, pid: int) -> int:
+    if pid <= 1:
+        raise InvalidArgumentError("not the pid of a sandbox", object=f"pid {pid}")
+    if pid == os.getpid():
+        raise InvalidArgumentError("this is the agent itself", object=f"pid {pid}")
+    ticks = start_time(pid)
+    if ticks == 0:
+        raise NotFoundError("no such process", object=f"pid {pid}")
+    return ticks
+
+
+def _driver_name(agent: Agent, asked: str) -> str:
+    if asked and asked not in agent.drivers:
+        if asked == "live" and agent.missing:
+            lacking = "; ".join(agent.missing)
+            raise UnsupportedError(
+                f"the live driver cannot run here: {lacking}",
+                object="driver live",
+                hint="; ".join(agent.missing.values()),
+            )
+        raise UnsupportedError("no such driver", object=f"driver {asked}", hint=", ".join(agent.drivers))
+    if asked:
+        return asked
+    for name in ("live", "image"):
+        if name in agent.drivers:
+            return name
+    raise UnsupportedError("no driver can run here", object=agent.node_id, hint="see medes doctor")
+
+
+def _refuse_shared_processes(agent: Agent, spec: SandboxSpec) -> None:
+    taken = {
+        (pid, ticks): entry.id
+        for entry in agent.entries.values()
+        for pid, ticks in zip(entry.spec.pids, entry.spec.start_times, strict=True)
+    }
+    for key in zip(spec.pids, spec.start_times, strict=True):
+        if key in taken:
+            raise AlreadyExistsError(f"this process belongs to sandbox {taken[key]}", object=f"pid {key[0]}")
+    if spec.cgroup and any(e.spec.cgroup == spec.cgroup for e in agent.entries.values()):
+        raise AlreadyExistsError("another sandbox has this cgroup", object=spec.cgroup)
+
+
+# --- activity ----------------------------------------------------------------------------------------------
+async def notify_activity(agent: Agent, sandbox_id: str, activity: Activity) -> Sandbox:
+    """BEGUN cancels a dedup op under way and returns only when the sandbox runs; ENDED lets it be idle again.
+
+    Raises not_found, and what a restore raises (busy, lost, peer_unreachable, process_gone).
+    """
+    entry = agent.entry(sandbox_id)
+    if activity is Activity.BEGUN:
+        await _begun(agent, entry)
+    elif activity is Activity.ENDED:
+        entry.requests = max(0, entry.requests - 1)
+        if entry.requests == 0 and entry.state is S.RUNNING:
+            agent.move(entry, S.WARM, "request ended")
+    else:
+        raise InvalidArgumentError("activity is BEGUN or ENDED", object=sandbox_id)
+    return entry.view(agent.clock.now_s())
+
+
+async def _begun(agent: Agent, entry: SandboxEntry) -> None:
+    entry.requests += 1
+    entry.idle_wakes = 0
+    if entry.cancel is not None:
+        entry.cancel.cancel()
+    if entry.state is S.RUNNING:
+        return
+    try:
+        async with entry.lock:
+            require_restore_possible(entry.id, entry.state, entry.lost_reason)
+            if entry.state is S.DEDUP:
+                deadline_s = agent.settings.restore_queue_deadline_ms / 1000
+                task = restore_op.start(
+                    agent, entry, eager=False, deadline_s=deadline_s, reason="request begun"
+                )
+                await asyncio.shield(agent.spawn(task, f"wake {entry.id}"))
+            elif entry.state is S.WARM:
+                agent.move(entry, S.RUNNING, "request begun")
+    except BaseException:
+        entry.requests = max(0, entry.requests - 1)
+        raise
+
+
+# --- dedup -------------------------------------------------------------------------------------------------
+async def dedup(
+    agent: Agent,
+    sandbox_id: str,
+    *,
+    make_base: bool = False,
+    hold_frozen: bool | None = None,
+    reason: str = "asked for",
+) -> DedupResult:
+    """Runs a dedup op now. A sandbox that is dedup'd already answers with its last report.
+
+    Raises wrong_state, cancelled, busy, and what the op raises; the sandbox is then warm and runs.
+    """
+    entry = agent.entry(sandbox_id)
+    if agent.dedups_queued >= DEDUPS_QUEUED_MAX:
+        raise BusyError(f"{DEDUPS_QUEUED_MAX} dedup ops are queued", object=sandbox_id)
+    if hold_frozen is None:
+        hold_frozen = bool(agent.settings.for_function(entry.spec.function).hold_frozen)
+    # A caller that hangs up must not leave an op half-done.
+    task = agent.spawn(_dedup(agent, entry, make_base, hold_frozen, reason), f"dedup {sandbox_id}")
+    report = await asyncio.shield(task)
+    return DedupResult(entry.view(agent.clock.now_s()), report)
+
+
+async def _dedup(
+    agent: Agent, entry: SandboxEntry, make_base: bool, hold_frozen: bool, reason: str
+) -> DedupReport:
+    agent.dedups_queued += 1
+    try:
+        async with agent.dedup_turn:
+            await _wait_complete(entry)
+            async with entry.lock:
+                if entry.state is S.DEDUP and entry.last_dedup is not None:
+                    return entry.last_dedup
+                if agent.stopping:
+                    raise BusyError("the agent is stopping", object=entry.id)
+                require_dedup_allowed(entry.id, entry.state)
+                agent.move(entry, S.DEDUPING, reason)
+                return await _run_op(agent, entry, make_base, hold_frozen)
+    finally:
+        agent.dedups_queued -= 1
+
+
+async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_frozen: bool) -> DedupReport:
+    try:
+        report = await DedupOp(agent, entry, make_base=make_base, hold_frozen=hold_frozen).run()
+        agent.observer.dedup("done", report)
+        return report
+    except CancelledError as error:
+        agent.observer.dedup(error.code)
+        raise
+    except MedesError as error:
+        agent.observer.dedup(error.code)
+        entry.dedup_failures += 1
+        if isinstance(error, ProcessGoneError) and not entry.spec.live_roots():
+            restore_op.forget(agent, entry, "its processes have exited")
+        elif entry.state is S.DEDUP:
+            agent.spawn(restore(agent, entry.id, eager=True), f"bring back {entry.id}")
+        raise
+
+
+async def _wait_complete(entry: SandboxEntry) -> None:
+    try:
+        await asyncio.wait_for(entry.completed.wait(), COMPLETE_TIMEOUT_S)
+    except TimeoutError:
+        raise DeadlineExceededError("its restore does not end", object=entry.id) from None
+
+
+# --- restore -----------------------------------------------------------------------------------------------
+async def restore(
+    agent: Agent, sandbox_id: str, *, eager: bool = False, deadline_ms: int = 0
+) -> RestoreResult:
+    """Wakes a dedup'd sandbox; answers when it runs (eager: when its last page is in). Warm: nothing to do.
+
+    Raises not_found, busy, lost, peer_unreachable, process_gone.
+    """
+    entry = agent.entry(sandbox_id)
+    task = agent.spawn(_restore(agent, entry, eager, deadline_ms), f"restore {sandbox_id}")
+    return await asyncio.shield(task)
+
+
+async def _restore(agent: Agent, entry: SandboxEntry, eager: bool, deadline_ms: int) -> RestoreResult:
+    deadline_s = (deadline_ms or agent.settings.restore_queue_deadline_ms) / 1000
+    async with entry.lock:
+        require_restore_possible(entry.id, entry.state, entry.lost_reason)
+        was_dedup = entry.state in (S.DEDUP, S.RESTORING)
+        evicted = entry.evicted
+        if entry.state is S.DEDUP:
+            await restore_op.start(
+                agent, entry, eager=eager, deadline_s=deadline_s, reason="restore asked for"
+            )
+    if eager:
+        await _wait_complete(entry)
+        _refuse_stalled(entry, evicted)
+        if entry.state is S.LOST:
+            raise LostError(entry.lost_reason, object=entry.id, hint="cold-start the function")
+        if entry.state is S.PURGED:
+            raise ProcessGoneError("its processes have exited", object=entry.id)
+    report = (entry.last_restore or RestoreReport()) if was_dedup else RestoreReport()
+    return RestoreResult(entry.view(agent.clock.now_s()), replace(report, was_dedup=was_dedup))
+
+
+def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
+    """Raises peer_unreachable when the restore ended where it began, waiting for base pages."""
+    if entry.state is S.DEDUP and entry.evicted is evicted:
+        raise PeerUnreachableError("its base pages cannot be read now", object=entry.id)
+
+
+# --- purge -------------------------------------------------------------------------------------------------
+async def purge(agent: Agent, sandbox_id: str, reason: str = PURGE_ASKED) -> None:
+    """Forgets a sandbox, or ends its processes if it was registered so. One that is only forgotten gets all its
+    pages back first: nobody else could give them to it later. Raises not_found, and what a restore raises."""
+    entry = agent.entry(sandbox_id)
+    task = agent.spawn(_purge(agent, entry, reason), f"purge {sandbox_id}")
+    await asyncio.shield(task)
+
+
+async def _purge(agent: Agent, entry: SandboxEntry, reason: str) -> None:
+    if entry.cancel is not None:
+        entry.cancel.cancel()
+    if not entry.spec.purge_kills and len(await agent.in_ops(entry.spec.live_roots)) > 0:
+        await _give_pages_back(agent, entry)
+    async with entry.lock:
+        if entry.state is S.PURGED:
+            return
+        if entry.spec.purge_kills:
+            await agent.in_ops(_kill, entry.spec)
+        if entry.evicted is not None and entry.evicted.live is not None:
+            await agent.in_ops(entry.evicted.live.detach)
+        restore_op.forget(agent, entry, reason, "asked" if reason == PURGE_ASKED else "timer")
+
+
+async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:
+    async with entry.lock:
+        if entry.state is S.DEDUP:
+            deadline_s = agent.settings.restore_queue_deadline_ms / 1000
+            await restore_op.start(agent, entry, eager=True, deadline_s=deadline_s, reason="to be purged")
+        evicted = entry.evicted
+    await _wait_complete(entry)
+    _refuse_stalled(entry, evicted)
+
+
+def _kill(spec: SandboxSpec) -> None:
+    try:
+        pids = spec.processes()
+    except ProcessGoneError:
+        return
+    kill_all(pids)
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+def get(agent: Agent, sandbox_id: str) -> Sandbox:
+    """Raises not_found."""
+    return agent.entry(sandbox_id).view(agent.clock.now_s())
+
+
+def list_sandboxes(agent: Agent, function: str = "") -> list[Sandbox]:
+    now_s = agent.clock.now_s()
+    return [e.view(now_s) for e in agent.entries.values() if not function or e.spec.function == function]
+
+
+def node_status(agent: Agent) -> NodeStatus:
+    usage = agent.usage()
+    return NodeStatus(
+        node_id=agent.node_id,
+        warm_bytes=usage.warm_bytes,
+        kept_bytes=usage.kept_bytes,
+        base_bytes=usage.base_bytes,
+        memory_limit_bytes=agent.settings.memory_limit_bytes,
+        pressure=agent.pressure.text,
+        bases=tuple(
+            BaseStatus(b.descriptor, b.slab.file_bytes, agent.pins.count(b.base_id))
+            for b in agent.bases.bases.values()
+        ),
+        pages_read_by_transport=dict(agent.remote_pages_by_transport),
+        controller_connected=agent.controller.connected,
+        live_driver="available" if "live" in agent.drivers else "; ".join(agent.missing) or "not installed",
+        base_pages_read_remote=agent.remote_pages_read,
+    )

@@ -1,0 +1,158 @@
+"""What the journal's records add up to: a pure reduction, and the snapshot that compaction writes.
+
+| record | fields | meaning |
+|---|---|---|
+| node | node_id, samples_per_page, secret | settings that must not change under existing bases and tokens |
+| sandbox | spec | registered (or registered again) |
+| deduping | id, path, holder, pins | a dedup op asks for pins under this holder id; `pins`: node → base ids |
+| dedup | id, path, holder, pins, figures | committed: the sandbox file is complete and every pin granted |
+| restoring | id | a restore op began; the sandbox file is still the truth |
+| warm | id | the op before it ended (or was rolled back): no encoded form is needed any more |
+| lost | id, reason | |
+| purged | id | forget the sandbox |
+| base | descriptor, path, sandbox_id | a slab is complete |
+| base_retired / base_gone | base_id | takes no new pins / its slab is unlinked |
+| pins | node, holder, domain, base_ids | another node's pins here for one holder; no base_ids: none any more |
+| peer | endpoints | a peer that holds pins here or bases of ours, and how to reach it |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = dict[str, Any]
+
+# phases of a sandbox as the journal knows them; running and warm are not told apart
+WARM, DEDUPING, DEDUP, RESTORING, LOST = "warm", "deduping", "dedup", "restoring", "lost"
+
+
+@dataclass(slots=True)
+class JournalSandbox:
+    """A sandbox as last journalled."""
+
+    spec: Record
+    phase: str = WARM
+    path: str = ""
+    holder: str = ""
+    pins: dict[str, list[int]] = field(default_factory=dict)
+    figures: Record = field(default_factory=dict)
+    lost_reason: str = ""
+
+
+@dataclass(slots=True)
+class JournalBase:
+    """A base of this node as last journalled."""
+
+    descriptor: Record
+    path: str
+    sandbox_id: str = ""
+    retired: bool = False
+
+
+@dataclass(slots=True)
+class JournalState:
+    """The sum of the records."""
+
+    node: Record = field(default_factory=dict)
+    sandboxes: dict[str, JournalSandbox] = field(default_factory=dict)
+    bases: dict[int, JournalBase] = field(default_factory=dict)
+    # (node, holder) → (domain, base ids): pins that others hold here
+    pins: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    peers: dict[str, Record] = field(default_factory=dict)
+    unknown_records: int = 0
+
+    def apply(self, record: Record) -> None:
+        """Adds one record. Unknown kinds (of a newer agent) are counted and left out."""
+        kind = record.get("t")
+        if kind in (DEDUPING, DEDUP, RESTORING, WARM, LOST, "purged"):
+            self._apply_sandbox(kind, record)
+        elif kind == "sandbox":
+            spec = record["spec"]
+            # Registered again: settings change, the phase does not.
+            self.sandboxes.setdefault(spec["sandbox_id"], JournalSandbox(spec)).spec = spec
+        elif kind == "base":
+            descriptor = record["descriptor"]
+            base = JournalBase(descriptor, record["path"], record.get("sandbox_id", ""))
+            self.bases[int(descriptor["base_id"])] = base
+        elif kind == "base_retired":
+            if base_known := self.bases.get(int(record["base_id"])):
+                base_known.retired = True
+        elif kind == "base_gone":
+            self.bases.pop(int(record["base_id"]), None)
+        elif kind == "pins":
+            key = (record["node"], record["holder"])
+            if record["base_ids"]:
+                self.pins[key] = (record.get("domain", ""), tuple(record["base_ids"]))
+            else:
+                self.pins.pop(key, None)
+        elif kind == "peer":
+            self.peers[record["endpoints"]["node_id"]] = record["endpoints"]
+        elif kind == "node":
+            self.node.update({k: v for k, v in record.items() if k != "t"})
+        else:
+            self.unknown_records += 1
+
+    def _apply_sandbox(self, kind: str, record: Record) -> None:
+        sandbox = self.sandboxes.get(record["id"])
+        if sandbox is None:
+            return  # purged meanwhile, or its registration line was damaged
+        if kind == "purged":
+            del self.sandboxes[record["id"]]
+            return
+        sandbox.phase = kind
+        sandbox.lost_reason = record.get("reason", "") if kind == LOST else ""
+        if kind in (DEDUPING, DEDUP):
+            sandbox.path = record["path"]
+            sandbox.holder = record["holder"]
+            sandbox.pins = {node: list(ids) for node, ids in record["pins"].items()}
+            sandbox.figures = record.get("figures", {})
+        elif kind == WARM:
+            sandbox.path, sandbox.holder, sandbox.pins, sandbox.figures = "", "", {}, {}
+
+    @classmethod
+    def replay(cls, records: Iterable[Record]) -> JournalState:
+        """The state after all records."""
+        state = cls()
+        for record in records:
+            state.apply(record)
+        return state
+
+    def snapshot(self) -> Iterator[Record]:
+        """Records that replay to an equal state."""
+        if self.node:
+            yield {"t": "node", **self.node}
+        for endpoints in self.peers.values():
+            yield {"t": "peer", "endpoints": endpoints}
+        for base_id, base in self.bases.items():
+            yield {
+                "t": "base",
+                "descriptor": base.descriptor,
+                "path": base.path,
+                "sandbox_id": base.sandbox_id,
+            }
+            if base.retired:
+                yield {"t": "base_retired", "base_id": base_id}
+        for (node, holder), (domain, ids) in self.pins.items():
+            yield {"t": "pins", "node": node, "holder": holder, "domain": domain, "base_ids": list(ids)}
+        for sandbox_id, sandbox in self.sandboxes.items():
+            yield {"t": "sandbox", "spec": sandbox.spec}
+            yield from self._snapshot_phase(sandbox_id, sandbox)
+
+    @staticmethod
+    def _snapshot_phase(sandbox_id: str, sandbox: JournalSandbox) -> Iterator[Record]:
+        if sandbox.path:
+            kind = DEDUPING if sandbox.phase == DEDUPING else DEDUP
+            yield {
+                "t": kind,
+                "id": sandbox_id,
+                "path": sandbox.path,
+                "holder": sandbox.holder,
+                "pins": sandbox.pins,
+                "figures": sandbox.figures,
+            }
+        if sandbox.phase == RESTORING:
+            yield {"t": RESTORING, "id": sandbox_id}
+        elif sandbox.phase == LOST:
+            yield {"t": LOST, "id": sandbox_id, "reason": sandbox.lost_reason}

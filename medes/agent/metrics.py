@@ -1,0 +1,80 @@
+"""Fills the agent's Prometheus metrics: gauges at every scrape, ops as they end."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from medes.agent.core import Agent
+from medes.agent.observer import Observer
+from medes.agent.peer_handlers import PageAccessTable
+from medes.obs.metrics import AgentMetrics
+from medes.types import DedupReport, RestoreReport, SandboxState
+
+
+def _count(agent: Agent, state: SandboxState) -> float:
+    return float(sum(e.state is state for e in list(agent.entries.values())))
+
+
+def _memory(agent: Agent, field: str) -> float:
+    return float(getattr(agent.usage(), field))
+
+
+def _rdma_connections(pages: PageAccessTable, field: str) -> float:
+    return float(pages.rdma_stats().get(field, 0))
+
+
+class AgentObserver(Observer):
+    """Told of every op; reads the agent when scraped."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._metrics = AgentMetrics(registry)
+
+    def watch(self, agent: Agent) -> None:
+        """Gauges read the agent from now on. The scrape runs on another thread: only sizes are read there."""
+        metrics = self._metrics
+        for state in SandboxState:
+            metrics.sandboxes.labels(state.label).set_function(partial(_count, agent, state))
+        for kind in ("warm", "kept", "base"):
+            metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
+        metrics.bases.set_function(lambda: len(agent.bases.bases))
+        metrics.pins.set_function(lambda: sum(agent.pins.count(b) for b in list(agent.bases.bases)))
+        metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
+        limit = agent.settings.memory_limit_bytes
+        metrics.memory_pressure.set_function(lambda: agent.used_bytes() / limit if limit else 0.0)
+
+    def watch_pages(self, agent: Agent, pages: PageAccessTable) -> None:
+        """The same for what peers read here and what is read from peers."""
+        metrics = self._metrics
+        metrics.page_server_bytes.set_function(lambda: float(pages.stats()["bytes"]))
+        metrics.fallback_reads.set_function(lambda: float(agent.peers.fallback_reads()))
+        for side in ("server", "client"):
+            metrics.rdma_connections.labels(side).set_function(
+                partial(_rdma_connections, pages, f"{side}_connections_open")
+            )
+
+    def dedup(self, outcome: str, report: DedupReport | None = None) -> None:
+        self._metrics.dedups.labels(outcome).inc()
+        if report is not None:
+            self._metrics.dedup_seconds.observe(report.total_us / 1e6)
+            self._metrics.dedup_stopped_seconds.observe(report.stopped_us / 1e6)
+            self._metrics.saved_bytes.inc(report.saved_bytes)
+
+    def restore(self, outcome: str, report: RestoreReport | None = None) -> None:
+        self._metrics.restores.labels(outcome).inc()
+        if report is not None:
+            self._metrics.restore_queue_seconds.observe(report.queue_us / 1e6)
+            self._metrics.restore_ready_seconds.observe(report.ready_us / 1e6)
+            self._metrics.restore_complete_seconds.observe(report.complete_us / 1e6)
+            self._metrics.faults_demand.inc(report.faults_demand)
+            self._metrics.pages_prefetched.inc(report.pages_prefetched)
+
+    def remote_pages(self, transport: str, pages: int) -> None:
+        self._metrics.base_pages_read.labels(transport).inc(pages)
+
+    def lost(self) -> None:
+        self._metrics.sandboxes_lost.inc()
+
+    def purged(self, reason: str) -> None:
+        self._metrics.purges.labels(reason).inc()

@@ -1,0 +1,24 @@
+"""What the ops tell about themselves; metrics implement it, tests and tools may leave it silent."""
+
+from __future__ import annotations
+
+from medes.types import DedupReport, RestoreReport
+
+
+class Observer:
+    """Hears of every op as it ends. This one does nothing."""
+
+    def dedup(self, outcome: str, report: DedupReport | None = None) -> None:
+        """`outcome`: done, or the code of the error."""
+
+    def restore(self, outcome: str, report: RestoreReport | None = None) -> None:
+        """`outcome`: done, demand, or the code of the error."""
+
+    def remote_pages(self, transport: str, pages: int) -> None:
+        """Base pages read from peers."""
+
+    def lost(self) -> None:
+        """A sandbox was lost."""
+
+    def purged(self, reason: str) -> None:
+        """`reason`: asked, timer or exited."""

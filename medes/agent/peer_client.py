@@ -1,0 +1,112 @@
+"""Another agent's peer service as this one calls it; one of the agent's files that see protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from medes import native
+from medes.errors import PeerUnreachableError
+from medes.rpc.channel import aio_channel
+from medes.rpc.convert import from_proto
+from medes.rpc.gen import peer_pb2, peer_pb2_grpc
+from medes.rpc.tls import TlsFiles
+from medes.transport.rdma import NO_RDMA, RdmaAnswer
+from medes.types import BaseDescriptor
+
+PEER_TIMEOUT_S = 5.0
+
+
+def endpoint_to_proto(endpoint: native.RdmaEndpoint) -> peer_pb2.RdmaEndpoint:
+    return peer_pb2.RdmaEndpoint(
+        queue_pair_number=endpoint.queue_pair_number,
+        packet_sequence_number=endpoint.packet_sequence_number,
+        gid=endpoint.gid,
+        lid=endpoint.lid,
+        path_mtu=endpoint.path_mtu,
+        max_rd_atomic=endpoint.max_rd_atomic,
+        port=endpoint.port,
+    )
+
+
+def endpoint_from_proto(value: peer_pb2.RdmaEndpoint) -> native.RdmaEndpoint:
+    """Raises invalid_argument for a GID that is not 16 bytes."""
+    return native.RdmaEndpoint(
+        value.queue_pair_number,
+        value.packet_sequence_number,
+        value.gid,
+        value.lid,
+        value.path_mtu,
+        value.max_rd_atomic,
+        value.port,
+    )
+
+
+def region_to_proto(region: native.RdmaRegion) -> peer_pb2.RdmaRegion:
+    return peer_pb2.RdmaRegion(
+        base_id=region.base_id, address=region.address, length=region.length, remote_key=region.remote_key
+    )
+
+
+def region_from_proto(value: peer_pb2.RdmaRegion) -> native.RdmaRegion:
+    return native.RdmaRegion(value.base_id, value.address, value.length, value.remote_key)
+
+
+@dataclass(frozen=True, slots=True)
+class PageAccess:
+    """What OpenPages grants: where the page server is and the token for it."""
+
+    token: bytes
+    page_address: str
+    session_id: int
+    rdma: RdmaAnswer = NO_RDMA
+
+
+class PeerClient:
+    """Raises catalogue errors; peer_unreachable when the agent does not answer within PEER_TIMEOUT_S."""
+
+    def __init__(self, own_node: str, address: str, tls: TlsFiles | None = None) -> None:
+        self._own_node = own_node
+        self.address = address
+        # (domain, regions) of pinned bases, where the peer serves them over RDMA
+        self.on_regions: Callable[[str, list[native.RdmaRegion]], None] = lambda domain, regions: None
+        self._channel = aio_channel(address, tls, unreachable=PeerUnreachableError, timeout_s=PEER_TIMEOUT_S)
+        self._stub = peer_pb2_grpc.PeerServiceStub(self._channel)
+
+    async def pin(self, holder: str, domain: str, base_ids: Iterable[int]) -> list[BaseDescriptor]:
+        """All or none: raises not_found when one of the bases cannot be pinned."""
+        request = peer_pb2.PinRequest(
+            node_id=self._own_node, holder_id=holder, domain=domain, base_ids=list(base_ids)
+        )
+        answer = await self._stub.Pin(request)
+        if answer.regions:
+            self.on_regions(domain, [region_from_proto(r) for r in answer.regions])
+        return [from_proto(BaseDescriptor, b) for b in answer.bases]
+
+    async def unpin(self, holder: str, base_ids: Iterable[int]) -> None:
+        request = peer_pb2.UnpinRequest(node_id=self._own_node, holder_id=holder, base_ids=list(base_ids))
+        await self._stub.Unpin(request)
+
+    async def reconcile(self, pins: Mapping[str, tuple[str, Iterable[int]]]) -> set[int]:
+        """`pins`: holder → (domain, base ids), all that this node holds there. Returns bases the peer lacks."""
+        request = peer_pb2.ReconcilePinsRequest(node_id=self._own_node)
+        for holder, (domain, base_ids) in pins.items():
+            request.pins.add(holder_id=holder, domain=domain, base_ids=list(base_ids))
+        return set((await self._stub.ReconcilePins(request)).missing_base_ids)
+
+    async def open_pages(self, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
+        """Access over TCP; with `rdma`, our queue pair's endpoint, over RDMA as well where the peer can."""
+        request = peer_pb2.OpenPagesRequest(node_id=self._own_node, domain=domain)
+        if rdma is not None:
+            request.rdma.CopyFrom(endpoint_to_proto(rdma))
+        answer = await self._stub.OpenPages(request)
+        endpoint = endpoint_from_proto(answer.rdma) if answer.HasField("rdma") else None
+        regions = tuple(region_from_proto(r) for r in answer.regions)
+        return PageAccess(answer.token, answer.page_address, answer.session_id, RdmaAnswer(endpoint, regions))
+
+    async def close_pages(self, session_id: int) -> None:
+        request = peer_pb2.ClosePagesRequest(node_id=self._own_node, session_id=session_id)
+        await self._stub.ClosePages(request)
+
+    async def close(self) -> None:
+        await self._channel.close()

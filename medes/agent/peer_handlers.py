@@ -1,0 +1,206 @@
+"""What other agents ask of this one: pins on its bases and access to its page server; plain functions.
+
+A page token is derived from a secret of this node, the asking node and the domain: after a restart the same token is
+granted again to every node that has pins here, so that readers which are open elsewhere go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Mapping
+
+from medes import native
+from medes.agent.base_op import free_base
+from medes.agent.bases import LocalBase
+from medes.agent.core import Agent
+from medes.agent.journal import Record
+from medes.agent.peer_client import PageAccess
+from medes.errors import InvalidArgumentError, LimitExceededError, MedesError
+from medes.limits import BASES_PER_NODE_MAX, NAME_CHARS_MAX, NODES_MAX, SANDBOXES_PER_NODE_MAX
+from medes.transport.rdma import NO_RDMA, RdmaNode
+from medes.types import BaseDescriptor
+
+log = logging.getLogger(__name__)
+
+SECRET_BYTES = 32
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if not name or len(name) > 2 * NAME_CHARS_MAX:
+            raise InvalidArgumentError("node, holder and domain must be named", object=name[:50] or "(empty)")
+
+
+# --- pins --------------------------------------------------------------------------------------------------
+async def pin(
+    agent: Agent, node_id: str, holder_id: str, domain: str, base_ids: list[int]
+) -> list[BaseDescriptor]:
+    """Grants all or none; a granted pin is on the disk before this returns. Raises not_found, invalid_argument."""
+    _check_names(node_id, holder_id, domain)
+    if len(base_ids) > BASES_PER_NODE_MAX:
+        raise LimitExceededError(f"{len(base_ids)} bases in one pin", object=node_id)
+    already = agent.pins.held(node_id, holder_id)
+    bases = agent.bases.grantable(domain, base_ids, already)
+    # In memory first: while the journal is written nobody else may free one of these.
+    agent.pins.pin(node_id, holder_id, domain, base_ids)
+    try:
+        await _journal_holder(agent, node_id, holder_id, domain)
+    except MedesError:
+        agent.pins.unpin(node_id, holder_id, set(base_ids) - already)
+        raise
+    agent.on_pinned(node_id, domain)
+    return [b.descriptor for b in bases]
+
+
+async def _journal_holder(
+    agent: Agent, node_id: str, holder_id: str, domain: str, *, sync: bool = True
+) -> None:
+    held = sorted(agent.pins.held(node_id, holder_id))
+    record = {"t": "pins", "node": node_id, "holder": holder_id, "domain": domain, "base_ids": held}
+    await agent.journal.write(record, sync=sync)
+
+
+async def unpin(agent: Agent, node_id: str, holder_id: str, base_ids: list[int]) -> None:
+    """Takes pins back; unknown ones are no error (an unpin may be repeated)."""
+    _check_names(node_id, holder_id)
+    if node_id == agent.node_id:
+        raise InvalidArgumentError("a node's own pins are not given back from outside", object=node_id)
+    freed = agent.pins.unpin(node_id, holder_id, base_ids)
+    await _journal_holder(agent, node_id, holder_id, "", sync=False)
+    for base_id in freed:
+        free_base(agent, base_id)
+
+
+async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, list[int]]]) -> list[int]:
+    """Makes `pins` (holder → domain, base ids) all that node pins here; returns the ids this node does not have."""
+    _check_names(node_id)
+    if node_id == agent.node_id:
+        raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
+    if len(pins) > SANDBOXES_PER_NODE_MAX:
+        raise LimitExceededError(f"{len(pins)} holders", object=node_id)
+    missing: list[int] = []
+    kept: dict[str, tuple[str, list[int]]] = {}
+    for holder_id, (domain, base_ids) in pins.items():
+        _check_names(holder_id, domain)
+        known = [b for b in base_ids if _has(agent, b, domain)]
+        missing += [b for b in base_ids if b not in known]
+        kept[holder_id] = (domain, known)
+    freed, gone = agent.pins.replace_node(node_id, kept)
+    records: list[Record] = [
+        {"t": "pins", "node": node_id, "holder": h, "domain": "", "base_ids": []} for h in gone
+    ]
+    records += [
+        {"t": "pins", "node": node_id, "holder": h, "domain": d, "base_ids": ids}
+        for h, (d, ids) in kept.items()
+    ]
+    if records:
+        await agent.journal.write(*records, sync=True)
+    for domain in {domain for domain, _ in kept.values()}:
+        agent.on_pinned(node_id, domain)
+    for base_id in freed:
+        free_base(agent, base_id)
+    return missing
+
+
+def _has(agent: Agent, base_id: int, domain: str) -> bool:
+    base = agent.bases.bases.get(base_id)
+    return base is not None and base.descriptor.domain == domain
+
+
+# --- pages -------------------------------------------------------------------------------------------------
+class PageAccessTable:
+    """Tokens of the page server, one a (node, domain); sessions count who uses them. Use from one event loop."""
+
+    def __init__(
+        self, agent: Agent, server: native.PageServer, advertised: str, rdma: RdmaNode | None = None
+    ) -> None:
+        self._agent = agent
+        self._rdma = rdma
+        self._server = server
+        self.address = advertised
+        self._secret = b""
+        self._sessions: dict[int, tuple[str, str]] = {}
+
+    async def start(self) -> None:
+        """Serves the bases that are added from now on."""
+        await self._load_secret()
+        # A reader that was open before this agent restarted holds the same token: with a pin it works again.
+        self._agent.on_pinned = self._grant
+        self._agent.bases.on_added = self._added
+        self._agent.bases.on_removed = self._removed
+
+    def grant_again(self) -> None:
+        """After recovery: the tokens that peers with pins here were granted before."""
+        for node_id, domain in self._agent.pins.peer_domains(self._agent.node_id):
+            self._grant(node_id, domain)
+
+    async def _load_secret(self) -> None:
+        known = self._agent.journal.state.node.get("secret", "")
+        if len(known) != 2 * SECRET_BYTES:
+            known = secrets.token_hex(SECRET_BYTES)
+            await self._agent.journal.write({"t": "node", "secret": known}, sync=True)
+        self._secret = bytes.fromhex(known)
+
+    def _added(self, base: LocalBase) -> None:
+        self._server.add_slab(base.slab, base.descriptor.domain)
+        if self._rdma is not None:
+            self._rdma.publish(base.slab, base.descriptor.domain)
+
+    def _removed(self, base: LocalBase) -> None:
+        if self._rdma is not None:
+            self._rdma.retire(base.base_id)
+        self._server.remove_slab(base.base_id)
+
+    def regions(self, domain: str, base_ids: list[int]) -> list[native.RdmaRegion]:
+        """Where peers that were just granted pins on these bases find them by RDMA; those served that way only."""
+        return [] if self._rdma is None else self._rdma.regions(domain, base_ids)
+
+    def _token(self, node_id: str, domain: str) -> bytes:
+        text = f"{len(node_id)}:{node_id}{domain}".encode()
+        return hmac.new(self._secret, text, hashlib.sha256).digest()
+
+    def _grant(self, node_id: str, domain: str) -> bytes:
+        token = self._token(node_id, domain)
+        self._server.grant(token, domain, node_id)
+        return token
+
+    def open(self, node_id: str, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
+        """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can."""
+        _check_names(node_id, domain)
+        if len(self._sessions) >= NODES_MAX * 16:
+            raise LimitExceededError("too many page sessions", object=node_id)
+        token = self._grant(node_id, domain)
+        session_id = secrets.randbits(62) + 1
+        self._sessions[session_id] = (node_id, domain)
+        answer = NO_RDMA
+        if rdma is not None and self._rdma is not None:
+            answer = self._rdma.accept(node_id, domain, rdma)
+        return PageAccess(token, self.address, session_id, answer)
+
+    def close_session(self, node_id: str, session_id: int) -> None:
+        """Ends a session; with the last one of a (node, domain) that has no pins here the token goes. Idempotent."""
+        key = self._sessions.get(session_id)
+        if key is None or key[0] != node_id:
+            return
+        del self._sessions[session_id]
+        if key not in self._sessions.values() and key not in self._agent.pins.peer_domains(
+            self._agent.node_id
+        ):
+            self._server.revoke(self._token(*key))
+            if self._rdma is not None:
+                self._rdma.release(*key)
+
+    def stats(self) -> dict[str, int]:
+        return dict(self._server.stats())
+
+    def rdma_stats(self) -> dict[str, int]:
+        """Empty where this node has no RDMA."""
+        return {} if self._rdma is None else self._rdma.stats()
+
+    def close(self) -> None:
+        if self._rdma is not None:
+            self._rdma.close()
+        self._server.close()

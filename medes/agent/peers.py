@@ -1,0 +1,215 @@
+"""The other agents: pins this node holds there, and readers of their base pages (one a peer and domain).
+
+Unpins that a peer did not hear (it was down) wait in `_owed` and are tried again; after a restart of this agent
+ReconcilePins says the same more briefly, so they need not survive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from typing import Protocol
+
+from medes import native
+from medes.agent.peer_client import PageAccess, PeerClient
+from medes.errors import MedesError, PeerUnreachableError, UnsupportedError
+from medes.transport.rdma import RdmaAnswer, RdmaNode
+from medes.types import BaseDescriptor, NodeEndpoints
+
+log = logging.getLogger(__name__)
+
+PROBE_BYTES = 16
+PROBE_TIMEOUT_S = 2.0
+
+
+class ReaderFactory(Protocol):
+    """Makes the reader of a peer's pages by the transport that settings and devices allow; blocks."""
+
+    def __call__(self, peer: NodeEndpoints, access: PageAccess) -> native.PageReader: ...
+
+
+class PeerTable:
+    """Use from one event loop; native calls go to `executor`."""
+
+    def __init__(
+        self,
+        own_node: str,
+        make_client: Callable[[str], PeerClient],
+        make_reader: ReaderFactory,
+        resolve: Callable[[str], Awaitable[NodeEndpoints | None]],
+        executor: Executor,
+        rdma: RdmaNode | None = None,
+        rdma_required: bool = False,
+    ) -> None:
+        self._own_node = own_node
+        self._make_client = make_client
+        self._make_reader = make_reader
+        self._resolve = resolve
+        self._executor = executor
+        self._rdma = rdma
+        self._rdma_required = rdma_required
+        self.endpoints: dict[str, NodeEndpoints] = {}
+        self._clients: dict[str, PeerClient] = {}
+        self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
+        self._opening: dict[tuple[str, str], asyncio.Lock] = {}
+        self._pinning: dict[str, asyncio.Lock] = {}
+        self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
+        self.on_endpoints: Callable[[NodeEndpoints], None] = lambda endpoints: None
+
+    def learn(self, endpoints: NodeEndpoints) -> None:
+        """Remembers where a peer is; a peer that moved gets a new channel."""
+        known = self.endpoints.get(endpoints.node_id)
+        if endpoints.node_id == self._own_node or known == endpoints:
+            return
+        self.endpoints[endpoints.node_id] = endpoints
+        self.on_endpoints(endpoints)
+        if known is not None and known.grpc_address != endpoints.grpc_address:
+            client = self._clients.pop(endpoints.node_id, None)
+            if client is not None:
+                asyncio.get_running_loop().create_task(client.close())
+
+    def _client(self, node_id: str) -> PeerClient:
+        if node_id not in self._clients:
+            endpoints = self.endpoints.get(node_id)
+            if endpoints is None or not endpoints.grpc_address:
+                raise PeerUnreachableError("no address of this node is known", object=node_id)
+            client = self._clients[node_id] = self._make_client(endpoints.grpc_address)
+            if self._rdma is not None:
+                client.on_regions = partial(self._rdma.add_regions, node_id)
+        return self._clients[node_id]
+
+    # --- pins ----------------------------------------------------------------------------------------------
+    async def pin(
+        self, node_id: str, holder: str, domain: str, base_ids: Iterable[int]
+    ) -> list[BaseDescriptor]:
+        """Raises peer_unreachable, not_found. After an error the pin may or may not be there: unpin it."""
+        async with self._pinning.setdefault(node_id, asyncio.Lock()):
+            return await self._client(node_id).pin(holder, domain, base_ids)
+
+    async def unpin(self, node_id: str, holder: str, base_ids: Iterable[int]) -> None:
+        """Never raises: what the peer did not hear is owed and sent again by `pay_owed`."""
+        ids = set(base_ids)
+        if not ids:
+            return
+        try:
+            await self._client(node_id).unpin(holder, ids)
+        except MedesError as error:
+            log.info("unpin at %s: %s: will try again", node_id, error)
+            self._owed.setdefault((node_id, holder), set()).update(ids)
+
+    async def pay_owed(self) -> None:
+        """Sends unpins that failed before."""
+        owed, self._owed = self._owed, {}
+        for (node_id, holder), ids in owed.items():
+            await self.unpin(node_id, holder, ids)
+
+    async def reconcile(
+        self, node_id: str, pins: Callable[[], Mapping[str, tuple[str, Iterable[int]]]]
+    ) -> set[int]:
+        """Tells the peer all the pins this node holds there; returns the bases it no longer has. Raises.
+
+        `pins` is asked when no pin is on its way to that peer, since it replaces what the peer knows.
+        """
+        async with self._pinning.setdefault(node_id, asyncio.Lock()):
+            missing = await self._client(node_id).reconcile(pins())
+        self._owed = {key: ids for key, ids in self._owed.items() if key[0] != node_id}
+        return missing
+
+    # --- pages ---------------------------------------------------------------------------------------------
+    async def reader(self, node_id: str, domain: str) -> native.PageReader:
+        """The reader of a peer's pages, opened on first use. Raises peer_unreachable, unauthenticated."""
+        key = (node_id, domain)
+        async with self._opening.setdefault(key, asyncio.Lock()):
+            if key not in self._readers:
+                access = await self._client(node_id).open_pages(domain)
+                reader = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._make_reader, self.endpoints[node_id], access
+                )
+                self._readers[key] = (await self._with_rdma(node_id, domain, reader), access)
+            return self._readers[key][0]
+
+    async def live_reader(self, node_id: str, domain: str, base_id: int) -> native.PageReader:
+        """A reader that has just read from the base: one from before a restart of the peer is replaced, and a peer
+        that moved is asked for at the controller. Raises peer_unreachable, unauthenticated."""
+        for last in (False, True):
+            try:
+                reader = await self.reader(node_id, domain)
+            except PeerUnreachableError:
+                if last:
+                    raise
+                await self.refresh(node_id)
+                continue
+            if await self.probe(node_id, domain, base_id):
+                return reader
+        raise PeerUnreachableError("its base pages cannot be read", object=node_id)
+
+    async def _with_rdma(self, node_id: str, domain: str, reader: native.PageReader) -> native.PageReader:
+        """The reader with RDMA before it, where both nodes have that. Raises unsupported when it is required."""
+        offered = "rdma" in self.endpoints[node_id].transports
+        if self._rdma is not None and offered:
+
+            async def exchange(endpoint: native.RdmaEndpoint) -> RdmaAnswer:
+                access = await self._client(node_id).open_pages(domain, endpoint)
+                # A peer that was started anew may have moved and granted a new token.
+                reader.readdress(access.page_address, access.token)
+                return access.rdma
+
+            attached = await self._rdma.attach(node_id, domain, reader, exchange)
+            if attached is not reader:
+                return attached
+        if self._rdma_required:
+            reader.close()
+            raise UnsupportedError(
+                "this peer cannot be read by RDMA", object=node_id, hint="set transport to auto or tcp"
+            )
+        return reader
+
+    async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
+        """Whether the reader in use still reads the base (the peer may have restarted). False: it was dropped."""
+        key = (node_id, domain)
+        found = self._readers.get(key)
+        if found is None:
+            return False
+        reader = found[0]
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(
+                self._executor, lambda: reader.read(base_id, 0, PROBE_BYTES, PROBE_TIMEOUT_S)
+            )
+            return True
+        except MedesError as error:
+            log.info("pages of %s: %s: opening them anew", node_id, error)
+            # Not closed: other sandboxes may have reads under way; it goes with its last user.
+            if self._readers.get(key) is found:
+                del self._readers[key]
+            return False
+
+    async def refresh(self, node_id: str) -> None:
+        """Asks where the peer is now, if the controller can be asked."""
+        endpoints = await self._resolve(node_id)
+        if endpoints is not None:
+            self.learn(endpoints)
+
+    def pages_read(self) -> dict[str, int]:
+        """Bytes read so far by transport, over the readers open now."""
+        total: dict[str, int] = {}
+        for reader, _ in self._readers.values():
+            total[reader.transport] = total.get(reader.transport, 0) + reader.stats().get("bytes", 0)
+        return total
+
+    def fallback_reads(self) -> int:
+        """Reads of the open readers that went over TCP because RDMA could not do them; may be called anywhere."""
+        return sum(reader.stats()["fallbacks"] for reader, _ in list(self._readers.values()))
+
+    async def close(self) -> None:
+        """Closes readers and channels. Idempotent."""
+        loop = asyncio.get_running_loop()
+        readers, self._readers = self._readers, {}
+        for reader, _ in readers.values():
+            await loop.run_in_executor(self._executor, reader.close)
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()

@@ -1,0 +1,158 @@
+"""A sandbox as its agent holds it: what was registered, its state, and the handles of its dedup'd form."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from medes import native
+from medes.agent.drivers import LiveHandle
+from medes.agent.processes import runs
+from medes.agent.states import may_follow
+from medes.agent.working_sets import Page
+from medes.errors import InternalError, MedesError, PeerUnreachableError, ProcessGoneError
+from medes.types import BaseDescriptor, DedupReport, LifecycleSettings, NodeEndpoints, RestoreReport, Sandbox
+from medes.types import SandboxState as S
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What Register gave; journalled, and repeated in the sandbox file's meta."""
+
+    sandbox_id: str
+    function: str
+    tenant: str = ""
+    domain: str = ""
+    pids: tuple[int, ...] = ()  # roots
+    start_times: tuple[int, ...] = ()  # of the roots, in clock ticks: a reused pid is somebody else's process
+    cgroup: str = ""
+    lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
+    driver: str = "live"
+    hook_address: str = ""
+    purge_kills: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SandboxSpec:
+        """Raises KeyError or TypeError for a record that no agent wrote."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {k: v for k, v in data.items() if k in known}
+        for name in ("pids", "start_times"):
+            values[name] = tuple(values.get(name, ()))
+        values["lifecycle"] = LifecycleSettings(**values.get("lifecycle", {}))
+        return cls(**values)
+
+    def live_roots(self) -> list[int]:
+        """The roots that still run. A cgroup's sandbox: its processes."""
+        if self.cgroup:
+            try:
+                return native.cgroup_pids(self.cgroup)
+            except MedesError:
+                return []
+        return [p for p, t in zip(self.pids, self.start_times, strict=False) if runs(p, t)]
+
+    def processes(self) -> list[int]:
+        """All processes of the sandbox, roots first. Raises process_gone when none is left."""
+        roots = self.live_roots()
+        if not roots:
+            raise ProcessGoneError("its processes have exited", object=self.sandbox_id)
+        return roots if self.cgroup else native.process_tree(roots)
+
+
+@dataclass(slots=True)
+class Evicted:
+    """The dedup'd form of a sandbox: its file, the bases it refers to, and the driver's handle."""
+
+    file: native.SandboxFile
+    bases: native.BaseSet
+    live: LiveHandle | None  # None: not taken back yet after a restart, its peers do not answer
+    holder: str  # the holder id of its pins
+    pins: dict[str, list[int]]  # node → base ids
+    descriptors: dict[int, BaseDescriptor]  # of the remote bases
+    endpoints: dict[str, NodeEndpoints]  # of the nodes that hold them
+    transport_by_peer: dict[str, str] = field(default_factory=dict)
+    since_s: float = 0.0
+    remote_bytes_before: int = 0  # what encoding had read into `bases`
+    probe: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
+
+    @property
+    def handle(self) -> LiveHandle:
+        """The driver's handle. Raises peer_unreachable while there is none."""
+        if self.live is None:
+            raise PeerUnreachableError("its base pages cannot be read now", object=self.file.path)
+        return self.live
+
+
+class SandboxEntry:
+    """One sandbox. All fields are the event loop's; ops hold `lock` while they change the state."""
+
+    def __init__(self, spec: SandboxSpec, node_id: str, state: S, now_s: float) -> None:
+        self.spec = spec
+        self.node_id = node_id
+        self.state = state
+        self.since_s = now_s
+        self.lock = asyncio.Lock()
+        self.requests = 0  # begun and not yet ended
+        self.cancel: native.CancelFlag | None = None  # of the dedup op under way
+        self.evicted: Evicted | None = None
+        self.completed = asyncio.Event()  # not set while RESTORING
+        self.completed.set()
+        self.warm_bytes = 0
+        self.kept_bytes = 0
+        self.is_base = False
+        self.dedup_count = 0
+        self.restore_count = 0
+        self.idle_wakes = 0
+        self.dedup_failures = 0
+        self.last_dedup: DedupReport | None = None
+        self.last_restore: RestoreReport | None = None
+        self.lost_reason = ""
+
+    @property
+    def id(self) -> str:
+        return self.spec.sandbox_id
+
+    def move(self, after: S, now_s: float) -> S:
+        """Changes the state as the table allows; returns the state before. Raises internal otherwise."""
+        before = self.state
+        if not may_follow(before, after):
+            raise InternalError(f"{before.label} → {after.label} is no transition", object=self.id)
+        self.state = after
+        self.since_s = now_s
+        if after is S.RESTORING:
+            self.completed.clear()
+        else:
+            self.completed.set()
+        return before
+
+    def idle_state(self) -> S:
+        """The state of a sandbox with all its memory: running while requests are in it."""
+        return S.RUNNING if self.requests else S.WARM
+
+    def view(self, now_s: float) -> Sandbox:
+        """The sandbox as the restore API shows it."""
+        evicted = self.evicted
+        return Sandbox(
+            sandbox_id=self.id,
+            function=self.spec.function,
+            tenant=self.spec.tenant,
+            domain=self.spec.domain,
+            state=self.state,
+            pids=self.spec.pids,
+            driver=self.spec.driver,
+            warm_bytes=self.warm_bytes,
+            kept_bytes=self.kept_bytes if self.state in (S.DEDUP, S.RESTORING) else 0,
+            is_base=self.is_base,
+            state_age_ms=max(0, int((now_s - self.since_s) * 1000)),
+            dedup_count=self.dedup_count,
+            restore_count=self.restore_count,
+            transport_by_peer=dict(evicted.transport_by_peer) if evicted else {},
+            last_dedup=self.last_dedup,
+            last_restore=self.last_restore,
+            lost_reason=self.lost_reason,
+            node_id=self.node_id,
+        )

@@ -1,0 +1,140 @@
+"""gRPC servicers of the agent: protobuf in, handlers, protobuf out; nothing else happens here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from medes.agent import handlers, peer_handlers
+from medes.agent.core import Agent
+from medes.agent.peer_client import (
+    endpoint_from_proto,
+    endpoint_to_proto,
+    region_to_proto,
+)
+from medes.rpc.convert import from_proto, to_proto
+from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
+from medes.rpc.identity import require_node
+from medes.types import Activity, LifecycleSettings, Sandbox
+
+AGENT_SERVICE = "medes.v1.AgentService"
+PEER_SERVICE = "medes.v1.PeerService"
+
+
+def _sandbox(sandbox: Sandbox) -> Any:
+    return to_proto(agent_pb2.Sandbox, sandbox)
+
+
+class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
+    """The restore API."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def Register(self, request: Any, context: Any) -> Any:
+        registration = handlers.Registration(
+            sandbox_id=request.sandbox_id,
+            function=request.function,
+            tenant=request.tenant,
+            domain=request.domain,
+            pids=tuple(request.pids),
+            cgroup=request.cgroup,
+            lifecycle=from_proto(LifecycleSettings, request.lifecycle),
+            driver=request.driver,
+            hook_address=request.hook_address,
+            purge_kills=request.purge_kills,
+        )
+        return _sandbox(await handlers.register(self._agent, registration))
+
+    async def NotifyActivity(self, request: Any, context: Any) -> Any:
+        try:
+            activity = Activity(request.activity)
+        except ValueError:
+            activity = Activity.UNSPECIFIED
+        return _sandbox(await handlers.notify_activity(self._agent, request.sandbox_id, activity))
+
+    async def Dedup(self, request: Any, context: Any) -> Any:
+        result = await handlers.dedup(
+            self._agent,
+            request.sandbox_id,
+            make_base=request.make_base,
+            hold_frozen=True if request.hold_frozen else None,
+        )
+        return to_proto(agent_pb2.DedupResponse, result)
+
+    async def Restore(self, request: Any, context: Any) -> Any:
+        result = await handlers.restore(
+            self._agent, request.sandbox_id, eager=request.eager, deadline_ms=request.deadline_ms
+        )
+        return to_proto(agent_pb2.RestoreResponse, result)
+
+    async def Purge(self, request: Any, context: Any) -> Any:
+        await handlers.purge(self._agent, request.sandbox_id)
+        return agent_pb2.PurgeResponse()
+
+    async def Get(self, request: Any, context: Any) -> Any:
+        return _sandbox(handlers.get(self._agent, request.sandbox_id))
+
+    async def List(self, request: Any, context: Any) -> Any:
+        response = agent_pb2.ListResponse()
+        response.sandboxes.extend(_sandbox(s) for s in handlers.list_sandboxes(self._agent, request.function))
+        return response
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for event in self._agent.watch.events(request.function):
+            yield to_proto(agent_pb2.SandboxEvent, event)
+
+    async def GetNode(self, request: Any, context: Any) -> Any:
+        return to_proto(agent_pb2.NodeStatus, handlers.node_status(self._agent))
+
+
+class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
+    """Pins and page access for other agents."""
+
+    def __init__(self, agent: Agent, pages: peer_handlers.PageAccessTable) -> None:
+        self._agent = agent
+        self._pages = pages
+
+    def _check_node(self, context: Any, node_id: str) -> None:
+        """Who may speak for a node, where the settings ask for certificates."""
+        if self._agent.settings.node_certificates:
+            require_node(context, node_id)
+
+    async def Pin(self, request: Any, context: Any) -> Any:
+        self._check_node(context, request.node_id)
+        granted = await peer_handlers.pin(
+            self._agent, request.node_id, request.holder_id, request.domain, list(request.base_ids)
+        )
+        response = peer_pb2.PinResponse()
+        response.bases.extend(to_proto(common_pb2.BaseDescriptor, d) for d in granted)
+        regions = self._pages.regions(request.domain, list(request.base_ids))
+        response.regions.extend(region_to_proto(r) for r in regions)
+        return response
+
+    async def Unpin(self, request: Any, context: Any) -> Any:
+        self._check_node(context, request.node_id)
+        await peer_handlers.unpin(self._agent, request.node_id, request.holder_id, list(request.base_ids))
+        return peer_pb2.UnpinResponse()
+
+    async def ReconcilePins(self, request: Any, context: Any) -> Any:
+        self._check_node(context, request.node_id)
+        pins = {p.holder_id: (p.domain, list(p.base_ids)) for p in request.pins}
+        missing = await peer_handlers.reconcile(self._agent, request.node_id, pins)
+        return peer_pb2.ReconcilePinsResponse(missing_base_ids=missing)
+
+    async def OpenPages(self, request: Any, context: Any) -> Any:
+        self._check_node(context, request.node_id)
+        remote = endpoint_from_proto(request.rdma) if request.HasField("rdma") else None
+        access = self._pages.open(request.node_id, request.domain, remote)
+        response = peer_pb2.OpenPagesResponse(
+            token=access.token, page_address=access.page_address, session_id=access.session_id
+        )
+        if access.rdma.endpoint is not None:
+            response.rdma.CopyFrom(endpoint_to_proto(access.rdma.endpoint))
+            response.regions.extend(region_to_proto(r) for r in access.rdma.regions)
+        return response
+
+    async def ClosePages(self, request: Any, context: Any) -> Any:
+        self._check_node(context, request.node_id)
+        self._pages.close_session(request.node_id, request.session_id)
+        return peer_pb2.ClosePagesResponse()

@@ -1,0 +1,150 @@
+"""The restore API for blocking callers. Thread-safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from medes.client.messages import (
+    DEDUP_TIMEOUT_S,
+    DEFAULT_AGENT_ADDRESS,
+    RESTORE_TIMEOUT_S,
+    activity_request,
+    register_request,
+)
+from medes.limits import RPC_TIMEOUT_S
+from medes.rpc.channel import sync_channel
+from medes.rpc.convert import from_proto
+from medes.rpc.gen import agent_pb2 as pb
+from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
+from medes.rpc.tls import TlsFiles
+from medes.types import (
+    Activity,
+    DedupResult,
+    LifecycleSettings,
+    NodeStatus,
+    RestoreResult,
+    Sandbox,
+    SandboxEvent,
+)
+
+
+class MedesClient:
+    """Calls one agent. Connects on first use; close it, or use it as a context manager.
+
+    Every method raises the agent's error from medes.errors, peer_unreachable when the agent does not answer and
+    deadline_exceeded after the call's timeout (timeout_s unless the method has its own). Do not fork a process
+    that has used a client: gRPC does not survive it.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_AGENT_ADDRESS,
+        *,
+        tls: TlsFiles | None = None,
+        timeout_s: float = RPC_TIMEOUT_S,
+    ) -> None:
+        """`address`: unix:/path or host:port. Raises invalid_argument for a malformed one."""
+        self.address = address
+        self._channel = sync_channel(address, tls, timeout_s=timeout_s)
+        self._stub = AgentServiceStub(self._channel)
+
+    def register(
+        self,
+        function: str,
+        *,
+        pids: Sequence[int] = (),
+        cgroup: str = "",
+        sandbox_id: str = "",
+        tenant: str = "",
+        domain: str = "",
+        lifecycle: LifecycleSettings | None = None,
+        driver: str = "",
+        hook_address: str = "",
+        purge_kills: bool = False,
+    ) -> Sandbox:
+        """Puts processes (with their descendants), or all of a cgroup, under the agent's care as a warm sandbox.
+
+        An empty sandbox_id lets the agent choose one; an empty domain means the tenant.
+        """
+        request = register_request(
+            function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
+        )
+        return from_proto(Sandbox, self._stub.Register(request))
+
+    def begin(self, sandbox_id: str) -> Sandbox:
+        """A request begins: the sandbox is busy until end(). Cancels a dedup op under way."""
+        return self._notify(sandbox_id, Activity.BEGUN)
+
+    def end(self, sandbox_id: str) -> Sandbox:
+        """A request has ended: the sandbox is idle from now on."""
+        return self._notify(sandbox_id, Activity.ENDED)
+
+    def _notify(self, sandbox_id: str, activity: Activity) -> Sandbox:
+        return from_proto(Sandbox, self._stub.NotifyActivity(activity_request(sandbox_id, activity)))
+
+    def dedup(
+        self,
+        sandbox_id: str,
+        *,
+        make_base: bool = False,
+        hold_frozen: bool = False,
+        timeout_s: float = DEDUP_TIMEOUT_S,
+    ) -> DedupResult:
+        """Cuts an idle sandbox down to patches; blocks until that is done."""
+        request = pb.DedupRequest(sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
+        return from_proto(DedupResult, self._stub.Dedup(request, timeout=timeout_s))
+
+    def restore(
+        self,
+        sandbox_id: str,
+        *,
+        eager: bool = False,
+        queue_deadline_ms: int = 0,
+        timeout_s: float = RESTORE_TIMEOUT_S,
+    ) -> RestoreResult:
+        """Wakes a sandbox. Returns when it runs, or, eager, when its last page is in.
+
+        A warm one is answered at once (`report.was_dedup` false). queue_deadline_ms bounds the wait for its turn
+        (0: the agent's setting); raises busy after it, lost when the sandbox must be cold-started.
+        """
+        request = pb.RestoreRequest(sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms)
+        return from_proto(RestoreResult, self._stub.Restore(request, timeout=timeout_s))
+
+    def purge(self, sandbox_id: str) -> None:
+        """Ends the agent's care; kills the processes where they were registered with purge_kills."""
+        self._stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """One sandbox. Raises not_found."""
+        return from_proto(Sandbox, self._stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
+
+    def list(self, function: str = "") -> list[Sandbox]:
+        """All sandboxes of the node, or of one function."""
+        answer = self._stub.List(pb.ListRequest(function=function))
+        return [from_proto(Sandbox, s) for s in answer.sandboxes]
+
+    def watch(self, function: str = "") -> Iterator[SandboxEvent]:
+        """State changes from now on, without end. Close the iterator (or the client) to stop."""
+        stream = self._stub.Watch(pb.WatchRequest(function=function))
+        try:
+            for event in stream:
+                yield from_proto(SandboxEvent, event)
+        finally:
+            stream.cancel()
+
+    def node(self) -> NodeStatus:
+        """Memory, bases and drivers of the agent's node."""
+        return from_proto(NodeStatus, self._stub.GetNode(pb.GetNodeRequest()))
+
+    def close(self) -> None:
+        """Ends running calls. Idempotent."""
+        self._channel.close()
+
+    def __enter__(self) -> MedesClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

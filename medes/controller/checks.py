@@ -1,0 +1,94 @@
+"""Bounds on what callers send: every name, count and length is checked before anything is kept or allocated."""
+
+from __future__ import annotations
+
+from medes.errors import InvalidArgumentError, LimitExceededError
+from medes.limits import (
+    ADDRESS_CHARS_MAX,
+    ADDRESS_RANGES_MAX,
+    LOOKUP_PAGES_MAX,
+    NAME_CHARS_MAX,
+    SANDBOXES_PER_NODE_MAX,
+    TRANSPORTS_PER_NODE_MAX,
+)
+from medes.rpc.address import parse_address
+from medes.types import BaseDescriptor, NodeEndpoints, SandboxRecord
+
+HASH_BYTES = 8
+
+
+def name(value: str, what: str, *, optional: bool = False) -> None:
+    """A name is non-empty printable text of at most NAME_CHARS_MAX characters."""
+    if not value and not optional:
+        raise InvalidArgumentError("is missing", object=what)
+    if len(value) > NAME_CHARS_MAX:
+        raise LimitExceededError(f"longer than {NAME_CHARS_MAX} characters", object=what)
+    if not value.isprintable():
+        raise InvalidArgumentError("has control characters", object=what)
+
+
+def endpoints(value: NodeEndpoints) -> None:
+    name(value.node_id, "node_id")
+    for what in ("grpc_address", "page_address"):
+        text = getattr(value, what)
+        if len(text) > ADDRESS_CHARS_MAX:
+            raise LimitExceededError(f"longer than {ADDRESS_CHARS_MAX} characters", object=what)
+        if text:
+            parse_address(text)
+    if len(value.transports) > TRANSPORTS_PER_NODE_MAX:
+        raise LimitExceededError(f"more than {TRANSPORTS_PER_NODE_MAX} transports", object=value.node_id)
+    for transport in value.transports:
+        name(transport, "transport")
+
+
+def samples(got: int, wanted: int) -> None:
+    """All nodes of a cluster must sample alike, or nothing matches."""
+    if got != wanted:
+        raise InvalidArgumentError(
+            f"samples_per_page is {got}, the cluster's is {wanted}", hint="use the value from JoinNode"
+        )
+
+
+def hashes(data: bytes, samples_per_page: int) -> int:
+    """The page count of packed hashes."""
+    page_bytes = samples_per_page * HASH_BYTES
+    if len(data) % page_bytes:
+        raise InvalidArgumentError(f"{len(data)} bytes are no whole pages of {page_bytes}", object="hashes")
+    pages = len(data) // page_bytes
+    if pages > LOOKUP_PAGES_MAX:
+        raise LimitExceededError(f"{pages} pages, at most {LOOKUP_PAGES_MAX}", object="hashes")
+    return pages
+
+
+def base(value: BaseDescriptor, page_count: int, positions: bytes, samples_per_page: int) -> None:
+    if not value.base_id:
+        raise InvalidArgumentError("is missing", object="base_id")
+    name(value.node_id, "node_id")
+    name(value.domain, "domain")
+    name(value.function, "function")
+    where = f"base {value.base_id:#x}"
+    if page_count == 0 or value.page_count != page_count:
+        raise InvalidArgumentError(
+            f"page_count {value.page_count}, but hashes of {page_count} pages", object=where
+        )
+    if len(positions) != page_count * samples_per_page:
+        raise InvalidArgumentError(
+            f"{len(positions)} positions for {page_count * samples_per_page} hashes", object=where
+        )
+    if len(value.ranges) > ADDRESS_RANGES_MAX:
+        raise LimitExceededError(f"more than {ADDRESS_RANGES_MAX} address ranges", object=where)
+    if any(r.begin >= r.end for r in value.ranges):
+        raise InvalidArgumentError("an address range is empty or reversed", object=where)
+
+
+def sandboxes(values: tuple[SandboxRecord, ...], node_id: str) -> None:
+    if len(values) > SANDBOXES_PER_NODE_MAX:
+        raise LimitExceededError(f"more than {SANDBOXES_PER_NODE_MAX} sandboxes", object=node_id)
+    for record in values:
+        name(record.sandbox_id, "sandbox_id")
+        name(record.function, "function", optional=True)
+        name(record.domain, "domain", optional=True)
+        if record.node_id not in ("", node_id):
+            raise InvalidArgumentError(
+                f"announced by {node_id} for node {record.node_id}", object=record.sandbox_id
+            )

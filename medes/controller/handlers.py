@@ -1,0 +1,166 @@
+"""What the controller answers: functions of request, state and time (seconds of a monotonic clock).
+
+No protobuf, no clock, no event loop in here. Those that touch the store may block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from medes.controller import checks
+from medes.controller.requests import (
+    Advice,
+    AdviseBase,
+    AnnounceSandboxes,
+    Heartbeat,
+    HeartbeatAnswer,
+    Joined,
+    JoinNode,
+    ListSandboxes,
+    Lookup,
+    LookupFingerprints,
+    PublishBase,
+    RetireBase,
+)
+from medes.controller.state import ControllerState
+from medes.types import NodeRecord, SandboxRecord
+
+log = logging.getLogger(__name__)
+
+
+def join_node(request: JoinNode, state: ControllerState, now_s: float) -> Joined:
+    """A node comes or comes back. After its restart, what was known of it goes; it announces all again."""
+    checks.endpoints(request.endpoints)
+    checks.name(request.incarnation, "incarnation")
+    node_id = request.endpoints.node_id
+    with state.node_changes:
+        if state.membership.join(request.endpoints, request.incarnation, request.memory_bytes, now_s):
+            retired = _forget_node(node_id, state)
+            log.info("node joined", extra={"node": node_id, "bases_retired": retired})
+        state.store.renew([node_id], 2 * state.settings.lease_ms / 1000)
+    return Joined(
+        samples_per_page=state.settings.samples_per_page,
+        heartbeat_interval_ms=state.settings.heartbeat_interval_ms,
+        lease_ms=state.settings.lease_ms,
+        controller_incarnation=state.incarnation,
+    )
+
+
+def heartbeat(request: Heartbeat, state: ControllerState, now_s: float) -> HeartbeatAnswer:
+    """Renews a lease, or says that the node must join (and announce) again."""
+    known = state.membership.heartbeat(request.node_id, request.incarnation, request.usage, now_s)
+    return HeartbeatAnswer(controller_incarnation=state.incarnation, join_again=not known)
+
+
+def leave_node(node_id: str, state: ControllerState) -> None:
+    """A node goes in peace. Leaving twice is harmless."""
+    checks.name(node_id, "node_id")
+    with state.node_changes:
+        if state.membership.leave(node_id):
+            retired = _forget_node(node_id, state)
+            log.info("node left", extra={"node": node_id, "bases_retired": retired})
+
+
+def expire(state: ControllerState, now_s: float) -> list[str]:
+    """Declares silent nodes dead: their bases leave the registry. Returns them. Call often."""
+    with state.node_changes:
+        died = state.membership.expire(now_s)
+        for node_id in died:
+            retired = _forget_node(node_id, state)
+            log.warning(
+                "node is silent and counts as dead", extra={"node": node_id, "bases_retired": retired}
+            )
+        _sweep(state)
+    state.advisor.expire(now_s)
+    return died
+
+
+def _sweep(state: ControllerState) -> None:
+    """A store that outlives controllers may hold bases of nodes that died while none was there to see it."""
+    alive = state.membership.alive_ids()
+    # Longer than our own lease: between two of our rounds a node must not look dead to another controller.
+    state.store.renew(alive, 2 * state.settings.lease_ms / 1000)
+    for node_id in state.store.orphans() - alive:
+        retired = state.store.retire_node(node_id)
+        log.warning(
+            "bases of a node that no controller knows", extra={"node": node_id, "bases_retired": retired}
+        )
+
+
+def _forget_node(node_id: str, state: ControllerState) -> int:
+    state.directory.drop_node(node_id)
+    state.advisor.forget_node(node_id)
+    return state.store.retire_node(node_id)
+
+
+def list_nodes(state: ControllerState, now_s: float) -> list[NodeRecord]:
+    return state.membership.records(now_s)
+
+
+def lookup_fingerprints(
+    request: LookupFingerprints, state: ControllerState, clock: Callable[[], float]
+) -> Lookup:
+    """The base locations of a whole image, and where their holders listen. Needs no membership: it is a hint."""
+    checks.name(request.domain, "domain")
+    checks.samples(request.samples_per_page, state.settings.samples_per_page)
+    pages = checks.hashes(request.hashes, request.samples_per_page)
+    start_s = clock()
+    found = state.store.lookup(request.domain, request.hashes, request.samples_per_page)
+    state.count_lookup(pages, clock() - start_s)
+    holders = state.membership.endpoints({b.node_id for b in found.bases})
+    return Lookup(found.locations, found.bases, holders)
+
+
+def publish_base(request: PublishBase, state: ControllerState) -> None:
+    """A live node offers a base. Repeating it is harmless."""
+    checks.samples(request.samples_per_page, state.settings.samples_per_page)
+    pages = checks.hashes(request.hashes, request.samples_per_page)
+    checks.base(request.base, pages, request.positions, request.samples_per_page)
+    node_id = request.base.node_id
+    state.membership.require(node_id)
+    state.store.publish(request.base, request.hashes, request.positions, request.samples_per_page)
+    state.advisor.published(request.base.function, request.base.domain, node_id)
+    try:
+        state.membership.require(node_id)
+    except Exception:
+        # It died while we inserted, after its bases had been retired: nobody else would take this one out.
+        state.store.retire(request.base.base_id, node_id)
+        raise
+
+
+def retire_base(request: RetireBase, state: ControllerState) -> None:
+    """A node takes a base back. Retiring what is not there is harmless."""
+    checks.name(request.node_id, "node_id")
+    state.store.retire(request.base_id, request.node_id)
+
+
+def advise_base(request: AdviseBase, state: ControllerState, now_s: float) -> Advice:
+    """Should this sandbox become a base? A yes is a reservation: others of the function hear no meanwhile."""
+    for what in ("node_id", "function", "domain", "sandbox_id"):
+        checks.name(getattr(request, what), what)
+    state.membership.require(request.node_id)
+    make, reason = state.advisor.advise(
+        request.function,
+        request.domain,
+        request.node_id,
+        request.sandbox_id,
+        base_count=state.store.base_count(request.function, request.domain),
+        dedup_count=state.directory.dedup_count(request.function, request.domain),
+        now_s=now_s,
+    )
+    return Advice(make, reason)
+
+
+def announce_sandboxes(request: AnnounceSandboxes, state: ControllerState) -> None:
+    """A live node's sandboxes: all of them (full) or those that changed."""
+    checks.name(request.node_id, "node_id")
+    checks.sandboxes(request.sandboxes, request.node_id)
+    state.membership.require(request.node_id)
+    records = tuple(replace(r, node_id=request.node_id) for r in request.sandboxes)
+    state.directory.announce(request.node_id, records, full=request.full)
+
+
+def list_sandboxes(request: ListSandboxes, state: ControllerState) -> list[SandboxRecord]:
+    return state.directory.list(request.function, request.node_id)

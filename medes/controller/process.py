@@ -1,0 +1,137 @@
+"""The controller process: server, lease timer, metrics, graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import CollectorRegistry
+
+from medes.config import ControllerSettings
+from medes.controller import handlers
+from medes.controller.servicer import ControllerServicer
+from medes.controller.state import ControllerState
+from medes.controller.store import MemoryStore, RegistryStore
+from medes.obs.metrics import ControllerMetrics, MetricsServer, RpcMetrics
+from medes.obs.systemd import notify
+from medes.rpc.gen import controller_pb2_grpc
+from medes.rpc.server import RpcServer
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = "medes.v1.ControllerService"
+STOP_GRACE_S = 5.0
+
+
+def open_store(settings: ControllerSettings) -> RegistryStore:
+    """The store the settings name. Raises unsupported or peer_unreachable where it cannot be had."""
+    if settings.store == "memory":
+        return MemoryStore()
+    from medes.controller.redis_store import RedisStore
+
+    return RedisStore(settings.store)
+
+
+class Controller:
+    """A running controller inside an event loop. stop() is idempotent; the store is closed with it."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        *,
+        store: RegistryStore | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.store = store or open_store(settings)
+        self.state = ControllerState(settings, self.store)
+        self.registry = CollectorRegistry()
+        self.address = ""
+        self.metrics_address = ""
+        self._executor = ThreadPoolExecutor(settings.lookup_threads, thread_name_prefix="registry")
+        self._metrics: MetricsServer | None = None
+        self._expiry: asyncio.Task[None] | None = None
+        self._server: RpcServer | None = None
+        ControllerMetrics(
+            self.registry,
+            self.state.statistics,
+            self.state.directory.state_counts,
+            lambda: self.state.cluster_bytes(self.clock()),
+        )
+
+    async def start(self) -> None:
+        """Listens and serves. Raises io when an address cannot be had."""
+        server = RpcServer(observer=RpcMetrics(self.registry).observe)
+        servicer = ControllerServicer(self.state, self._executor, self.clock)
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
+        server.add_service(SERVICE_NAME)
+        self.address = server.bind(self.settings.listen, self.settings.tls).target
+        if self.settings.metrics_address:
+            self._metrics = MetricsServer(self.settings.metrics_address, self.registry)
+            self.metrics_address = self._metrics.address
+        await server.start()
+        self._server = server
+        self._expiry = asyncio.create_task(self._expire_for_ever())
+        where = {
+            "address": self.address,
+            "metrics": self.metrics_address,
+            "incarnation": self.state.incarnation,
+        }
+        log.info("controller listens", extra=where)
+
+    async def _expire_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.settings.lease_ms / 4000)
+            try:
+                await loop.run_in_executor(self._executor, handlers.expire, self.state, self.clock())
+            except Exception:
+                # The next round retries; a store that is away for a moment must not end the controller.
+                log.exception("expiring silent nodes failed")
+
+    async def stop(self) -> None:
+        """Lets calls under way finish (up to STOP_GRACE_S), then closes everything."""
+        if self._expiry:
+            self._expiry.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._expiry
+            self._expiry = None
+        if self._server:
+            await self._server.stop(STOP_GRACE_S)
+            self._server = None
+        if self._metrics:
+            self._metrics.close()
+            self._metrics = None
+        self._executor.shutdown(wait=True)
+        self.store.close()
+
+    async def __aenter__(self) -> Controller:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+
+async def run(settings: ControllerSettings, announce: Callable[[str], None] = print) -> None:
+    """Serves until SIGTERM or SIGINT. `announce` is told one line with the address once calls are answered."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Controller(settings) as controller:
+        announce(f"medes controller listening on {controller.address}")
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("controller stops")

@@ -1,0 +1,381 @@
+"""The registry in Redis or Valkey (single or Cluster): it outlives the controller and may outgrow its memory.
+
+All keys of a dedup domain share a hash tag, so that a Cluster spreads the registry by domain:
+
+    medes:{tag}:h          hash    chunk hash (8 bytes) → one or two locations (8 bytes each, as on the wire)
+    medes:{tag}:slots      hash    slot (2 bytes) → base id
+    medes:{tag}:slot_of    hash    base id → slot
+    medes:{tag}:next       number  where the search for a free slot starts
+    medes:{tag}:f:<sha>    set     base ids of a function
+    medes:bases            hash    base id → record (JSON): descriptor, mark, state
+    medes:prints:<id>      string  the base's hashes, to find its locations again at its end
+    medes:node:<id>        set     base ids of a node
+    medes:lease:<id>       string  expires when no controller has seen the node for its lease
+
+A location's upper 16 bits are the base's slot, unique in its domain. States of a record: adding, ready, leaving;
+each step may be repeated, so that a controller killed in the middle leaves work that the next call completes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from medes import native
+from medes.controller import store as contract
+from medes.controller.store import LOCATIONS_PER_HASH, NO_LOCATION, Found, RegistryStore, StoreStats
+from medes.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    IoError,
+    LimitExceededError,
+    PeerUnreachableError,
+    PermissionDeniedError,
+    UnsupportedError,
+)
+from medes.types import AddressRange, BaseDescriptor
+
+# Hashes per script call: a few milliseconds of Redis each, so that other callers get their turn; Lua's unpack()
+# takes just under 8,000 values.
+CHUNK_HASHES = 4096
+SOCKET_TIMEOUT_S = 10.0
+BASES = "medes:bases"
+NONE_SLOT = 0xFFFF
+
+_FIELDS = """
+local fields = {}
+for i = 1, #ARGV[1] / 8 do fields[i] = string.sub(ARGV[1], i * 8 - 7, i * 8) end
+"""
+_LOOKUP = (
+    _FIELDS
+    + """
+local none = string.rep('\\255', 8)
+local found = redis.call('HMGET', KEYS[1], unpack(fields))
+for i = 1, #fields do
+  local v = found[i]
+  if not v then found[i] = none .. none elseif #v == 8 then found[i] = v .. none end
+end
+return table.concat(found)
+"""
+)
+# ARGV[2]: a location per hash. A third base with the same chunk is left out: two are enough for the vote.
+_INSERT = (
+    _FIELDS
+    + """
+local zero, out = string.rep('\\0', 8), {}
+local known = redis.call('HMGET', KEYS[1], unpack(fields))
+for i = 1, #fields do
+  local location, v = string.sub(ARGV[2], i * 8 - 7, i * 8), known[i]
+  if fields[i] ~= zero then
+    if not v then
+      redis.call('HSET', KEYS[1], fields[i], location)
+    elseif #v == 8 and string.sub(v, 7, 8) ~= string.sub(location, 7, 8) then
+      redis.call('HSET', KEYS[1], fields[i], v .. location)
+    end
+  end
+end
+return #fields
+"""
+)
+# ARGV[2]: the slot whose locations go.
+_REMOVE = (
+    _FIELDS
+    + """
+local known = redis.call('HMGET', KEYS[1], unpack(fields))
+for i = 1, #fields do
+  local v, rest = known[i], ''
+  if v then
+    for j = 1, #v, 8 do
+      if string.sub(v, j + 6, j + 7) ~= ARGV[2] then rest = rest .. string.sub(v, j, j + 7) end
+    end
+    if rest == '' then
+      redis.call('HDEL', KEYS[1], fields[i])
+    elseif #rest < #v then
+      redis.call('HSET', KEYS[1], fields[i], rest)
+    end
+  end
+end
+return #fields
+"""
+)
+# KEYS: slots, slot_of, next. ARGV[1]: base id. The base's slot, taken for it if it has none; -1 when all are taken.
+_TAKE_SLOT = """
+local held = redis.call('HGET', KEYS[2], ARGV[1])
+if held then return struct.unpack('<I2', held) end
+local first = tonumber(redis.call('GET', KEYS[3]) or '0')
+for i = 0, 65534 do
+  local slot = (first + i) % 65535
+  local field = struct.pack('<I2', slot)
+  if redis.call('HSETNX', KEYS[1], field, ARGV[1]) == 1 then
+    redis.call('HSET', KEYS[2], ARGV[1], field)
+    redis.call('SET', KEYS[3], (slot + 1) % 65535)
+    return slot
+  end
+end
+return -1
+"""
+
+
+def _key(base_id: int) -> bytes:
+    return struct.pack("<Q", base_id)
+
+
+def _tag(domain: str) -> str:
+    return f"medes:{{{hashlib.sha256(domain.encode()).hexdigest()[:16]}}}"
+
+
+def _function_key(function: str, domain: str) -> str:
+    return f"{_tag(domain)}:f:{hashlib.sha256(function.encode()).hexdigest()[:32]}"
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    step = CHUNK_HASHES * 8
+    return (data[i : i + step] for i in range(0, len(data), step))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Record:
+    """What medes:bases holds of a base."""
+
+    base: BaseDescriptor
+    mark: int
+    state: str  # adding | ready | leaving
+
+    def pack(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @staticmethod
+    def unpack(data: bytes) -> _Record:
+        fields = json.loads(data)
+        base = fields.pop("base")
+        base["ranges"] = tuple(AddressRange(**r) for r in base["ranges"])
+        return _Record(BaseDescriptor(**base), **fields)
+
+
+class RedisStore(RegistryStore):
+    """Blocking; thread-safe. Several controllers may share one Redis."""
+
+    def __init__(self, url: str) -> None:
+        """Connects. Raises unsupported without the redis package, peer_unreachable when nobody answers."""
+        try:
+            import redis
+            import redis.cluster
+        except ImportError as error:
+            raise UnsupportedError(
+                "the redis package is missing", object=url, hint="pip install medes[redis]"
+            ) from error
+        self._errors: Any = redis
+        options: dict[str, Any] = {
+            "socket_timeout": SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        }
+        client: Any
+        try:
+            client = redis.Redis.from_url(url, **options)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error), object="controller.store") from error
+        with self._mapped():
+            if client.info("cluster").get("cluster_enabled"):
+                client.close()
+                client = redis.cluster.RedisCluster.from_url(url, **options)
+        self._redis: Any = client
+        self._closed = False
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Redis' exceptions as ours."""
+        try:
+            yield
+        except (self._errors.ConnectionError, self._errors.TimeoutError) as error:
+            raise PeerUnreachableError(f"Redis does not answer: {error}", object="registry store") from error
+        except self._errors.RedisError as error:
+            raise IoError(f"Redis: {error}", object="registry store") from error
+
+    # --- writing -------------------------------------------------------------------------------------------
+    def publish(self, base: BaseDescriptor, hashes: bytes, positions: bytes, samples_per_page: int) -> None:
+        mark = native.checksum64(hashes) ^ native.checksum64(positions)
+        with self._mapped():
+            record = self._begin(base, mark)
+            if record.state == "ready":
+                return
+            slot = self._take_slot(record)
+            self._redis.set(f"medes:prints:{base.base_id:x}", hashes)
+            values = array("Q", _locations(slot, positions, samples_per_page))
+            locations = values.tobytes()
+            for fields, values_chunk in zip(_chunks(hashes), _chunks(locations), strict=True):
+                self._redis.eval(_INSERT, 1, f"{_tag(base.domain)}:h", fields, values_chunk)
+            self._redis.sadd(_function_key(base.function, base.domain), _key(base.base_id))
+            self._save(dataclasses.replace(record, state="ready"))
+
+    def _begin(self, base: BaseDescriptor, mark: int) -> _Record:
+        """The record to go on with: a new one, or that of an earlier attempt."""
+        known = self._load(base.base_id)
+        if known is not None and known.state == "leaving" and known.base.node_id == base.node_id:
+            self._take_out(known)
+            known = None
+        if known is not None:
+            if known.base != base or known.mark != mark:
+                raise AlreadyExistsError(
+                    f"published by {known.base.node_id} with other contents", object=f"base {base.base_id:#x}"
+                )
+            return known
+        if self._redis.scard(f"medes:node:{base.node_id}") >= contract.BASES_PER_NODE_MAX:
+            raise LimitExceededError(
+                f"a node has at most {contract.BASES_PER_NODE_MAX} bases", object=base.node_id
+            )
+        # The node's set first, the record next, the slot last: whatever is there can be found from what was
+        # written before it.
+        self._redis.sadd(f"medes:node:{base.node_id}", _key(base.base_id))
+        record = _Record(base, mark, "adding")
+        if not self._redis.hsetnx(BASES, _key(base.base_id), record.pack()):
+            # Another controller was quicker with this id: what it wrote counts.
+            return self._begin(base, mark)
+        return record
+
+    def _take_slot(self, record: _Record) -> int:
+        tag = _tag(record.base.domain)
+        keys = (f"{tag}:slots", f"{tag}:slot_of", f"{tag}:next")
+        slot = int(self._redis.eval(_TAKE_SLOT, len(keys), *keys, _key(record.base.base_id)))
+        if slot < 0:
+            self._take_out(record)
+            raise LimitExceededError("no slot is free in this domain", object=record.base.domain)
+        return slot
+
+    def retire(self, base_id: int, node_id: str) -> bool:
+        with self._mapped():
+            record = self._load(base_id)
+            if record is None:
+                return False
+            if record.base.node_id != node_id:
+                raise PermissionDeniedError(f"held by {record.base.node_id}", object=f"base {base_id:#x}")
+            self._take_out(record)
+            return True
+
+    def retire_node(self, node_id: str) -> int:
+        with self._mapped():
+            count = 0
+            for key in self._redis.smembers(f"medes:node:{node_id}"):
+                record = self._load(struct.unpack("<Q", key)[0])
+                if record is None or record.base.node_id != node_id:
+                    # The attempt that wrote the set ended before the record, or lost the id to another node.
+                    self._redis.srem(f"medes:node:{node_id}", key)
+                else:
+                    self._take_out(record)
+                    count += 1
+            return count
+
+    def _take_out(self, record: _Record) -> None:
+        base, key, tag = record.base, _key(record.base.base_id), _tag(record.base.domain)
+        # Lookups leave it out from now on; the record itself goes last, so that this can be repeated.
+        self._save(dataclasses.replace(record, state="leaving"))
+        self._redis.srem(_function_key(base.function, base.domain), key)
+        prints = f"medes:prints:{base.base_id:x}"
+        slot = self._redis.hget(f"{tag}:slot_of", key)
+        if slot:
+            for fields in _chunks(self._redis.get(prints) or b""):
+                self._redis.eval(_REMOVE, 1, f"{tag}:h", fields, slot)
+            self._redis.hdel(f"{tag}:slots", slot)
+            self._redis.hdel(f"{tag}:slot_of", key)
+        self._redis.delete(prints)
+        self._redis.srem(f"medes:node:{base.node_id}", key)
+        self._redis.hdel(BASES, key)
+
+    def _load(self, base_id: int) -> _Record | None:
+        data = self._redis.hget(BASES, _key(base_id))
+        return _Record.unpack(data) if data else None
+
+    def _save(self, record: _Record) -> None:
+        self._redis.hset(BASES, _key(record.base.base_id), record.pack())
+
+    # --- reading -------------------------------------------------------------------------------------------
+    def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
+        tag = _tag(domain)
+        with self._mapped():
+            packed = b"".join(self._redis.eval(_LOOKUP, 1, f"{tag}:h", fields) for fields in _chunks(hashes))
+            # Slots are resolved after the hashes: a base that left in between is not there any more.
+            slots = sorted(
+                {low | high << 8 for low, high in set(zip(packed[6::8], packed[7::8], strict=True))}
+                - {NONE_SLOT}
+            )
+            bases = self._bases_of(tag, slots)
+        if len(packed) != len(hashes) * LOCATIONS_PER_HASH:
+            raise IoError("Redis answered with another size than asked for", object=domain)
+        return _dense(packed, bases)
+
+    def _bases_of(self, tag: str, slots: list[int]) -> dict[int, BaseDescriptor]:
+        """Slot → base, for those that are published."""
+        if not slots:
+            return {}
+        keys = self._redis.hmget(f"{tag}:slots", [struct.pack("<H", s) for s in slots])
+        present = [(slot, key) for slot, key in zip(slots, keys, strict=True) if key]
+        if not present:
+            return {}
+        rows = self._redis.hmget(BASES, [key for _, key in present])
+        records = {slot: _Record.unpack(row) for (slot, _), row in zip(present, rows, strict=True) if row}
+        return {slot: r.base for slot, r in records.items() if r.state != "leaving"}
+
+    def _records(self) -> Iterable[_Record]:
+        return (_Record.unpack(row) for row in self._redis.hvals(BASES))
+
+    def bases(self) -> list[BaseDescriptor]:
+        with self._mapped():
+            return [r.base for r in self._records() if r.state == "ready"]
+
+    def base_count(self, function: str, domain: str) -> int:
+        with self._mapped():
+            return int(self._redis.scard(_function_key(function, domain)))
+
+    def stats(self) -> StoreStats:
+        with self._mapped():
+            records = [r for r in self._records() if r.state == "ready"]
+            tables = [f"{_tag(domain)}:h" for domain in {r.base.domain for r in records}]
+            return StoreStats(
+                bases=len(records),
+                base_pages=sum(r.base.page_count for r in records),
+                hashes=sum(int(self._redis.hlen(t)) for t in tables),
+                bytes=sum(int(self._redis.memory_usage(t) or 0) for t in tables),
+            )
+
+    # --- leases --------------------------------------------------------------------------------------------
+    def renew(self, node_ids: Iterable[str], lease_s: float) -> None:
+        with self._mapped():
+            for node_id in node_ids:
+                self._redis.set(f"medes:lease:{node_id}", 1, px=max(1, int(lease_s * 1000)))
+
+    def orphans(self) -> set[str]:
+        with self._mapped():
+            holders = {r.base.node_id for r in self._records()}
+            return {n for n in holders if not self._redis.exists(f"medes:lease:{n}")}
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._redis.close()
+
+
+def _locations(slot: int, positions: bytes, samples_per_page: int) -> Iterator[int]:
+    """The wire's packed location of each sample."""
+    return (slot << 48 | (i // samples_per_page) << 16 | p << 8 for i, p in enumerate(positions))
+
+
+def _dense(packed: bytes, bases: dict[int, BaseDescriptor]) -> Found:
+    """Renumbers slots from 0 and blanks locations of bases that are not published."""
+    order = {slot: i for i, slot in enumerate(bases)}
+    low_bytes, high_bytes = packed[6::8], packed[7::8]
+    pairs = set(zip(low_bytes, high_bytes, strict=True))
+    new = {(low, high): order.get(low | high << 8, NONE_SLOT) for low, high in pairs}
+    slots = [new[pair] for pair in zip(low_bytes, high_bytes, strict=True)]
+    out = bytearray(packed)
+    out[6::8] = bytes(slot & 0xFF for slot in slots)
+    out[7::8] = bytes(slot >> 8 for slot in slots)
+    if any(n == NONE_SLOT and low | high << 8 != NONE_SLOT for (low, high), n in new.items()):
+        for i in itertools.compress(range(len(slots)), (slot == NONE_SLOT for slot in slots)):
+            out[i * 8 : i * 8 + 8] = NO_LOCATION
+    return Found(bytes(out), tuple(bases.values()))

@@ -1,0 +1,110 @@
+"""The gRPC face of the controller: messages → requests → handlers → messages, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from medes.controller import handlers, requests
+from medes.controller.state import ControllerState
+from medes.errors import BusyError
+from medes.limits import REGISTRY_CALLS_QUEUED_MAX
+from medes.rpc.convert import fill, from_proto, to_proto
+from medes.rpc.gen import controller_pb2 as pb
+from medes.rpc.gen import controller_pb2_grpc
+from medes.rpc.identity import require_node
+
+T = TypeVar("T")
+
+
+class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
+    """Handlers that touch the store run in `executor`; the others are quick and run on the loop."""
+
+    def __init__(self, state: ControllerState, executor: Executor, clock: Callable[[], float]) -> None:
+        self._state = state
+        self._executor = executor
+        self._clock = clock
+        self._store_calls = 0
+
+    async def _in_executor(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._store_calls >= REGISTRY_CALLS_QUEUED_MAX:
+            raise BusyError(
+                "too many registry calls are waiting", object="controller", hint="try again shortly"
+            )
+        self._store_calls += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, functools.partial(function, *arguments))
+        finally:
+            self._store_calls -= 1
+
+    def _check_node(self, context: Any, node_id: str) -> None:
+        """Who may speak for a node, where the settings ask for certificates."""
+        if self._state.settings.node_certificates:
+            require_node(context, node_id)
+
+    async def JoinNode(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.JoinNode, request)
+        self._check_node(context, ask.endpoints.node_id)
+        answer = await self._in_executor(handlers.join_node, ask, self._state, self._clock())
+        return to_proto(pb.JoinNodeResponse, answer)
+
+    async def Heartbeat(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.Heartbeat, request)
+        self._check_node(context, ask.node_id)
+        return to_proto(pb.HeartbeatResponse, handlers.heartbeat(ask, self._state, self._clock()))
+
+    async def LeaveNode(self, request: Any, context: Any) -> Message:
+        self._check_node(context, request.node_id)
+        await self._in_executor(handlers.leave_node, request.node_id, self._state)
+        return pb.LeaveNodeResponse()
+
+    async def ListNodes(self, request: Message, context: Any) -> Message:
+        response = pb.ListNodesResponse()
+        for record in handlers.list_nodes(self._state, self._clock()):
+            fill(response.nodes.add(), record)
+        return response
+
+    async def LookupFingerprints(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.LookupFingerprints, request)
+        self._check_node(context, ask.node_id)
+        answer = await self._in_executor(handlers.lookup_fingerprints, ask, self._state, self._clock)
+        return to_proto(pb.LookupFingerprintsResponse, answer)
+
+    async def PublishBase(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.PublishBase, request)
+        self._check_node(context, ask.base.node_id)
+        await self._in_executor(handlers.publish_base, ask, self._state)
+        return pb.PublishBaseResponse()
+
+    async def RetireBase(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.RetireBase, request)
+        self._check_node(context, ask.node_id)
+        await self._in_executor(handlers.retire_base, ask, self._state)
+        return pb.RetireBaseResponse()
+
+    async def AdviseBase(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.AdviseBase, request)
+        self._check_node(context, ask.node_id)
+        answer = await self._in_executor(handlers.advise_base, ask, self._state, self._clock())
+        return to_proto(pb.AdviseBaseResponse, answer)
+
+    async def AnnounceSandboxes(self, request: Message, context: Any) -> Message:
+        ask = from_proto(requests.AnnounceSandboxes, request)
+        self._check_node(context, ask.node_id)
+        handlers.announce_sandboxes(ask, self._state)
+        return pb.AnnounceSandboxesResponse()
+
+    async def ListSandboxes(self, request: Message, context: Any) -> Message:
+        response = pb.ListSandboxesResponse()
+        for record in handlers.list_sandboxes(from_proto(requests.ListSandboxes, request), self._state):
+            fill(response.sandboxes.add(), record)
+        return response
+
+    async def GetStatistics(self, request: Message, context: Any) -> Message:
+        return to_proto(pb.GetStatisticsResponse, await self._in_executor(self._state.statistics))

@@ -1,0 +1,69 @@
+"""All that a controller holds, behind one object that handlers are given."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+
+from medes.config import ControllerSettings
+from medes.controller.advisor import Advisor
+from medes.controller.directory import Directory
+from medes.controller.latency import RecentLatencies
+from medes.controller.membership import Membership
+from medes.controller.store import RegistryStore
+from medes.types import NodeUsage, Statistics
+
+
+class ControllerState:
+    """Owns nothing but soft state; the store is the caller's to close. Thread-safe."""
+
+    def __init__(self, settings: ControllerSettings, store: RegistryStore, incarnation: str = "") -> None:
+        self.settings = settings
+        self.store = store
+        # A store that outlives the controller keeps its bases; the directory does not, so agents announce again
+        # whenever this value changes.
+        self.incarnation = incarnation or secrets.token_hex(8)
+        self.membership = Membership(settings.lease_ms / 1000)
+        self.directory = Directory()
+        self.advisor = Advisor(settings.base_threshold, settings.base_reservation_s)
+        self.latencies = RecentLatencies()
+        # Held over a change of membership and what follows from it: a node that comes back at the moment it is
+        # declared dead must not lose what it announces afterwards.
+        self.node_changes = threading.Lock()
+        self._lock = threading.Lock()
+        self._lookups = 0
+        self._lookup_pages = 0
+
+    def count_lookup(self, pages: int, seconds: float) -> None:
+        """One finished lookup."""
+        self.latencies.add(seconds * 1e6)
+        with self._lock:
+            self._lookups += 1
+            self._lookup_pages += pages
+
+    def statistics(self) -> Statistics:
+        """Counters as of now."""
+        sizes = self.store.stats()
+        with self._lock:
+            lookups, pages = self._lookups, self._lookup_pages
+        return Statistics(
+            bases=sizes.bases,
+            base_pages=sizes.base_pages,
+            registry_hashes=sizes.hashes,
+            registry_bytes=sizes.bytes,
+            lookups=lookups,
+            lookup_pages=pages,
+            lookup_us_p50=self.latencies.quantile(0.50),
+            lookup_us_p99=self.latencies.quantile(0.99),
+            nodes_alive=self.membership.alive_count(),
+        )
+
+    def cluster_bytes(self, now_s: float) -> dict[str, int]:
+        """Memory of the live nodes by kind."""
+        usages: list[NodeUsage] = [r.usage for r in self.membership.records(now_s) if r.alive]
+        return {
+            "memory": sum(u.memory_bytes for u in usages),
+            "warm": sum(u.warm_bytes for u in usages),
+            "kept": sum(u.kept_bytes for u in usages),
+            "base": sum(u.base_bytes for u in usages),
+        }

@@ -1,0 +1,45 @@
+"""The live driver: the processes stay, only their memory goes and comes back through userfaultfd."""
+
+from __future__ import annotations
+
+from medes import native
+
+
+class LiveDriver:
+    """Thin: everything is done by the C++ threads of one native.FaultServer."""
+
+    name = "live"
+
+    def __init__(self, threads: int = 2) -> None:
+        """Raises unsupported or permission_denied where native.probe_live() is not empty."""
+        self._server = native.FaultServer(threads)
+
+    def capture(self, pids: list[int]) -> native.MemoryImage:
+        return native.capture(pids)
+
+    def evict(
+        self,
+        image: native.MemoryImage,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        hold_frozen: bool = False,
+        cancel: native.CancelFlag | None = None,
+    ) -> native.LiveSandbox:
+        return self._server.evict(image, file, bases, hold_frozen, cancel)
+
+    def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> native.LiveSandbox:
+        return self._server.adopt(file, bases)
+
+    @property
+    def event_fd(self) -> int:
+        return self._server.event_fd
+
+    def take_events(self) -> list[tuple[str, str]]:
+        return self._server.take_events()
+
+    def stats(self) -> dict[str, int]:
+        return self._server.stats()
+
+    def close(self) -> None:
+        """Stops serving; sandboxes that are not complete wait until they are adopted."""
+        self._server.close()
