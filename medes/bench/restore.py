@@ -1,0 +1,249 @@
+"""How fast dedup'd functions answer: first response with and without prefetch, warm, cold, and a storm.
+
+Everything goes the way a runtime goes: NotifyActivity, Restore, the request, through a function host and an agent.
+Working sets are recorded with one input and tested with others, as drift decides what a working set is worth.
+Every answer is checked: the function's event must be answered after each restore as before the first dedup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from medes.bench import baselines
+from medes.bench.host import host as machine
+from medes.bench.workloads import percentile
+from medes.demo.cluster import Cluster, local_cluster
+from medes.demo.driver import COMPLETE_TIMEOUT_S, POLL_S
+from medes.errors import CorruptError, DeadlineExceededError, LostError
+from medes.faas.host import FunctionHost
+from medes.faas.hosted import HostedInstance
+from medes.faas.manifest import FunctionSpec
+from medes.types import RestoreReport, Sandbox, SandboxState
+
+RECORD_ROUNDS = 2
+COLD_STARTS = 3
+BASELINE_ROUNDS = 5
+RECORD_SEED, TEST_SEED, WARM_SEED = 11, 5000, 9000
+THROUGHPUT_REQUESTS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    rounds: int = 20
+    storm: int = 32
+    transport: str = "auto"
+    with_baselines: bool = True
+
+
+async def run(
+    specs: list[FunctionSpec], options: Options, progress: Callable[[str], None] = lambda text: None
+) -> AsyncIterator[dict[str, Any]]:
+    """Yields a line per function and one for the storm. Raises corrupt when an answer is not what it was."""
+    async with local_cluster(1, options.transport) as cluster:
+        for spec in specs:
+            progress(f"{spec.name}: restoring")
+            line = await _measure(cluster.host, spec, options.rounds)
+            if options.with_baselines:
+                progress(f"{spec.name}: baselines")
+                line |= baselines.run("criu", functools.partial(baselines.criu, spec, BASELINE_ROUNDS))
+                line |= baselines.run("zram", functools.partial(baselines.zram, spec, BASELINE_ROUNDS))
+            yield {"benchmark": "restore", **line, "transport": options.transport, **machine()}
+        if options.storm:
+            progress(f"storm of {options.storm}: deploying")
+            line = await _storm(cluster, specs, options.storm)
+            yield {"benchmark": "restore_storm", **line, "transport": options.transport, **machine()}
+
+
+# --- one function ------------------------------------------------------------------------------------------
+async def _measure(host: FunctionHost, spec: FunctionSpec, rounds: int) -> dict[str, Any]:
+    cold_ms = []
+    instances: list[HostedInstance] = []
+    for number in range(COLD_STARTS):
+        if number == 0:
+            (instance,) = await host.deploy(spec, 1)
+        else:
+            instance = await host.add_instance(host.functions[spec.name])
+        cold_ms.append(instance.cold_start_ms + (await _ask(host, instance, spec.event))[1])
+        instances.append(instance)
+    base, tested, untouched = instances
+    for instance in instances:
+        for request in range(3):
+            await _ask(host, instance, spec.seeded_event(100 + request))
+    await _dedup(host, base)
+    expected, _ = await _ask(host, tested, spec.event)
+    warm_ms = [(await _ask(host, tested, spec.seeded_event(WARM_SEED + n)))[1] for n in range(rounds)]
+    singly_ms = []
+    for number in range(max(3, rounds // 4)):
+        # A name of its own: no working set is known for it, so every page comes when it is missed or behind.
+        await _register_as(host, tested, f"{spec.name}.unknown-{number}")
+        singly_ms.append((await _round(host, tested, expected, TEST_SEED + number))[0])
+    await _register_as(host, tested, spec.name)
+    for number in range(RECORD_ROUNDS):
+        await _round(host, tested, expected, RECORD_SEED + number)
+    measured = [await _round(host, tested, expected, TEST_SEED + 100 + n) for n in range(rounds)]
+    first_ms = [row[0] for row in measured]
+    reports = [row[1] for row in measured]
+    ratio = await _throughput_ratio(host, tested, untouched)
+    await host.remove(spec.name)
+    return {
+        "function": spec.name,
+        "n": rounds,
+        "private_bytes": int(percentile([row[2].warm_bytes for row in measured], 50) or 0),
+        "kept_bytes": int(percentile([row[2].kept_bytes for row in measured], 50) or 0),
+        "cold_start_ms_p50": percentile(cold_ms, 50),
+        "warm_ms_p50": percentile(warm_ms, 50),
+        "warm_ms_p99": percentile(warm_ms, 99),
+        "first_response_ms_p50": percentile(first_ms, 50),
+        "first_response_ms_p99": percentile(first_ms, 99),
+        "first_response_no_prefetch_ms_p50": percentile(singly_ms, 50),
+        "ready_ms_p50": percentile([report.ready_us / 1000 for report in reports], 50),
+        "complete_ms_p50": percentile([report.complete_us / 1000 for report in reports], 50),
+        "dedup_ms_p50": percentile(
+            [row[2].last_dedup.total_us / 1000 for row in measured if row[2].last_dedup], 50
+        ),
+        "pages_total": int(percentile([report.pages_total for report in reports], 50) or 0),
+        "pages_prefetched": int(percentile([report.pages_prefetched for report in reports], 50) or 0),
+        "faults_demand": int(percentile([report.faults_demand for report in reports], 50) or 0),
+        "restored_throughput_ratio": ratio,
+        "verified": spec.idempotent,
+    }
+
+
+async def _round(
+    host: FunctionHost, instance: HostedInstance, expected: Any, seed: int
+) -> tuple[float, RestoreReport, Sandbox]:
+    """Dedup, a request with an input of its own, the rest of the restore, and the check. Returns the first
+    response's milliseconds, the restore's report and the sandbox as it was dedup'd."""
+    dedupd = await _dedup(host, instance)
+    _, first_ms = await _ask(host, instance, instance.spec.seeded_event(seed))
+    report = await _complete(host, instance)
+    answer, _ = await _ask(host, instance, instance.spec.event)
+    if instance.spec.idempotent and answer != expected:
+        raise CorruptError("answered otherwise after a restore", object=instance.instance_id)
+    return first_ms, report, dedupd
+
+
+async def _ask(host: FunctionHost, instance: HostedInstance, event: Any) -> tuple[Any, float]:
+    answer = await host.invoke(instance.spec.name, event, instance_id=instance.instance_id)
+    return answer.result, answer.total_ms
+
+
+async def _dedup(host: FunctionHost, instance: HostedInstance) -> Sandbox:
+    await _settled(instance)
+    result = await host.dedup(instance)
+    return result.sandbox  # type: ignore[no-any-return]
+
+
+async def _settled(instance: HostedInstance) -> None:
+    while instance.busy:  # noqa: ASYNC110 (the end of the last request is being reported)
+        await asyncio.sleep(POLL_S)
+
+
+async def _register_as(host: FunctionHost, instance: HostedInstance, function: str) -> None:
+    """The agent knows the instance under another function's name from now on."""
+    await _settled(instance)
+    node = host.nodes[instance.node_id]
+    await node.purge(instance)
+    spec = instance.spec
+    instance.spec = dataclasses.replace(spec, name=function)
+    try:
+        await node.register(instance)
+    finally:
+        instance.spec = spec
+
+
+async def _complete(host: FunctionHost, instance: HostedInstance) -> RestoreReport:
+    """Waits for the last page. Raises lost, deadline_exceeded."""
+    node = host.nodes[instance.node_id]
+    deadline_s = time.monotonic() + COMPLETE_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        sandbox = await node.get(instance)
+        if sandbox.state == SandboxState.LOST:
+            raise LostError(sandbox.lost_reason, object=instance.instance_id)
+        whole = sandbox.state in (SandboxState.WARM, SandboxState.RUNNING)
+        if whole and sandbox.last_restore is not None and sandbox.last_restore.complete_us:
+            return sandbox.last_restore
+        await asyncio.sleep(POLL_S)
+    raise DeadlineExceededError("the restore does not complete", object=instance.instance_id)
+
+
+async def _throughput_ratio(host: FunctionHost, restored: HostedInstance, untouched: HostedInstance) -> float:
+    """Handler time of a never-dedup'd instance over that of a restored one, requests taken in turns: 1 is equal."""
+    spent = {restored.instance_id: [0.0], untouched.instance_id: [0.0]}
+    event = restored.spec.event
+    for _ in range(THROUGHPUT_REQUESTS):
+        for instance in (restored, untouched):
+            answer = await host.invoke(instance.spec.name, event, instance_id=instance.instance_id)
+            spent[instance.instance_id].append(answer.handler_ms)
+    medians = [percentile(times[1:], 50) or 0.0 for times in spent.values()]
+    return round(medians[1] / medians[0], 4) if medians[0] else 0.0
+
+
+# --- many at once ------------------------------------------------------------------------------------------
+async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) -> dict[str, Any]:
+    """Dedups `sandboxes` instances of the functions in turn, then sends all of them a request at one moment."""
+    host = cluster.host
+    instances: list[HostedInstance] = []
+    for number in range(sandboxes):
+        spec = specs[number % len(specs)]
+        if spec.name not in host.functions:
+            instances += await host.deploy(spec, 1)
+        else:
+            instances.append(await host.add_instance(host.functions[spec.name]))
+    expected = []
+    for number, instance in enumerate(instances):
+        await _ask(host, instance, instance.spec.seeded_event(200 + number))
+        expected.append((await _ask(host, instance, instance.spec.event))[0])
+    # A first round, one after the other, leaves the working sets known.
+    for instance in instances:
+        await _dedup(host, instance)
+    for instance in instances:
+        await _ask(host, instance, instance.spec.event)
+        await _complete(host, instance)
+    warm_bytes = sum([(await _dedup(host, instance)).warm_bytes for instance in instances])
+    pids = [process.pid for process in cluster.daemons.values()] + [i.pid for i in instances] + [os.getpid()]
+    work_s, begun = _cpu_s(pids), time.perf_counter()
+    answers = await asyncio.gather(*(_ask(host, i, i.spec.event) for i in instances))
+    answered_ms = (time.perf_counter() - begun) * 1000
+    await asyncio.gather(*(_complete(host, instance) for instance in instances))
+    total_ms = (time.perf_counter() - begun) * 1000
+    work_ms = (_cpu_s(pids) - work_s) * 1000
+    for instance, (answer, _), before in zip(instances, answers, expected, strict=True):
+        if instance.spec.idempotent and answer != before:
+            raise CorruptError("answered otherwise after the storm", object=instance.instance_id)
+    for spec in specs:
+        if spec.name in host.functions:
+            await host.remove(spec.name)
+    first_ms = [row[1] for row in answers]
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "sandboxes": sandboxes,
+        "private_bytes": warm_bytes,
+        "first_response_ms_p50": percentile(first_ms, 50),
+        "first_response_ms_p99": percentile(first_ms, 99),
+        "answered_ms": round(answered_ms, 3),
+        "complete_ms": round(total_ms, 3),
+        "work_cpu_ms": round(work_ms, 3),
+        "complete_over_work_per_core": round(total_ms / (work_ms / cores), 3) if work_ms else None,
+        "restores_per_s": round(sandboxes / (total_ms / 1000), 2),
+        "bytes_per_s": round(warm_bytes / (total_ms / 1000)),
+        "verified": all(instance.spec.idempotent for instance in instances),
+    }
+
+
+def _cpu_s(pids: list[int]) -> float:
+    """User and system time of the processes so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

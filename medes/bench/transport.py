@@ -1,0 +1,275 @@
+"""Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`.
+
+A case is (transport, pages a batch, contiguous or scattered). Reference and transport take turns in short rounds, so
+that a busy neighbour hits both; figures are medians over the rounds. Every loop verifies the bytes it read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medes import native
+from medes.bench.measure import spread
+from medes.config import TlsFiles
+from medes.errors import MedesError
+
+PAGE = native.PAGE_BYTES
+READ_BYTES_MAX = 8 << 20
+DOMAIN = "bench"
+BASE_ID = 1
+TRANSPORTS = ("local", "tcp", "tcp-unchecked", "tcp+tls", "rdma")
+SETUP_REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    batches: Sequence[int] = (1, 16, 64, 512, 4096)
+    slab_pages: int = 8192
+    round_bytes: int = 64 << 20  # moved by one round of a case
+    round_batches_max: int = 2000
+    rounds: int = 5
+    depth: int = 2
+
+
+@dataclass
+class Way:
+    """One transport, connected: how to read, how to connect anew, and the CPU time of the serving side."""
+
+    name: str
+    reader: native.PageReader
+    connect: Callable[[], None]
+    server_cpu_s: Callable[[], float]
+
+
+def offsets_of(pages: int, scattered: bool, slab_pages: int) -> tuple[list[int], int]:
+    """Byte offsets and the length of each read: contiguous pages are one read, as a BaseSet would ask for them."""
+    if scattered:
+        chosen = random.Random(pages).sample(range(slab_pages), pages)
+        return [page * PAGE for page in chosen], PAGE
+    length = min(pages * PAGE, READ_BYTES_MAX)
+    return list(range(0, pages * PAGE, length)), length
+
+
+def measure(names: Sequence[str], sizes: Sizes, tls: TlsFiles | None = None) -> Iterator[dict[str, Any]]:
+    """One line a case; a transport that cannot run here yields one line that says why."""
+    with tempfile.TemporaryDirectory(prefix="medes-bench-", dir=_shm()) as folder:
+        source = random.Random(5)
+        image = native.MemoryImage.from_buffer(source.randbytes(sizes.slab_pages * PAGE))
+        slab = native.Slab.create(str(Path(folder) / "bench.slab"), BASE_ID, image)
+        for name in names:
+            try:
+                with _open(name, slab, tls) as way:
+                    yield _setup(way)
+                    for pages in sizes.batches:
+                        for scattered in (False, True):
+                            yield _case(way, slab, pages, scattered, sizes)
+            except MedesError as error:
+                yield {"benchmark": "transport", "transport": name, "skipped": str(error)}
+
+
+def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes) -> dict[str, Any]:
+    offsets, length = offsets_of(pages, scattered, sizes.slab_pages)
+    batch_bytes = pages * PAGE
+    n = max(3, min(sizes.round_batches_max, sizes.round_bytes // batch_bytes))
+    native.time_reads(
+        way.reader, slab, offsets, length, max(2, n // 10), sizes.depth
+    )  # warm buffers and windows
+    speeds, references, latencies = [], [], []
+    client_cpu_s = server_cpu_s = reference_cpu_s = 0.0
+    moved = 0
+    for _ in range(sizes.rounds):
+        process = time.process_time()
+        if way.name == "local":
+            reference = native.time_memcpy(slab, offsets, length, n)
+        else:
+            reference = native.time_socket(slab, batch_bytes, n, sizes.depth)
+        reference_cpu_s += time.process_time() - process
+        references.append(reference["bytes"] / reference["wall_s"])
+        process, server = time.process_time(), way.server_cpu_s()
+        times = native.time_reads(way.reader, slab, offsets, length, n, sizes.depth)
+        server = way.server_cpu_s() - server
+        client_cpu_s += time.process_time() - process - server
+        server_cpu_s += server
+        moved += times["bytes"]
+        speeds.append(times["bytes"] / times["wall_s"])
+    for _ in range(sizes.rounds):
+        latencies += native.time_reads(way.reader, slab, offsets, length, max(3, n // 5), 1)["latency_us"]
+    return {
+        "benchmark": "transport",
+        "transport": way.name,
+        "pages": pages,
+        "scattered": scattered,
+        "depth": sizes.depth,
+        "latency_us": spread(latencies, 1),
+        "gb_per_s": round(statistics.median(speeds) / 1e9, 3),
+        "reference": "memcpy" if way.name == "local" else "socket",
+        "reference_gb_per_s": round(statistics.median(references) / 1e9, 3),
+        "of_reference": round(statistics.median(s / r for s, r in zip(speeds, references, strict=True)), 3),
+        "reference_cpu_s_per_gb": round(reference_cpu_s / (moved / 1e9), 3),
+        "reads_per_s_per_core": round(moved / length / (client_cpu_s + server_cpu_s or 1e-9)),
+        "client_cpu_s_per_gb": round(client_cpu_s / (moved / 1e9), 3),
+        "server_cpu_s_per_gb": round(server_cpu_s / (moved / 1e9), 3),
+    }
+
+
+def _setup(way: Way) -> dict[str, Any]:
+    samples = []
+    for _ in range(SETUP_REPEATS):
+        begun = time.perf_counter()
+        way.connect()
+        samples.append((time.perf_counter() - begun) * 1e6)
+    return {
+        "benchmark": "transport_setup",
+        "transport": way.name,
+        "connect_us": spread(samples, 1),
+    }
+
+
+@contextlib.contextmanager
+def _open(name: str, slab: native.Slab, tls: TlsFiles | None) -> Iterator[Way]:
+    with contextlib.ExitStack() as stack:
+        openers = {
+            "local": _local,
+            "tcp": _tcp,
+            "tcp-unchecked": _tcp_unchecked,
+            "tcp+tls": _tcp_tls,
+            "rdma": _rdma,
+        }
+        yield openers[name](stack, slab, tls)
+
+
+def _local(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    reader = native.local_reader([slab])
+    stack.callback(reader.close)
+    return Way("local", reader, lambda: native.local_reader([slab]).close(), lambda: 0.0)
+
+
+def _tcp(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    return _over_sockets(stack, slab, "tcp", TlsFiles())
+
+
+def _tcp_unchecked(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    """Without the reader's digests: what they cost is the difference."""
+    return _over_sockets(stack, slab, "tcp-unchecked", TlsFiles(), check_digests=False)
+
+
+def _tcp_tls(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    if tls is None or not tls.certificate:
+        raise MedesError("needs certificates: --tls-certificate, --tls-private-key, --tls-ca")
+    return _over_sockets(stack, slab, "tcp+tls", tls)
+
+
+def _over_sockets(
+    stack: contextlib.ExitStack, slab: native.Slab, name: str, tls: TlsFiles, *, check_digests: bool = True
+) -> Way:
+    server = native.PageServer(
+        "127.0.0.1", 0, certificate=tls.certificate, private_key=tls.private_key, ca=tls.ca
+    )
+    stack.callback(server.close)
+    server.add_slab(slab, DOMAIN)
+    token = os.urandom(32)
+    server.grant(token, DOMAIN, "bench")
+
+    def connect() -> native.PageReader:
+        return native.tcp_reader(
+            server.address,
+            token,
+            attempts=1,
+            check_digests=check_digests,
+            certificate=tls.certificate,
+            private_key=tls.private_key,
+            ca=tls.ca,
+        )
+
+    reader = connect()
+    stack.callback(reader.close)
+    return Way(name, reader, lambda: connect().close(), lambda: server.stats()["cpu_us"] / 1e6)
+
+
+def _rdma(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    serving, reading = native.RdmaContext(), native.RdmaContext()
+    stack.callback(serving.close)
+    stack.callback(reading.close)
+    serving.add_slab(slab, DOMAIN)
+
+    def connect() -> native.RdmaReader:
+        reader = reading.reader()
+        connection, endpoint = serving.accept(reader.offer(), DOMAIN, "bench")
+        reader.connect(endpoint)
+        region = serving.region(BASE_ID, DOMAIN)
+        assert region is not None
+        reader.add_region(region)
+        connections.append(connection)
+        return reader
+
+    def connect_and_close() -> None:
+        connect().close()
+        serving.disconnect(connections.pop())
+
+    connections: list[int] = []
+    reader = connect()
+    stack.callback(reader.close)
+    return Way("rdma", reader, connect_and_close, lambda: 0.0)
+
+
+def measure_peers(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """How RDMA behaves with that many connected peers: set-up, kernel memory, latency of a read at each in turn.
+
+    All queue pairs of both sides are on this node's device. Raises unsupported without one.
+    """
+    pages = 256
+    with tempfile.TemporaryDirectory(prefix="medes-bench-", dir=_shm()) as folder:
+        image = native.MemoryImage.from_buffer(random.Random(5).randbytes(pages * PAGE))
+        slab = native.Slab.create(str(Path(folder) / "bench.slab"), BASE_ID, image)
+        for count in counts:
+            with contextlib.ExitStack() as stack:
+                limit = max(counts) + 1
+                serving = native.RdmaContext(server_connections_max=limit)
+                reading = native.RdmaContext(client_connections_max=limit)
+                stack.callback(serving.close)
+                stack.callback(reading.close)
+                serving.add_slab(slab, DOMAIN)
+                region = serving.region(BASE_ID, DOMAIN)
+                assert region is not None
+                free_before = _available_bytes()
+                readers, setup_us = [], []
+                for _ in range(count):
+                    begun = time.perf_counter()
+                    reader = reading.reader()
+                    stack.callback(reader.close)
+                    _, endpoint = serving.accept(reader.offer(), DOMAIN, "bench")
+                    reader.connect(endpoint)
+                    setup_us.append((time.perf_counter() - begun) * 1e6)
+                    reader.add_region(region)
+                    readers.append(reader)
+                memory = free_before - _available_bytes()
+                latency: list[float] = []
+                for turn in range(max(200, count)):
+                    reader = readers[turn % count]
+                    latency += native.time_reads(reader, slab, [turn % pages * PAGE], PAGE, 1)["latency_us"]
+                yield {
+                    "benchmark": "transport_peers",
+                    "peers": count,
+                    "connect_us": spread(setup_us, 1),
+                    "bytes_per_peer": max(0, memory) // count,
+                    "registered_bytes": serving.stats()["registered_bytes"],
+                    "read_us": spread(latency, 1),
+                }
+
+
+def _available_bytes() -> int:
+    text = Path("/proc/meminfo").read_text()
+    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+
+
+def _shm() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -1,0 +1,106 @@
+"""medes bench restore: first response, completion and storms, beside warm, cold, CRIU and zram."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medes.cli.format import table
+from medes.cli.options import json_option
+
+COLUMNS = {
+    "function": "function",
+    "private_bytes": "MB",
+    "cold_start_ms_p50": "cold ms",
+    "warm_ms_p50": "warm ms",
+    "first_response_ms_p50": "first p50",
+    "first_response_ms_p99": "p99",
+    "first_response_no_prefetch_ms_p50": "no prefetch",
+    "complete_ms_p50": "complete",
+    "pages_prefetched": "prefetched",
+    "faults_demand": "faults",
+    "criu_first_response_ms_p50": "CRIU ms",
+    "zram_first_response_ms_p50": "zram ms",
+}
+
+
+@click.command("restore")
+@click.option(
+    "--functions",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Folder of functions to use instead of the project's ten.",
+)
+@click.option("--only", multiple=True, metavar="NAME", help="This function; repeatable.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Restores per function."
+)
+@click.option(
+    "--storm",
+    type=click.IntRange(0, 1000),
+    default=32,
+    show_default=True,
+    help="Sandboxes at once; 0: no storm.",
+)
+@click.option("--transport", type=click.Choice(["auto", "tcp", "rdma"]), default="auto", show_default=True)
+@click.option(
+    "--baselines/--no-baselines", default=True, show_default=True, help="CRIU and zram in the same run."
+)
+@json_option
+def cli(
+    directory: Path | None,
+    only: tuple[str, ...],
+    rounds: int,
+    storm: int,
+    transport: str,
+    baselines: bool,
+    as_json: bool,
+) -> None:
+    """Time restores of real functions on one node, and a storm of them. Answers are verified.
+
+    --json prints one line per function and one for the storm.
+    """
+    from medes.bench.restore import Options
+    from medes.bench.workloads import select
+
+    specs = select(directory, only)
+    options = Options(rounds=rounds, storm=storm, transport=transport, with_baselines=baselines)
+    rows = asyncio.run(_collect(specs, options, as_json))
+    if as_json:
+        return
+    functions = [row for row in rows if row["benchmark"] == "restore"]
+    table(list(COLUMNS.values()), [[_cell(key, row) for key in COLUMNS] for row in functions])
+    for row in rows:
+        if row["benchmark"] == "restore_storm":
+            click.echo(
+                f"storm of {row['sandboxes']}: first response p50 {row['first_response_ms_p50']} ms, "
+                f"p99 {row['first_response_ms_p99']} ms; complete after {row['complete_ms']} ms, "
+                f"{row['complete_over_work_per_core']} times its CPU time over the cores"
+            )
+    for key in ("criu_skipped", "zram_skipped"):
+        for reason in sorted({row[key] for row in rows if key in row}):
+            click.echo(f"{key.removesuffix('_skipped')} skipped: {reason}")
+
+
+async def _collect(specs: list[Any], options: Any, as_json: bool) -> list[dict[str, Any]]:
+    from medes.bench.restore import run
+
+    rows = []
+    async for row in run(specs, options, progress=lambda text: click.echo(text, err=True)):
+        rows.append(row)
+        if as_json:
+            click.echo(json.dumps(row))
+    return rows
+
+
+def _cell(key: str, row: dict[str, Any]) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    if key == "private_bytes":
+        return f"{value / 1e6:.1f}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,56 @@
+"""medes doctor: what works on this machine, what does not, and how to get it."""
+
+from __future__ import annotations
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from medes.cli.format import wide_console
+from medes.cli.options import json_option, print_json
+from medes.doctor import Check, examine
+
+
+@click.command()
+@json_option
+def cli(as_json: bool) -> None:
+    """Try what Medes needs from kernel, devices and libraries, and say how to get what is missing.
+
+    Changes nothing. Run it as the user the agent runs as.
+    """
+    checks = examine()
+    live = live_driver_works(checks)
+    if as_json:
+        print_json({"live_driver": live, "checks": checks})
+        return
+    console = wide_console()
+    for group in dict.fromkeys(c.group for c in checks):
+        console.print(_table(group, [c for c in checks if c.group == group]))
+    if live:
+        console.print("Running processes can be deduplicated here.")
+    else:
+        console.print("Running processes cannot be deduplicated here: captured memory images still can.")
+
+
+def live_driver_works(checks: list[Check]) -> bool:
+    """True when everything that the live driver needs has passed."""
+    return all(
+        c.works
+        for c in checks
+        if c.needed_for in ("the live driver", "everything", "dedup of running processes")
+    )
+
+
+def _table(group: str, checks: list[Check]) -> Table:
+    grid = Table(
+        title=group, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
+    grid.add_column(width=3)
+    grid.add_column(min_width=24)
+    grid.add_column(overflow="fold")
+    for check in checks:
+        needed = f" [needed for {check.needed_for}]" if check.needed_for and not check.works else ""
+        fix = f" → {check.fix}" if check.fix and not check.works else ""
+        mark = Text("yes", "green") if check.works else Text("no", "red" if check.needed_for else "yellow")
+        grid.add_row(mark, Text(check.name), Text(f"{check.detail}{needed}{fix}"))
+    return grid

@@ -1,0 +1,78 @@
+"""The `medes` command. Subcommands load only when used: `medes sandbox ls` imports no controller and no agent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import signal
+import sys
+
+import click
+
+from medes import __version__
+from medes.errors import MedesError
+
+# command → (module, attribute, one line for --help). A command whose module is not installed is not offered.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "agent": ("medes.cli.agent", "Run the agent of a node."),
+    "bench": ("medes.cli.bench", "Measure: dedup, restore, registry, transport, policy, compare."),
+    "controller": ("medes.cli.controller", "Run the controller."),
+    "demo": ("medes.cli.demo", "Dedup and restore real functions on a small cluster."),
+    "doctor": ("medes.cli.doctor", "Say what works on this machine and how to get the rest."),
+    "function": ("medes.cli.function", "Deploy, invoke and list functions of the project's own host."),
+    "inspect": ("medes.cli.inspect", "Look into the files of a node's stores."),
+    "sandbox": ("medes.cli.sandbox", "List, register, dedup, restore and remove sandboxes."),
+    "top": ("medes.cli.top", "Watch the cluster: nodes, memory, sandboxes."),
+}
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+class LazyGroup(click.Group):
+    """Imports medes.cli.<command> when the command is used; each module has a click command `cli`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS or not importlib.util.find_spec(COMMANDS[name][0]):
+            return None
+        return importlib.import_module(COMMANDS[name][0]).cli  # type: ignore[no-any-return]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, COMMANDS[name][1]) for name in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="medes")
+def cli() -> None:
+    """Memory deduplication for serverless sandboxes."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 wrong usage, else the exit code of the error's class."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The same, but returns the exit code."""
+    try:
+        result = cli.main(arguments, prog_name="medes", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except MedesError as error:
+        click.echo(f"medes: {error.code}: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: nothing is left to say.
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,114 @@
+"""What the commands share: options made from settings, error → exit code, JSON output."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medes.config import RUNTIME_DIR, Settings
+from medes.rpc.tls import TlsFiles
+
+F = Callable[..., Any]
+DEFAULT_AGENT_ADDRESS = f"unix:{RUNTIME_DIR}/agent.sock"
+DEFAULT_CONTROLLER_ADDRESS = "127.0.0.1:7070"
+
+
+def settings_options(cls: type[Settings]) -> Callable[[F], F]:
+    """Adds --config and one option per setting; all default to None so that file and environment show through."""
+
+    def decorate(function: F) -> F:
+        hints = typing.get_type_hints(cls)
+        options = [
+            click.option(
+                "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML settings file."
+            )
+        ]
+        for f in dataclasses.fields(cls):
+            if f.name == "tls" or "table" in f.metadata:
+                continue
+            flag = "--" + f.name.replace("_", "-")
+            text = f"{f.metadata['help']}  [{f.default}]"
+            if hints[f.name] is bool:
+                options.append(click.option(f"{flag}/--no-{flag[2:]}", f.name, default=None, help=text))
+            else:
+                options.append(click.option(flag, f.name, type=str, default=None, help=text))
+        for f in dataclasses.fields(TlsFiles):
+            options.append(
+                click.option(f"--tls-{f.name.replace('_', '-')}", f"tls_{f.name}", default=None, hidden=False)
+            )
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def json_option(function: F) -> F:
+    """--json, for every command that reports."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")(
+        function
+    )
+
+
+def agent_option(function: F) -> F:
+    """--agent ADDRESS and TLS files, for commands that call the restore API."""
+    return _address_option("--agent", "MEDES_AGENT", DEFAULT_AGENT_ADDRESS, "the agent's restore API")(
+        function
+    )
+
+
+def controller_option(function: F) -> F:
+    """--controller ADDRESS and TLS files, for commands that ask the controller."""
+    return _address_option("--controller", "MEDES_CONTROLLER", DEFAULT_CONTROLLER_ADDRESS, "the controller")(
+        function
+    )
+
+
+def _address_option(flag: str, variable: str, default: str, what: str) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for name in ("server-name", "ca", "private-key", "certificate"):
+            function = click.option(
+                f"--tls-{name}",
+                envvar=f"{variable}_TLS_{name.replace('-', '_').upper()}",
+                default="",
+                help=f"TLS {name}.",
+            )(function)
+        return click.option(
+            flag, "address", envvar=variable, default=default, show_default=True, help=f"Address of {what}."
+        )(function)
+
+    return decorate
+
+
+def tls_from(options: dict[str, Any]) -> TlsFiles:
+    """The TLS files among a command's options (removes them from the dict)."""
+    return TlsFiles(
+        **{f.name: options.pop(f"tls_{f.name}", None) or "" for f in dataclasses.fields(TlsFiles)}
+    )
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, enums, tuples and bytes as JSON types; enum states by their lower-case name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(jsonable(value), indent=2))

@@ -1,0 +1,169 @@
+"""medes sandbox {ls,register,dedup,restore,rm}: the restore API from the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from medes.cli.format import bytes_text, duration_text, table
+from medes.cli.options import agent_option, json_option, print_json, tls_from
+from medes.client import MedesClient
+from medes.types import LifecycleSettings, Sandbox
+
+
+def _connect(address: str, options: dict[str, Any]) -> MedesClient:
+    return MedesClient(address, tls=tls_from(options))
+
+
+@click.group()
+def cli() -> None:
+    """List, register, dedup, restore and remove sandboxes of a node."""
+
+
+@cli.command("ls")
+@click.option("--function", default="", help="Only this function's sandboxes.")
+@json_option
+@agent_option
+def ls(address: str, function: str, as_json: bool, **options: Any) -> None:
+    """List the sandboxes of the agent's node."""
+    with _connect(address, options) as client:
+        sandboxes = client.list(function)
+    if as_json:
+        print_json(sandboxes)
+        return
+    rows = [_row(s) for s in sorted(sandboxes, key=lambda s: (s.function, s.sandbox_id))]
+    table(
+        ["sandbox", "function", "state", "since", "warm", "kept", "base", "dedups", "restores", "pages from"],
+        rows,
+    )
+
+
+def _row(s: Sandbox) -> list[str]:
+    peers = ", ".join(f"{peer} ({transport})" for peer, transport in sorted(s.transport_by_peer.items()))
+    return [
+        s.sandbox_id,
+        s.function,
+        s.state.label + (f": {s.lost_reason}" if s.lost_reason else ""),
+        duration_text(s.state_age_ms / 1000),
+        bytes_text(s.warm_bytes),
+        bytes_text(s.kept_bytes),
+        "yes" if s.is_base else "",
+        str(s.dedup_count),
+        str(s.restore_count),
+        peers,
+    ]
+
+
+@cli.command("register")
+@click.argument("function")
+@click.option(
+    "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Root process; repeat for more."
+)
+@click.option("--cgroup", default="", help="All processes of this cgroup, instead of --pid.")
+@click.option("--id", "sandbox_id", default="", help="Name of the sandbox; the agent makes one without it.")
+@click.option("--tenant", default="", help="Owner of the sandbox.")
+@click.option("--domain", default="", help="Dedup domain; the tenant without it.")
+@click.option("--driver", default="", help="How its memory is taken; live where that can run.")
+@click.option("--hook", "hook_address", default="", help="Unix socket of an after-restore hook.")
+@click.option("--idle-ms", "idle_period_ms", type=click.IntRange(min=0), default=0, help="Idle period.")
+@click.option(
+    "--keep-alive-ms",
+    "keep_alive_period_ms",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Keep-alive period.",
+)
+@click.option(
+    "--keep-dedup-ms",
+    "keep_dedup_period_ms",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Keep-dedup period.",
+)
+@click.option("--no-timers", is_flag=True, help="Never dedup or purge on the agent's own motion.")
+@click.option("--purge-kills", is_flag=True, help="Removing the sandbox ends its processes.")
+@json_option
+@agent_option
+def register(
+    address: str,
+    function: str,
+    as_json: bool,
+    idle_period_ms: int,
+    keep_alive_period_ms: int,
+    keep_dedup_period_ms: int,
+    no_timers: bool,
+    **options: Any,
+) -> None:
+    """Put processes under the agent's care as a warm sandbox of FUNCTION."""
+    lifecycle = LifecycleSettings(idle_period_ms, keep_alive_period_ms, keep_dedup_period_ms, no_timers)
+    with _connect(address, options) as client:
+        sandbox = client.register(function, lifecycle=lifecycle, **options)
+    if as_json:
+        print_json(sandbox)
+    else:
+        click.echo(sandbox.sandbox_id)
+
+
+@cli.command("dedup")
+@click.argument("sandbox_id")
+@click.option("--make-base", is_flag=True, help="Publish its pages as a base first.")
+@click.option("--hold-frozen", is_flag=True, help="Hold it stopped until it is restored by a call.")
+@json_option
+@agent_option
+def dedup(
+    address: str, sandbox_id: str, make_base: bool, hold_frozen: bool, as_json: bool, **options: Any
+) -> None:
+    """Cut an idle sandbox down to patches and wait until that is done."""
+    with _connect(address, options) as client:
+        result = client.dedup(sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
+    if as_json:
+        print_json(result)
+        return
+    report = result.report
+    share = report.saved_bytes / report.warm_bytes if report.warm_bytes else 0.0
+    click.echo(
+        f"{sandbox_id}: {bytes_text(report.warm_bytes)} warm, {bytes_text(report.saved_bytes)} saved ({share:.1%}), "
+        f"{duration_text(report.total_us / 1e6)}, stopped for {duration_text(report.stopped_us / 1e6)}"
+    )
+    for note in report.notes:
+        click.echo(f"  {note}")
+
+
+@cli.command("restore")
+@click.argument("sandbox_id")
+@click.option("--eager", is_flag=True, help="Wait for the last page, not only until it runs.")
+@click.option("--deadline-ms", type=click.IntRange(min=0), default=0, help="Longest wait for its turn.")
+@json_option
+@agent_option
+def restore(
+    address: str, sandbox_id: str, eager: bool, deadline_ms: int, as_json: bool, **options: Any
+) -> None:
+    """Wake a dedup'd sandbox."""
+    with _connect(address, options) as client:
+        result = client.restore(sandbox_id, eager=eager, queue_deadline_ms=deadline_ms)
+    if as_json:
+        print_json(result)
+        return
+    report = result.report
+    if not report.was_dedup:
+        click.echo(f"{sandbox_id}: was warm already")
+        return
+    complete = f", complete in {duration_text(report.complete_us / 1e6)}" if report.complete_us else ""
+    click.echo(
+        f"{sandbox_id}: ready in {duration_text(report.ready_us / 1e6)}{complete}, {report.pages_total} pages, "
+        f"{report.pages_prefetched} ahead of their fault, {report.faults_demand} on demand"
+    )
+
+
+@cli.command("rm")
+@click.argument("sandbox_ids", nargs=-1, required=True)
+@json_option
+@agent_option
+def rm(address: str, sandbox_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Remove sandboxes (their processes go on unless registered with --purge-kills)."""
+    with _connect(address, options) as client:
+        for sandbox_id in sandbox_ids:
+            client.purge(sandbox_id)
+    if as_json:
+        print_json({"removed": sandbox_ids})
