@@ -1,0 +1,53 @@
+"""Fixtures that all tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from tests.support.cluster import Cluster
+from tests.support.counter_app import App
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips live tests, with what is missing, where the live driver cannot run."""
+    missing = native.probe_live()
+    if not missing:
+        return
+    reason = "the live driver cannot run here: " + "; ".join(f"{k} ({v})" for k, v in missing.items())
+    for item in items:
+        if "live" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters (see tests.support.cluster); all end with the test."""
+    made: list[Cluster] = []
+
+    def make(**options: object) -> Cluster:
+        cluster = Cluster(tmp_path, **options)  # type: ignore[arg-type]
+        made.append(cluster)
+        return cluster.__enter__()
+
+    yield make
+    for cluster in made:
+        cluster.__exit__()
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[..., App]]:
+    """Starts sandboxes (see tests.support.counter_app); all end with the test."""
+    made: list[App] = []
+
+    def make(megabytes: int = 8, seed: int = 1) -> App:
+        app = App(megabytes, seed)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()

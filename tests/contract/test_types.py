@@ -1,0 +1,73 @@
+"""medes.types and the protos have the same fields, and values survive the way there and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from medes.rpc.gen import agent_pb2, common_pb2, controller_pb2
+
+from medes import types
+from medes.errors import InvalidArgumentError
+from medes.rpc.convert import RENAMED, from_proto, to_proto
+
+PAIRS: list[tuple[Any, Any]] = [
+    (types.AddressRange, common_pb2.AddressRange),
+    (types.BaseDescriptor, common_pb2.BaseDescriptor),
+    (types.NodeEndpoints, common_pb2.NodeEndpoints),
+    (types.NodeUsage, controller_pb2.NodeUsage),
+    (types.NodeRecord, controller_pb2.NodeRecord),
+    (types.SandboxRecord, controller_pb2.SandboxRecord),
+    (types.Statistics, controller_pb2.GetStatisticsResponse),
+    (types.LifecycleSettings, agent_pb2.LifecycleSettings),
+    (types.DedupReport, agent_pb2.DedupReport),
+    (types.RestoreReport, agent_pb2.RestoreReport),
+    (types.Sandbox, agent_pb2.Sandbox),
+    (types.DedupResult, agent_pb2.DedupResponse),
+    (types.RestoreResult, agent_pb2.RestoreResponse),
+    (types.SandboxEvent, agent_pb2.SandboxEvent),
+    (types.BaseStatus, agent_pb2.BaseStatus),
+    (types.NodeStatus, agent_pb2.NodeStatus),
+]
+
+
+@pytest.mark.parametrize(("cls", "message"), PAIRS, ids=lambda x: x.__name__)
+def test_fields_equal_the_messages(cls: Any, message: Any) -> None:
+    names = {RENAMED.get((cls.__name__, f.name), f.name) for f in dataclasses.fields(cls)}
+    assert names == {f.name for f in message.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (types.SandboxState, common_pb2.SandboxState),
+        (types.Activity, agent_pb2.NotifyActivityRequest.Activity),
+    ],
+)
+def test_enums_equal(ours: Any, theirs: Any) -> None:
+    prefix = "SANDBOX_STATE_" if ours is types.SandboxState else "ACTIVITY_"
+    assert {m.name: int(m) for m in ours} == {k.removeprefix(prefix): v for k, v in theirs.items()}
+
+
+def test_values_survive_both_ways() -> None:
+    base = types.BaseDescriptor(2**63 + 5, "n", "d", "f", 3, (types.AddressRange(1, 2**47),), True)
+    report = types.DedupReport(
+        warm_bytes=5, pages_by_kind=(1, 2, 3, 4, 5), stage_us={"encode": 7}, notes=("mlock",)
+    )
+    sandbox = types.Sandbox("s", state=types.SandboxState.DEDUP, pids=(4, 5), last_dedup=report)
+    event = types.SandboxEvent(sandbox, types.SandboxState.DEDUPING, "idle", 9)
+    for value, message in ((base, common_pb2.BaseDescriptor), (event, agent_pb2.SandboxEvent)):
+        wire = to_proto(message, value).SerializeToString()
+        assert from_proto(type(value), message.FromString(wire)) == value
+
+
+def test_absent_reports_are_none_and_unknown_states_unspecified() -> None:
+    sandbox = from_proto(types.Sandbox, agent_pb2.Sandbox(sandbox_id="s", state=77))
+    assert sandbox.last_dedup is None
+    assert sandbox.state is types.SandboxState.UNSPECIFIED
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="warm_bytes"):
+        to_proto(agent_pb2.Sandbox, types.Sandbox("s", warm_bytes=-1))

@@ -1,0 +1,139 @@
+"""The agent is killed at every named point of the dedup op and the restore op: nothing is ever lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from tests.support.live import Program
+
+pytestmark = pytest.mark.live
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 30.0
+
+EVICT_POINTS = [
+    "evict.begin",
+    "evict.stopped",
+    "inject.registers",
+    "inject.mask",
+    "inject.entered",
+    "inject.returned",
+    "evict.uffd",
+    "evict.marked",
+    "evict.registered",
+    "evict.discarding",
+    "evict.discarded_one",
+    "evict.discarded",
+    "inject.stopped",
+    "inject.mask_back",
+    "inject.registers_back",
+    "evict.evicted",
+    "evict.before_release",
+    "evict.released",
+]
+RESTORE_POINTS = [
+    "restore.prefetched",
+    "restore.fault",
+    "restore.rebuilt",
+    "restore.place",
+    "restore.unregister",
+]
+
+
+def _kill_at(point: str, pid: int, folder: Path, until: str, program: Program | None = None) -> None:
+    """Runs the small agent until it dies at `point`."""
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "tests.fault.live_victim", str(pid), str(folder), until],
+        cwd=ROOT,
+        env={**os.environ, "MEDES_FAULT": point},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdout is not None
+    if program is not None:
+        assert agent.stdout.readline() == "dormant\n"
+        program.tell("check")
+    assert agent.wait(WAIT_S) == -signal.SIGKILL, f"{point} was not reached"
+    agent.stdout.close()
+
+
+def _adopt(folder: Path) -> tuple[native.FaultServer, native.LiveSandbox | None]:
+    """What a restarted agent does: takes over what the dead one left."""
+    server = native.FaultServer(2)
+    files = list(folder.glob("sandbox-*.medes"))
+    if not files:
+        return server, None
+    bases = native.BaseSet()
+    bases.add_local(native.Slab.open(str(folder / "base.slab")))
+    return server, server.adopt(native.SandboxFile.open(str(files[0])), bases)
+
+
+def _check(program: Program, requests: int) -> None:
+    for number in range(requests, requests + 3):
+        program.tell("check")
+        assert program.hear() == f"{number} intact"
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    blocked = re.search(r"SigBlk:\s*(\w+)", status)
+    assert blocked is not None and int(blocked[1], 16) == 0, "the signal mask was not given back"
+
+
+@pytest.mark.parametrize("point", EVICT_POINTS)
+def test_killed_in_the_dedup_op(point: str, tmp_path: Path) -> None:
+    with Program() as program:
+        assert program.ask("check") == "intact"
+        _kill_at(point, program.pid, tmp_path, "evict")
+        time.sleep(0.05)  # the sandbox may well touch its memory before anyone serves it
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        _check(program, 2)
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        _check(program, 5)
+        server.close()
+
+
+@pytest.mark.parametrize("point", RESTORE_POINTS)
+def test_killed_in_the_restore_op(point: str, tmp_path: Path) -> None:
+    with Program() as program:
+        _kill_at(point, program.pid, tmp_path, "restore", program if point == "restore.fault" else None)
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        if point == "restore.fault":
+            assert program.hear() == "1 intact"
+        _check(program, 2 if point == "restore.fault" else 1)
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        server.close()
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """One sandbox, many agents, each killed somewhere else."""
+    with Program() as program:
+        requests = 0
+        for n, point in enumerate(["evict.discarded_one", "evict.released", "inject.entered"]):
+            folder = tmp_path / str(n)
+            folder.mkdir()
+            _kill_at(point, program.pid, folder, "evict")
+            server, live = _adopt(folder)
+            assert live is not None
+            live.restore(lazy=False)
+            assert live.wait_complete(WAIT_S)
+            _check(program, requests + 1)
+            requests += 3
+            server.close()
+
+
+def test_every_point_of_the_source_is_killed_once() -> None:
+    found = set()
+    for source in (ROOT / "native").rglob("*.cc"):
+        if source.parent.name in ("live", "restore"):
+            found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
+    assert found == set(EVICT_POINTS) | set(RESTORE_POINTS)

@@ -1,0 +1,86 @@
+"""Restores whose base pages lie on another node: read over TCP, waited for while that node restarts."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from tests.support.live import Deduper, Program
+
+pytestmark = pytest.mark.live
+WAIT_S = 30.0
+TOKEN = bytes(range(32))
+
+
+@pytest.fixture
+def deduper(tmp_path: Path) -> Iterator[Deduper]:
+    deduper = Deduper(tmp_path)
+    yield deduper
+    deduper.close()
+
+
+def _serve(slab: native.Slab, port: int = 0) -> native.PageServer:
+    server = native.PageServer("127.0.0.1", port)
+    server.add_slab(slab, "tenant")
+    server.grant(TOKEN, "tenant", "peer")
+    return server
+
+
+def _dedup_remote(deduper: Deduper, program: Program, server_address: str) -> native.LiveSandbox:
+    image, file, _, _ = deduper.encode([program.pid])
+    slab = deduper.slab
+    assert slab is not None
+    bases = native.BaseSet()
+    reader = native.tcp_reader(server_address, TOKEN)
+    bases.add_remote(slab.base_id, slab.page_count, slab.ranges, slab.value_only, reader)
+    return deduper.server.evict(image, file, bases)
+
+
+def _slab_of(deduper: Deduper, program: Program) -> native.Slab:
+    deduper.encode([program.pid])
+    assert deduper.slab is not None
+    return deduper.slab
+
+
+def test_pages_come_over_the_network(deduper: Deduper) -> None:
+    with Program() as program:
+        server = _serve(_slab_of(deduper, program))
+        live = _dedup_remote(deduper, program, server.address)
+        assert program.ask("check") == "intact"
+        assert live.wait_complete(WAIT_S)
+        assert live.stats()["remote_bytes"] > 0
+        server.close()
+
+
+def test_a_node_that_restarts_is_waited_for(deduper: Deduper) -> None:
+    with Program() as program:
+        slab = _slab_of(deduper, program)
+        server = _serve(slab)
+        address = server.address
+        live = _dedup_remote(deduper, program, address)
+        server.close()
+        program.tell("check")
+        assert program.process.stdout is not None
+        assert not select.select([program.process.stdout], [], [], 1.0)[0]
+        assert live.state == "restoring"
+        again = _serve(slab, int(address.rpartition(":")[2]))
+        assert program.hear().endswith("intact")
+        assert live.wait_complete(WAIT_S)
+        again.close()
+
+
+def test_another_sandbox_is_served_while_one_waits_for_its_peer(deduper: Deduper) -> None:
+    with Program() as waiting, Program() as other:
+        slab = _slab_of(deduper, waiting)
+        server = _serve(slab)
+        live = _dedup_remote(deduper, waiting, server.address)
+        server.close()
+        waiting.tell("check")
+        local = deduper.dedup([other.pid])
+        assert other.ask("check") == "intact"
+        assert local.wait_complete(WAIT_S)
+        assert live.state == "restoring"

@@ -1,0 +1,80 @@
+"""A controller and two agents as processes: dedup and restore in which RDMA carries every remote base page."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medes.client import MedesClient
+from medes.types import LifecycleSettings
+from medes.types import SandboxState as S
+from tests.support.cluster import AgentProcess, Cluster, free_port, wait_until
+from tests.support.counter_app import App
+
+pytestmark = [pytest.mark.rdma, pytest.mark.live, pytest.mark.timeout(900)]
+
+# Emulation is some twenty times slower: nothing may be taken for dead because it is late.
+SLOW = ("--heartbeat-interval-ms", "1000", "--lease-ms", "60000")
+HELD = LifecycleSettings(disabled=True)
+MakeApp = Callable[..., App]
+
+
+def metric(agent: AgentProcess, address: str, name: str) -> float:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+    raise AssertionError(f"{agent.node_id} has no metric {name}")
+
+
+def restore_and_check(client: MedesClient, sandbox_id: str, app: App) -> None:
+    client.restore(sandbox_id, eager=True)
+    app.ask()
+    wait_until(lambda: client.get(sandbox_id).state is S.WARM, f"{sandbox_id} complete", 300)
+    app.ask()
+
+
+def test_dedup_and_restore_over_rdma_alone(tmp_path: Path, make_app: MakeApp) -> None:
+    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma")
+    addresses = [f"127.0.0.1:{free_port()}" for _ in cluster.agents]
+    for agent, address in zip(cluster.agents, addresses, strict=True):
+        agent.set(metrics_address=address)
+    with cluster:
+        dedup_and_restore(cluster, addresses, make_app)
+
+
+def dedup_and_restore(cluster: Cluster, addresses: list[str], make_app: MakeApp) -> None:
+    apps = [make_app(megabytes=2, seed=n) for n in range(2)]
+    with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
+        one.register("counter", pids=[apps[0].pid], sandbox_id="base", lifecycle=HELD)
+        two.register("counter", pids=[apps[1].pid], sandbox_id="reader", lifecycle=HELD)
+        assert one.dedup("base").report.base_bytes_added > 0
+        report = two.dedup("reader").report
+        assert report.remote_pages_read > 0
+        assert report.pages_by_transport == {"rdma": report.remote_pages_read}
+        assert two.get("reader").transport_by_peer == {"n0": "rdma"}
+        restore_and_check(two, "reader", apps[1])
+        restore_and_check(one, "base", apps[0])
+    assert metric(cluster.agents[0], addresses[0], "medes_agent_page_server_bytes") == 0
+    assert metric(cluster.agents[0], addresses[0], 'medes_agent_rdma_connections{side="server"}') == 1
+    assert metric(cluster.agents[1], addresses[1], 'medes_agent_rdma_connections{side="client"}') == 1
+    assert metric(cluster.agents[1], addresses[1], "medes_agent_fallback_reads") == 0
+
+
+def test_restore_after_the_holder_was_killed_and_came_back(
+    make_cluster: Callable[..., Cluster], make_app: MakeApp
+) -> None:
+    cluster = make_cluster(nodes=2, controller=True, controller_flags=SLOW, transport="auto")
+    apps = [make_app(megabytes=2, seed=n) for n in range(2)]
+    with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
+        one.register("counter", pids=[apps[0].pid], sandbox_id="base", lifecycle=HELD)
+        two.register("counter", pids=[apps[1].pid], sandbox_id="reader", lifecycle=HELD)
+        one.dedup("base")
+        assert two.dedup("reader").report.remote_pages_read > 0
+        assert two.get("reader").transport_by_peer == {"n0": "rdma"}
+        cluster.agents[0].kill()
+        cluster.agents[0].start()
+        restore_and_check(two, "reader", apps[1])

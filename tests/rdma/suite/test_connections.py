@@ -1,0 +1,135 @@
+"""Connections come and go: bounds, eviction, reconnection, and what is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medes import errors, native
+from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, rdma_link
+
+pytestmark = pytest.mark.rdma
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SlabWorld:
+    return SlabWorld(tmp_path_factory.mktemp("slabs"))
+
+
+def connect(serving: native.RdmaContext, reader: native.RdmaReader) -> int:
+    connection, endpoint = serving.accept(reader.offer(), DOMAIN, "reader")
+    reader.connect(endpoint)
+    for base_id in (SMALL, LARGE):
+        found = serving.region(base_id, DOMAIN)
+        if found is not None:
+            reader.add_region(found)
+    return connection
+
+
+def serve(world: SlabWorld, **limits: int) -> native.RdmaContext:
+    context = native.RdmaContext(**limits)
+    for base_id in (SMALL, LARGE):
+        context.add_slab(world.slabs[base_id], DOMAIN)
+    return context
+
+
+def test_devices_are_listed() -> None:
+    found = native.rdma_devices()
+    assert [d["name"] for d in found] == ["rxe0"]
+    assert found[0]["active"] is True
+    assert found[0]["gid"] == bytes(10) + b"\xff\xff" + bytes([10, 9, 0, 1])
+
+
+def test_a_device_asked_for_by_name_must_exist() -> None:
+    with pytest.raises(errors.UnsupportedError):
+        native.RdmaContext("mlx5_7")
+    with pytest.raises(errors.UnsupportedError):
+        native.RdmaContext("rxe0", 9)
+
+
+def test_server_bounds_its_queue_pairs(world: SlabWorld) -> None:
+    serving, reading = serve(world, server_connections_max=2), native.RdmaContext()
+    readers = [reading.reader() for _ in range(3)]
+    first = connect(serving, readers[0])
+    connect(serving, readers[1])
+    with pytest.raises(errors.BusyError):
+        connect(serving, readers[2])
+    assert serving.disconnect(first)
+    assert not serving.disconnect(first)
+    connect(serving, readers[2])
+    assert readers[2].read(SMALL, 0, 4096, 60.0) == world.expect(SMALL, 0, 4096)
+    stats = serving.stats()
+    assert (stats["server_connections_open"], stats["refused"]) == (2, 1)
+    assert serving.disconnect_peer("reader") == 2
+    assert serving.stats()["server_connections_open"] == 0
+    for context in (reading, serving):
+        context.close()
+
+
+def test_client_evicts_the_reader_that_was_idle_longest(world: SlabWorld) -> None:
+    serving, reading = serve(world), native.RdmaContext(client_connections_max=2)
+    readers = [reading.reader() for _ in range(3)]
+    connect(serving, readers[0])
+    connect(serving, readers[1])
+    assert readers[0].read(SMALL, 0, 16, 60.0) == world.expect(SMALL, 0, 16)
+    connect(serving, readers[2])
+    assert [r.connected for r in readers] == [True, False, True]
+    assert reading.stats()["client_evictions"] == 1
+    with pytest.raises(errors.PeerUnreachableError):
+        readers[1].read(SMALL, 0, 16)
+    assert reading.take_wanted(5.0) == [readers[1].id]
+    connect(serving, readers[1])
+    assert readers[1].read(SMALL, 0, 16, 60.0) == world.expect(SMALL, 0, 16)
+    assert readers[1].stats()["reconnects"] == 1
+    assert reading.evict_idle(3600.0) == 0
+    assert reading.evict_idle(0.0) == 2
+    assert reading.stats()["client_connections_open"] == 0
+    for context in (reading, serving):
+        context.close()
+
+
+def test_counters_prove_that_rdma_carried_it_all(world: SlabWorld) -> None:
+    link = rdma_link(world, fallback=True)
+    answers = link.reader.read_batch([(LARGE, i * 4096, 4096) for i in range(256)], 60.0)
+    assert {code for code, _ in answers} == {"ok"}
+    stats = link.reader.stats()
+    assert (stats["bytes"], stats["fallbacks"], stats["reads"]) == (256 * 4096, 0, 256)
+    link.close()
+
+
+def test_lost_connection_falls_back_to_tcp_and_is_counted(world: SlabWorld) -> None:
+    link = rdma_link(world, fallback=True)
+    assert link.reader.read(SMALL, 0, 4096, 60.0) == world.expect(SMALL, 0, 4096)
+    link.break_rdma()
+    answers = link.reader.read_batch([(SMALL, 0, 4096), (LARGE, 4096, 8192)], 60.0)
+    assert answers == [("ok", world.expect(SMALL, 0, 4096)), ("ok", world.expect(LARGE, 4096, 8192))]
+    assert link.reader.stats()["fallbacks"] == 2
+    link.close()
+
+
+def test_lost_connection_is_replaced_when_the_agent_exchanges_endpoints(world: SlabWorld) -> None:
+    link = rdma_link(world, fallback=True)
+    assert link.reader.read(SMALL, 0, 16, 60.0) == world.expect(SMALL, 0, 16)
+    link.disconnect()
+    assert link.reader.read(SMALL, 0, 16, 60.0) == world.expect(SMALL, 0, 16)
+    before = link.reader.stats()["fallbacks"]
+    link.reconnect()
+    assert link.reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+    stats = link.reader.stats()
+    assert stats["fallbacks"] == before
+    assert stats["reconnects"] == 1
+    link.close()
+
+
+def test_a_closed_slab_is_unknown_to_its_reader(world: SlabWorld, tmp_path: Path) -> None:
+    serving, reading = serve(world), native.RdmaContext()
+    reader = reading.reader()
+    connect(serving, reader)
+    serving.remove_slab(SMALL)
+    assert reader.read_batch([(SMALL, 0, 4096)], 60.0) == [("not_found", b"")]
+    assert not reader.connected, "a remote access error ends the queue pair"
+    connect(serving, reader)
+    assert reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+    for context in (reading, serving):
+        context.close()

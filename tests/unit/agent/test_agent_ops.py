@@ -1,0 +1,383 @@
+"""The agent's ops in one process: dedup, restore, activity, pins between two nodes, recovery."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medes.agent import handlers
+from medes.agent.base_op import retire_unused
+from medes.agent.daemon import AgentDaemon
+from medes.agent.handlers import Registration
+from medes.controller.process import Controller
+from medes.errors import (
+    AlreadyExistsError,
+    CancelledError,
+    InvalidArgumentError,
+    LostError,
+    NotFoundError,
+    StoreFullError,
+    TracedError,
+    UnsupportedError,
+    WrongStateError,
+)
+from medes.types import Activity
+from medes.types import SandboxState as S
+from tests.support.counter_app import App
+from tests.unit.agent.conftest import MakeAgent
+
+MakeApp = Callable[..., App]
+
+
+async def register(daemon: AgentDaemon, app: App, sandbox_id: str = "s1", **more: object) -> None:
+    await handlers.register(
+        daemon.agent, Registration(sandbox_id=sandbox_id, function="f", pids=(app.pid,), **more)
+    )
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(what)
+
+
+# --- registering -------------------------------------------------------------------------------------------
+async def test_register_refuses_what_is_no_sandbox(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, app = await make_agent(), make_app()
+    agent = daemon.agent
+    for registration, error in (
+        (Registration(function="f", pids=(2**22 + 5,)), NotFoundError),
+        (Registration(function="f", pids=(1,)), InvalidArgumentError),
+        (Registration(function="f", pids=(app.pid, app.pid)), InvalidArgumentError),
+        (Registration(function="f"), InvalidArgumentError),
+        (Registration(function="f", pids=(app.pid,), cgroup="/x"), InvalidArgumentError),
+        (Registration(function="../f", pids=(app.pid,)), InvalidArgumentError),
+        (Registration(sandbox_id="a/b", function="f", pids=(app.pid,)), InvalidArgumentError),
+        (Registration(function="f", pids=(app.pid,), driver="live"), UnsupportedError),
+        (Registration(function="f", pids=(app.pid,), driver="vm"), UnsupportedError),
+    ):
+        with pytest.raises(error):
+            await handlers.register(agent, registration)
+    assert handlers.list_sandboxes(agent) == []
+
+
+async def test_registering_again_changes_settings_and_other_processes_are_refused(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app, other = await make_agent(), make_app(), make_app()
+    await register(daemon, app)
+    await register(daemon, app, purge_kills=True)
+    assert daemon.agent.entries["s1"].spec.purge_kills
+    with pytest.raises(AlreadyExistsError):
+        await register(daemon, other)
+    with pytest.raises(AlreadyExistsError, match="belongs to sandbox s1"):
+        await register(daemon, app, "s2")
+
+
+# --- dedup and restore -------------------------------------------------------------------------------------
+async def test_first_instance_becomes_a_base_and_the_second_is_patched_against_it(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    first, second = make_app(seed=1), make_app(seed=2)
+    await register(daemon, first, "s1")
+    await register(daemon, second, "s2")
+    one = (await handlers.dedup(daemon.agent, "s1")).report
+    assert one.base_bytes_added > 0
+    assert one.warm_bytes == one.saved_bytes + one.patch_bytes + one.table_bytes + one.resident_bytes
+    two = (await handlers.dedup(daemon.agent, "s2")).report
+    assert two.base_bytes_added == 0
+    assert two.saved_bytes > 0.6 * two.warm_bytes
+    (base,) = handlers.node_status(daemon.agent).bases
+    assert base.pins == 2
+    restored = await handlers.restore(daemon.agent, "s2", eager=True)
+    assert restored.report.was_dedup and restored.sandbox.state is S.WARM
+    assert handlers.node_status(daemon.agent).bases[0].pins == 1
+    assert not (await handlers.restore(daemon.agent, "s2")).report.was_dedup
+    files = sorted(p.name.split("-")[0] for p in daemon.settings.shm_path.iterdir())
+    assert files == ["base", "sandbox"]
+
+
+async def test_another_node_reads_the_base_over_tcp_and_pins_it(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    holder = await make_agent("n0", controller.address)
+    user = await make_agent("n1", controller.address)
+    await register(holder, make_app(seed=1), "a")
+    await register(user, make_app(seed=2), "b")
+    await handlers.dedup(holder.agent, "a")
+    report = (await handlers.dedup(user.agent, "b")).report
+    assert report.base_bytes_added == 0
+    assert report.remote_pages_read > 0
+    assert report.pages_by_transport == {"tcp": report.remote_pages_read}
+    (base,) = holder.agent.bases.bases.values()
+    assert holder.agent.pins.count(base.base_id) == 2
+    assert handlers.get(user.agent, "b").transport_by_peer == {"n0": "tcp"}
+    await handlers.restore(user.agent, "b", eager=True)
+    await until(lambda: holder.agent.pins.count(base.base_id) == 1, "the pin is given back")
+
+
+async def test_another_domain_never_sees_the_base(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    await register(daemon, make_app(seed=1), "s1", tenant="red")
+    await register(daemon, make_app(seed=2), "s2", tenant="blue")
+    await handlers.dedup(daemon.agent, "s1")
+    assert (await handlers.dedup(daemon.agent, "s2")).report.base_bytes_added > 0
+
+
+async def test_activity_cancels_a_dedup_op(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    import threading
+
+    daemon, app = await make_agent(), make_app()
+    driver = daemon.driver  # type: ignore[attr-defined]
+    driver.capture_gate = threading.Event()
+    await register(daemon, app)
+    op = asyncio.create_task(handlers.dedup(daemon.agent, "s1"))
+    await until(driver.capturing.is_set, "the op captures")
+    assert handlers.get(daemon.agent, "s1").state is S.DEDUPING
+    begun = asyncio.create_task(handlers.notify_activity(daemon.agent, "s1", Activity.BEGUN))
+    await asyncio.sleep(0.01)
+    driver.capture_gate.set()
+    with pytest.raises(CancelledError):
+        await op
+    assert (await begun).state is S.RUNNING
+    assert driver.handles == []
+    with pytest.raises(WrongStateError, match="running"):
+        await handlers.dedup(daemon.agent, "s1")
+    assert (await handlers.notify_activity(daemon.agent, "s1", Activity.ENDED)).state is S.WARM
+
+
+async def test_activity_wakes_a_dedupd_sandbox_before_it_answers(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    daemon.driver.hold_restores = True  # type: ignore[attr-defined]
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    assert (await handlers.notify_activity(daemon.agent, "s1", Activity.BEGUN)).state is S.RESTORING
+    daemon.driver.handles[0].finish()  # type: ignore[attr-defined]
+    await until(lambda: handlers.get(daemon.agent, "s1").state is S.RUNNING, "restored while running")
+    assert len(daemon.agent.working_sets.get("default", "f")) == 2
+
+
+async def test_a_demand_wake_is_reported_and_slows_the_next_dedup(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    daemon.driver.handles[0].wake()  # type: ignore[attr-defined]
+    await until(lambda: handlers.get(daemon.agent, "s1").state is S.WARM, "woken")
+    sandbox = handlers.get(daemon.agent, "s1")
+    assert sandbox.last_restore is not None and sandbox.last_restore.demand_woken
+    assert daemon.agent.entries["s1"].idle_wakes == 1
+    await handlers.notify_activity(daemon.agent, "s1", Activity.BEGUN)
+    assert daemon.agent.entries["s1"].idle_wakes == 0
+
+
+async def test_a_failed_eviction_leaves_the_sandbox_warm_and_nothing_behind(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    daemon.driver.fail_evict = TracedError("strace holds it", object="pid 1")  # type: ignore[attr-defined]
+    await register(daemon, app)
+    with pytest.raises(TracedError):
+        await handlers.dedup(daemon.agent, "s1")
+    assert handlers.get(daemon.agent, "s1").state is S.WARM
+    assert daemon.agent.entries["s1"].dedup_failures == 1
+    (base,) = daemon.agent.bases.bases
+    assert not daemon.agent.pins.is_pinned(base)
+    assert [p.name for p in daemon.settings.shm_path.glob("sandbox-*")] == []
+    app.ask()
+
+
+async def test_a_lost_sandbox_stays_lost_until_it_is_purged(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, app = await make_agent(), make_app()
+    daemon.driver.fail_restores = True  # type: ignore[attr-defined]
+    await register(daemon, app, purge_kills=True)
+    await handlers.dedup(daemon.agent, "s1")
+    with pytest.raises(LostError, match="checksum"):
+        await handlers.restore(daemon.agent, "s1", eager=True)
+    assert "checksum" in handlers.get(daemon.agent, "s1").lost_reason
+    with pytest.raises(LostError):
+        await handlers.notify_activity(daemon.agent, "s1", Activity.BEGUN)
+    await handlers.purge(daemon.agent, "s1")
+    await until(lambda: not app.alive(), "killed")
+    with pytest.raises(NotFoundError):
+        handlers.get(daemon.agent, "s1")
+
+
+@pytest.mark.parametrize("limit", ["base_store_limit_bytes", "patch_store_limit_bytes"])
+async def test_a_full_store_leaves_the_sandbox_warm(
+    make_agent: MakeAgent, make_app: MakeApp, limit: str
+) -> None:
+    daemon, app = await make_agent(**{limit: 4096}), make_app()
+    await register(daemon, app)
+    with pytest.raises(StoreFullError, match=r"do(es)? not fit"):
+        await handlers.dedup(daemon.agent, "s1")
+    assert handlers.get(daemon.agent, "s1").state is S.WARM
+    app.ask()
+
+
+async def test_a_process_that_exits_is_forgotten(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    app.close()
+    await until(lambda: "s1" not in daemon.agent.entries, "noticed by the timers")
+    assert daemon.agent.journal.state.sandboxes == {}
+
+
+async def test_purge_without_kill_gives_the_pages_back_first(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    await handlers.purge(daemon.agent, "s1")
+    assert daemon.driver.handles[0].state == "complete"  # type: ignore[attr-defined]
+    assert app.alive()
+    assert [p.name for p in daemon.settings.shm_path.glob("sandbox-*")] == []
+
+
+async def test_timers_dedup_and_purge_on_their_own(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon = await make_agent(idle_period_s=0.2, keep_dedup_period_s=0.5)
+    app = make_app()
+    await register(daemon, app, purge_kills=True)
+    await until(lambda: daemon.agent.entries["s1"].state is S.DEDUP, "dedup'd")
+    await until(lambda: "s1" not in daemon.agent.entries, "purged")
+    await until(lambda: not app.alive(), "killed")
+
+
+# --- cluster -----------------------------------------------------------------------------------------------
+async def test_without_a_controller_the_node_works_on_with_its_own_bases(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    await register(daemon, make_app(seed=1), "s1")
+    await handlers.dedup(daemon.agent, "s1")
+    await controller.stop()
+    await until(lambda: not daemon.agent.controller.connected, "noticed")
+    await register(daemon, make_app(seed=2), "s2")
+    report = (await handlers.dedup(daemon.agent, "s2")).report
+    assert report.base_bytes_added == 0
+    assert report.saved_bytes > 0.6 * report.warm_bytes
+
+
+async def test_a_holder_that_is_away_is_left_out_with_a_note(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    holder = await make_agent("n0", controller.address)
+    user = await make_agent("n1", controller.address)
+    await register(holder, make_app(seed=1), "a")
+    await handlers.dedup(holder.agent, "a")
+    await holder._peer.stop(0.0)
+    await register(user, make_app(seed=2), "b")
+    result = await handlers.dedup(user.agent, "b")
+    assert result.sandbox.state is S.DEDUP
+    assert result.report.remote_pages_read == 0
+    assert any("remote bases not used" in note for note in result.report.notes)
+
+
+# --- restart -----------------------------------------------------------------------------------------------
+async def test_a_restarted_agent_knows_its_bases_pins_and_sandboxes(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller, tmp_path: Path
+) -> None:
+    holder = await make_agent("n0", controller.address)
+    user = await make_agent("n1", controller.address)
+    await register(holder, make_app(seed=1), "a")
+    await register(user, make_app(seed=2), "b")
+    await handlers.dedup(holder.agent, "a")
+    await handlers.dedup(user.agent, "b")
+    (base,) = holder.agent.bases.bases
+    await holder.stop()
+    again = await make_agent("n0", controller.address)
+    assert again.recovered.bases == 1
+    # The stand-in evicts nothing, so the file says: no page has gone, nothing to take back.
+    assert again.recovered.rolled_back == 1
+    assert again.agent.pins.count(base) == 1, "the peer's pin survived, the rolled-back op's went"
+    assert handlers.get(again.agent, "a").state is S.WARM
+    await register(again, make_app(seed=3), "c")
+    assert (await handlers.dedup(again.agent, "c")).report.base_bytes_added == 0
+
+
+async def test_a_slab_nobody_was_told_of_goes_at_the_next_start(make_agent: MakeAgent) -> None:
+    daemon = await make_agent()
+    orphan = daemon.settings.shm_path / "base-0123456789abcdef.slab"
+    stranger = daemon.settings.shm_path / "somebody-elses"
+    orphan.write_bytes(b"x")
+    stranger.write_bytes(b"x")
+    await daemon.stop()
+    again = await make_agent()
+    assert again.recovered.orphans == 1
+    assert (orphan.exists(), stranger.exists()) == (False, True)
+
+
+async def test_a_lost_journal_is_made_up_for_by_the_sandbox_files(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    await daemon.stop()
+    (Path(daemon.settings.state_dir) / "journal").write_bytes(b"not a journal\n")
+    again = await make_agent()
+    assert handlers.get(again.agent, "s1").state is S.WARM
+    assert again.agent.journal.skipped_lines == 1
+    app.ask()
+
+
+async def test_an_unused_base_is_retired_and_freed(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    await register(daemon, make_app(), "s1")
+    await handlers.dedup(daemon.agent, "s1")
+    (base,) = daemon.agent.bases.bases
+    assert await retire_unused(daemon.agent, set()) == [], "pinned by the dedup'd sandbox"
+    await handlers.restore(daemon.agent, "s1", eager=True)
+    assert await retire_unused(daemon.agent, {("default", "f")}) == [], "its function still has a sandbox"
+    assert await retire_unused(daemon.agent, set()) == [base]
+    assert [p.name for p in daemon.settings.shm_path.iterdir()] == []
+    assert controller.store.stats().bases == 0
+    assert daemon.agent.journal.state.bases == {}
+
+
+async def test_a_base_advice_that_came_to_nothing_is_taken_over(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    await register(daemon, make_app(seed=1), "s1")
+    await register(daemon, make_app(seed=2), "s2")
+    assert (await daemon.agent.controller.advise("f", "default", "s1"))[0]
+    daemon.agent.base_advised[("default", "f")] = "s1"
+    assert (await handlers.dedup(daemon.agent, "s2")).report.base_bytes_added > 0
+
+
+async def test_a_storm_of_restores_is_bounded_and_all_are_served(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon = await make_agent(restores_concurrent_max=2)
+    driver = daemon.driver  # type: ignore[attr-defined]
+    apps = [make_app(megabytes=1, seed=n) for n in range(6)]
+    for n, app in enumerate(apps):
+        await register(daemon, app, f"s{n}")
+        await handlers.dedup(daemon.agent, f"s{n}")
+    driver.hold_restores = True
+    storm = [asyncio.create_task(handlers.restore(daemon.agent, f"s{n}")) for n in range(6)]
+    await until(lambda: daemon.agent.admission.queued == 4, "four wait for their turn")
+    assert sum(h.state == "restoring" for h in driver.handles) == 2
+    driver.hold_restores = False
+    for handle in driver.handles:
+        if handle.state == "restoring":
+            handle.finish()
+    results = await asyncio.gather(*storm)
+    assert all(r.report.was_dedup for r in results)
+    await until(lambda: all(s.state is S.WARM for s in handlers.list_sandboxes(daemon.agent)), "all warm")
+    assert (daemon.agent.admission.running, daemon.agent.admission.queued) == (0, 0)

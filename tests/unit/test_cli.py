@@ -1,0 +1,129 @@
+"""The command line in this process: output, --json, exit codes, and what it must not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
+
+from medes.cli.format import bytes_text, duration_text
+from medes.cli.main import COMMANDS, run
+from medes.cli.top import summarize
+from medes.types import SandboxRecord, SandboxState
+from tests.support.fake_agent import FakeAgent
+from tests.support.served import served
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAgent]:
+    fake = FakeAgent()
+    with served(
+        lambda s: add_AgentServiceServicer_to_server(fake, s), f"unix:{tmp_path}/agent.sock"
+    ) as address:
+        monkeypatch.setenv("MEDES_AGENT", address)
+        yield fake
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_sandbox_from_register_to_rm(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "sandbox", "register", "resize", "--pid", "7", "--pid", "8", "--idle-ms", "9")
+    assert (code, out) == (0, "sb-0\n")
+    assert list(agent.requests[-1].pids) == [7, 8]
+    assert agent.requests[-1].lifecycle.idle_period_ms == 9
+    code, out, _ = call(capsys, "sandbox", "dedup", "sb-0", "--make-base")
+    assert code == 0
+    assert "90.0 MiB saved (90.0%), 250.0 ms, stopped for 1.5 ms" in out
+    assert "1 page is mlocked" in out
+    code, out, _ = call(capsys, "sandbox", "ls")
+    assert "sb-0" in out and "dedup" in out and "100.0 MiB" in out
+    code, out, _ = call(capsys, "sandbox", "ls", "--json")
+    row = json.loads(out)[0]
+    assert (row["state"], row["kept_bytes"], row["last_dedup"]["stage_us"]) == (
+        "dedup",
+        10 << 20,
+        {"encode": 9},
+    )
+    code, out, _ = call(capsys, "sandbox", "restore", "sb-0", "--json")
+    assert json.loads(out)["report"]["was_dedup"] is True
+    code, out, _ = call(capsys, "sandbox", "restore", "sb-0")
+    assert "warm already" in out
+    code, out, _ = call(capsys, "sandbox", "rm", "sb-0", "--json")
+    assert (code, json.loads(out)) == (0, {"removed": ["sb-0"]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["sandbox", "restore", "ghost"], 3, "not_found: ghost: no such sandbox (medes sandbox ls)"),
+        (["sandbox", "register", "f"], 2, "either pids or a cgroup"),
+        (["sandbox", "register", "f", "--pid", "0"], 2, "--pid"),
+        (["sandbox", "ls", "--agent", "unix:/nonexistent/a.sock"], 13, "is it running there?"),
+        (["sandbox", "ls", "--agent", "nonsense"], 2, "host:port or unix:/path"),
+        (["top", "--once", "--controller", "127.0.0.1:9"], 14, "controller_unreachable"),
+        (["controller", "--lease-ms", "1"], 2, "controller.lease_ms"),
+        (["controller", "--config", "/nonexistent"], 2, "cannot read"),
+        (["nothing"], 2, "No such command"),
+    ],
+)
+def test_exit_codes(
+    agent: FakeAgent, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str
+) -> None:
+    got, _, err = call(capsys, *arguments)
+    assert (got, text in err) == (code, True), err
+
+
+def test_help_of_every_command_works(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    offered = [name for name in COMMANDS if f"\n  {name} " in out]
+    assert {"controller", "sandbox", "top"} <= set(offered)
+    for name in offered:
+        code, out, _ = call(capsys, name, "--help")
+        assert code == 0
+        assert out.startswith(f"Usage: medes {name}")
+
+
+def test_sandbox_commands_import_neither_controller_nor_agent() -> None:
+    """They speak rpc; a runtime's host needs no daemon's modules and no native core to use them."""
+    script = (
+        "import sys, medes.cli.sandbox, medes.cli.top, medes.client\n"
+        "print([m for m in sys.modules if m.startswith(('medes.controller', 'medes.agent', 'medes.native'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_summary_counts_savings_over_dedupd_only() -> None:
+    records = [
+        SandboxRecord("a", "n", "f", "d", SandboxState.DEDUP, 100, 20, True),
+        SandboxRecord("b", "n", "f", "d", SandboxState.WARM, 100, 0),
+        SandboxRecord("c", "n", "g", "d", SandboxState.WARM, 100, 0),
+    ]
+    f, g = summarize(records)
+    assert (f["saved_ratio"], f["sandboxes"], f["bases"], f["states"]) == (0.8, 2, 1, {"dedup": 1, "warm": 1})
+    assert g["saved_ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (-(3 << 30), "-3.0 GiB"), (5 << 40, "5.0 TiB")],
+)
+def test_bytes_text(value: int, text: str) -> None:
+    assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5e-6, "5 µs"), (0.0123, "12.3 ms"), (2, "2.0 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_duration_text(value: float, text: str) -> None:
+    assert duration_text(value) == text

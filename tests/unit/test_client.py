@@ -1,0 +1,147 @@
+"""Both clients against a fake agent: typed results, catalogue errors, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
+
+from medes.client import AsyncMedesClient, MedesClient
+from medes.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    PeerUnreachableError,
+    WrongStateError,
+)
+from medes.types import LifecycleSettings, SandboxEvent, SandboxState
+from tests.support.fake_agent import FakeAgent
+from tests.support.served import served
+
+
+@pytest.fixture
+def agent() -> FakeAgent:
+    return FakeAgent()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def address(request: pytest.FixtureRequest, agent: FakeAgent, tmp_path: Path) -> Iterator[str]:
+    where = f"unix:{tmp_path}/agent.sock" if request.param == "unix" else "127.0.0.1:0"
+    with served(lambda s: add_AgentServiceServicer_to_server(agent, s), where) as bound:
+        yield bound
+
+
+def test_blocking_round(address: str, agent: FakeAgent) -> None:
+    with MedesClient(address) as medes:
+        lifecycle = LifecycleSettings(idle_period_ms=5)
+        sandbox = medes.register("f", pids=[4, 5], tenant="t", lifecycle=lifecycle, purge_kills=True)
+        assert (sandbox.state, sandbox.pids, sandbox.domain) == (SandboxState.WARM, (4, 5), "t")
+        assert agent.requests[-1].lifecycle.idle_period_ms == 5
+        assert agent.requests[-1].purge_kills
+        i = sandbox.sandbox_id
+        assert medes.begin(i).state is SandboxState.RUNNING
+        with pytest.raises(WrongStateError, match="not idle"):
+            medes.dedup(i)
+        assert medes.end(i).state is SandboxState.WARM
+        result = medes.dedup(i, make_base=True, hold_frozen=True)
+        assert (result.report.saved_bytes, result.report.pages_by_kind) == (90 << 20, (1, 2, 3, 4, 5))
+        assert (agent.requests[-1].make_base, agent.requests[-1].hold_frozen) == (True, True)
+        assert result.sandbox.state is SandboxState.DEDUP
+        assert medes.get(i).last_dedup == result.report
+        restored = medes.restore(i, eager=True, queue_deadline_ms=70)
+        assert (restored.report.was_dedup, restored.sandbox.restore_count) == (True, 1)
+        assert (agent.requests[-1].eager, agent.requests[-1].deadline_ms) == (True, 70)
+        assert not medes.restore(i).report.was_dedup
+        assert [s.sandbox_id for s in medes.list()] == [i]
+        assert medes.list("g") == []
+        status = medes.node()
+        assert (status.bases[0].base.base_id, status.bases[0].pins) == (5, 2)
+        assert status.pages_read_by_transport == {"tcp": 3}
+        medes.purge(i)
+        with pytest.raises(NotFoundError) as caught:
+            medes.get(i)
+        assert (caught.value.object, caught.value.hint) == (i, "medes sandbox ls")
+    medes.close()
+
+
+async def test_asyncio_round(address: str) -> None:
+    async with AsyncMedesClient(address) as medes:
+        sandbox = await medes.register("f", cgroup="/x", sandbox_id="mine")
+        assert sandbox.sandbox_id == "mine"
+        with pytest.raises(AlreadyExistsError):
+            await medes.register("f", cgroup="/x", sandbox_id="mine")
+        assert (await medes.begin("mine")).state is SandboxState.RUNNING
+        assert (await medes.end("mine")).state is SandboxState.WARM
+        assert (await medes.dedup("mine")).report.warm_bytes == 100 << 20
+        assert (await medes.restore("mine")).report.was_dedup
+        assert (await medes.get("mine")).dedup_count == 1
+        assert len(await medes.list("f")) == 1
+        assert (await medes.node()).node_id == "fake"
+        await medes.purge("mine")
+        with pytest.raises(NotFoundError):
+            await medes.purge("mine")
+
+
+async def test_watch_asyncio(address: str) -> None:
+    async with AsyncMedesClient(address) as medes:
+        events: list[SandboxEvent] = []
+        started = asyncio.Event()
+
+        async def watch() -> None:
+            started.set()
+            async for event in medes.watch():
+                events.append(event)
+                if event.sandbox.state is SandboxState.DEDUP:
+                    return
+
+        task = asyncio.create_task(watch())
+        await started.wait()
+        # The stream is open once a first event has come.
+        for i in range(50):
+            await medes.register("f", pids=[1], sandbox_id=f"s{i}")
+            await asyncio.sleep(0.05)
+            if events:
+                break
+        await medes.dedup("s0")
+        await asyncio.wait_for(task, 20)
+    assert (events[-1].previous, events[-1].reason) == (SandboxState.WARM, "asked")
+    assert [e.sequence for e in events] == sorted({e.sequence for e in events})
+
+
+def test_watch_blocking_ends_with_its_iterator(address: str, agent: FakeAgent) -> None:
+    with MedesClient(address) as medes:
+        stream = medes.watch()
+        stop = threading.Event()
+
+        def feed() -> None:
+            with MedesClient(address) as other:
+                for i in range(200):
+                    other.register("f", pids=[1], sandbox_id=f"s{i}")
+                    if stop.wait(0.05):
+                        return
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        event = next(stream)
+        stop.set()
+        feeder.join(20)
+        stream.close()  # type: ignore[attr-defined]
+        assert event.sandbox.function == "f"
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError):
+        MedesClient("nonsense")
+    with MedesClient(f"unix:{tmp_path}/none.sock") as medes:
+        with pytest.raises(InvalidArgumentError, match="either pids or a cgroup"):
+            medes.register("f")
+        with pytest.raises(InvalidArgumentError):
+            medes.register("f", pids=[1], cgroup="/x")
+        with pytest.raises(InvalidArgumentError):
+            medes.register("f", pids=[2**40])
+        with pytest.raises(PeerUnreachableError, match=r"none\.sock"):
+            medes.list()

@@ -1,0 +1,104 @@
+"""Settings: sources in order of precedence, and every kind of wrong value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medes.config import AgentSettings, ControllerSettings, load, parse_size
+from medes.errors import InvalidArgumentError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "medes.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_valid_and_the_papers() -> None:
+    settings = load(AgentSettings, environment={})
+    assert (settings.idle_period_s, settings.keep_alive_period_s, settings.keep_dedup_period_s) == (
+        60,
+        600,
+        900,
+    )
+    assert load(ControllerSettings, environment={}).base_threshold == 40
+    assert settings.node
+    assert str(settings.shm_path) == f"/dev/shm/medes-{settings.node}"
+
+
+def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, '[agent]\nnode_id = "file"\nidle_period_s = 1\nkeep_alive_period_s = 2\nlog_json = true\n'
+    )
+    environment = {"MEDES_AGENT_NODE_ID": "env", "MEDES_AGENT_IDLE_PERIOD_S": "3"}
+    settings = load(AgentSettings, path, environment, {"node_id": "flag", "idle_period_s": None})
+    assert (settings.node_id, settings.idle_period_s, settings.keep_alive_period_s) == ("flag", 3.0, 2.0)
+    assert settings.log_json
+
+
+def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '[agent]\nmemory_limit_bytes = "8GiB"\n[agent.tls]\nca = "/ca"\n'
+        "[agent.functions.resize]\nidle_period_s = 5\ndisabled = true\n[controller]\nlease_ms = 9000\n",
+    )
+    settings = load(
+        AgentSettings, path, {"MEDES_AGENT_TLS_CERTIFICATE": "/c", "MEDES_AGENT_TLS_PRIVATE_KEY": "/k"}
+    )
+    assert settings.memory_limit_bytes == 8 << 30
+    assert (settings.tls.ca, settings.tls.certificate, settings.tls.private_key) == ("/ca", "/c", "/k")
+    resize, other = settings.for_function("resize"), settings.for_function("other")
+    assert (resize.idle_period_s, resize.keep_alive_period_s, resize.disabled) == (5.0, 600.0, True)
+    assert (other.idle_period_s, other.disabled) == (60.0, False)
+    assert load(ControllerSettings, path, {}).lease_ms == 9000
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[agent]\nidle_perod_s = 1", r"agent.idle_perod_s.*did you mean idle_period_s"),
+        ("[agent]\nidle_period_s = -1", r"agent.idle_period_s.*at least 0"),
+        ("[agent]\nidle_period_s = nan", r"finite"),
+        ('[agent]\nidle_period_s = "soon"', r"agent.idle_period_s"),
+        ("[agent]\nidle_period_s = true", r"not a boolean"),
+        ("[agent]\nfault_threads = 1.5", r"whole number"),
+        ("[agent]\nnode_id = 5", r"must be text"),
+        ('[agent]\nnode_id = "../x"', r"not a name"),
+        ('[agent]\ntransport = "carrier-pigeon"', r"one of auto, local, tcp, rdma"),
+        ('[agent]\nlisten = "1.2.3.4:80"', r"unix socket"),
+        ('[agent]\nshm_dir = "relative"', r"absolute folder"),
+        ('[agent]\nstate_dir = "/a/../etc"', r"absolute folder"),
+        ('[agent]\ncontroller = "nowhere"', r"host:port"),
+        ('[agent]\nlog_json = "maybe"', r"true or false"),
+        ('[agent]\nmemory_limit_bytes = "8 GiBi"', r"not a size"),
+        ("[agent]\ntls = 5", r"must be a table"),
+        ('[agent.tls]\ncertificate = "/c"', r"private key"),
+        ("[agent.functions.f]\nkeep_alive_period_s = -3", r"agent.functions.f.keep_alive_period_s"),
+        ('[agent.functions."a b"]\ndisabled = true', r"not a name"),
+        ("[agnt]\nx = 1", r"unknown table \[agnt\]"),
+        ("agent = 5", r"must be a table"),
+        ("[agent", r"not TOML"),
+    ],
+)
+def test_bad_files_name_the_setting(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=match):
+        load(AgentSettings, write(tmp_path, text), {})
+
+
+def test_controller_checks() -> None:
+    with pytest.raises(InvalidArgumentError, match="two heartbeats"):
+        load(ControllerSettings, flags={"lease_ms": "1500"}, environment={})
+    with pytest.raises(InvalidArgumentError, match="unknown store"):
+        load(ControllerSettings, flags={"store": "etcd"}, environment={})
+    with pytest.raises(InvalidArgumentError, match="cannot read"):
+        load(ControllerSettings, Path("/nonexistent/medes.toml"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("0", 0), ("4096", 4096), ("512MiB", 512 << 20), ("1.5GB", 1_500_000_000), ("2 kib", 2048)],
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
