@@ -15,6 +15,11 @@ $(STAMP)/system: deploy/setup-system.sh
 	bash deploy/setup-system.sh
 	@touch $@
 
+$(STAMP)/system-test: deploy/setup-system.sh
+	@mkdir -p $(STAMP)
+	bash deploy/setup-system.sh test
+	@touch $@
+
 $(STAMP)/venv: pyproject.toml deploy/setup-venv.sh $(STAMP)/system
 	bash deploy/setup-venv.sh $(VENV)
 	@touch $@
@@ -30,16 +35,16 @@ demo: build
 	$(VENV)/bin/medes demo $(ARGS)
 
 # The native tests run three times: plain, under address+undefined sanitizers, under the thread sanitizer.
-test-native: $(STAMP)/system
+test-native: $(STAMP)/system-test
 	bash tests/native.sh
 
-test-fast: build
+test-fast: build $(STAMP)/system-test
 	$(PY) -m pytest -m "not slow and not rdma and not chaos" $(ARGS)
 
-test-rdma: build
+test-rdma: build $(STAMP)/system-test
 	$(PY) -m pytest tests/rdma $(ARGS)
 
-test: build lint test-native
+test: $(STAMP)/system-test build lint test-native
 	$(PY) -m pytest $(ARGS)
 
 lint: build
@@ -53,7 +58,7 @@ format: $(STAMP)/venv
 	$(VENV)/bin/ruff format medes tests proto
 	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
 
-bench: build
+bench: build $(STAMP)/system-test
 	$(VENV)/bin/medes bench all $(ARGS)
 
 clean:

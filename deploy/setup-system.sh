@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that build, tests and demo need (as root), or names the missing ones.
+# Installs the Debian packages that build and demo need (as root), or names the missing ones; with the argument
+# `test` also what only tests and benchmarks use.
 set -euo pipefail
 
 required=(g++ ninja-build pkg-config libzstd-dev libxxhash-dev libssl-dev libibverbs-dev libgtest-dev python3-venv)
-# What only tests and benchmarks use; a machine without them still builds, and the tests that need them are skipped.
-optional=(ccache clang libclang-rt-14-dev redis-server runc crun gdb strace python3-pyverbs rdma-core
-  ibverbs-providers ibverbs-utils perftest qemu-system-x86 busybox-static linux-image-amd64)
+# A machine without these still builds and runs; what needs them is skipped and says so.
+optional=(ccache python3-pyverbs rdma-core ibverbs-providers)
+test_only=(clang libclang-rt-14-dev redis-server runc crun gdb strace ibverbs-utils perftest qemu-system-x86
+  busybox-static linux-image-amd64 golang-go nodejs default-jdk-headless)
+[ "${1:-}" != test ] || optional+=("${test_only[@]}")
 
 missing() {
   local package

@@ -2,8 +2,8 @@
 
 An entry is (region key, page offset), packed as two little-endian u64, an identity that survives ASLR. A restore
 records the pages that faulted; pages that were prefetched cannot fault, so each restore leaves a slice of the set
-out (1/PROBE_SLICES, another one each time): a page of the slice that does not fault has lost its reason and decays,
-one that faults is confirmed.
+out, another one each time: a page of the slice that does not fault has lost its reason and decays, one that faults
+is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES, since each costs its fault.
 
 File: `<state_dir>/working-sets/<hex>.ws`, name = checksum of function and domain;
 "MWS1" | u32 restores | u64 checksum64 of the rest | entries of {u64 key, u64 offset, f32 score, f32 rank}.
@@ -26,7 +26,8 @@ _ENTRY = struct.Struct("<QQff")
 _PAIR = struct.Struct("<QQ")
 _MAGIC = b"MWS1"
 
-PROBE_SLICES = 16
+PROBE_SLICES_MIN = 16
+PROBE_PAGES = 48  # some 15 us a fault: below one millisecond a restore
 DECAY = 0.5
 SCORE_MIN = 0.2  # an entry goes after three probes without a fault
 RANK_WEIGHT = 0.3  # of the newest restore in an entry's average position
@@ -78,8 +79,9 @@ class WorkingSet:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
         if self.restores < 2:  # nothing is known of drift yet
             return pack_pages(ordered), frozenset()
-        turn = self.restores % PROBE_SLICES
-        probe = frozenset(page for page in ordered if hash(page) % PROBE_SLICES == turn)
+        slices = max(PROBE_SLICES_MIN, len(ordered) // PROBE_PAGES)
+        turn = self.restores % slices
+        probe = frozenset(page for page in ordered if hash(page) % slices == turn)
         return pack_pages([page for page in ordered if page not in probe]), probe
 
     def merge(self, faulted: list[Page], probe: frozenset[Page] = frozenset()) -> None:

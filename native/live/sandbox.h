@@ -61,7 +61,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   using Clock = std::chrono::steady_clock;
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
   void wake_by_fault();
-  static std::pair<uint64_t, uint64_t> block_around(const ProcessMemory& memory, uint64_t page);
+  std::pair<uint64_t, uint64_t> block_around(const ProcessMemory& memory, uint64_t page) const;
   void record(ProcessMemory& memory, uint64_t page);
   void fetch_ahead();
   void hold_background();
@@ -104,9 +104,10 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
 
   std::atomic<LiveState> state_{LiveState::dormant};
   std::atomic<bool> detached_{false};
-  std::atomic<uint64_t> last_fault_us_{0};  // since the restore began
-  std::atomic<int> running_{0};             // restore jobs at work
-  std::atomic<int> draining_{0};            // threads between reading a fork event and taking its child in
+  std::atomic<uint64_t> last_fault_us_{0};    // since the restore began
+  std::atomic<bool> recording_afresh_{true};  // this restore knows no working set
+  std::atomic<int> running_{0};               // restore jobs at work
+  std::atomic<int> draining_{0};              // threads between reading a fork event and taking its child in
   std::atomic<uint64_t> faults_{0}, prefetched_{0}, background_{0}, demanded_{0};
 };
 

@@ -13,8 +13,10 @@
 namespace medes {
 namespace {
 
-// Aligned block that comes in with a faulting page: eight pages cost 20 us more than one, a fault costs 46.
-constexpr size_t kFaultAroundPages = 8;
+// Aligned block that comes in with a faulting page when a working set is known and this is drift: what is
+// near may be next. Without one every page comes alone, so that the record holds what is touched and nothing
+// else.
+constexpr size_t kFaultAroundPages = 8, kFaultAroundRecording = 1;
 constexpr int kBackgroundNice = 19;  // the sandbox's own threads come first
 // The rest of a lazy restore waits until the first request has touched what it needs: no demand fault for
 // kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole.
@@ -119,18 +121,18 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
 }
 
 // The aligned block of image pages around `page`, as [begin, end), within the process's own.
-std::pair<uint64_t, uint64_t> Sandbox::block_around(const ProcessMemory& memory, uint64_t page) {
-  const uint64_t block = page / kFaultAroundPages * kFaultAroundPages;
-  return {std::max(block, memory.first_page()), std::min(block + kFaultAroundPages, memory.end_page())};
+std::pair<uint64_t, uint64_t> Sandbox::block_around(const ProcessMemory& memory, uint64_t page) const {
+  const uint64_t pages = recording_afresh_ ? kFaultAroundRecording : kFaultAroundPages;
+  const uint64_t block = page / pages * pages;
+  return {std::max(block, memory.first_page()), std::min(block + pages, memory.end_page())};
 }
 
-// Books what a fault brings in. Children are left out: their pages are filled at once, whoever touches them.
+// Books the page that was touched. Children are left out: their pages are filled at once, whoever touches
+// them.
 void Sandbox::record(ProcessMemory& memory, uint64_t page) {
   if (memory.pid() == 0) return;
-  const auto [begin, end] = block_around(memory, page);
   const std::lock_guard lock(mutex_);
-  for (uint64_t p = begin; p < end && recorded_.size() < kMaxWorkingSetPages; ++p)
-    if (memory.state(p) == PageState::evicted) recorded_.push_back(regions_.entry_of(p));
+  if (recorded_.size() < kMaxWorkingSetPages) recorded_.push_back(regions_.entry_of(page));
 }
 
 void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
@@ -238,6 +240,7 @@ void Sandbox::background(const RestoreOptions& options) {
 }
 
 void Sandbox::run(RestoreOptions options) {
+  recording_afresh_ = options.working_set.empty();
   prefetch(options);
   fault_point("restore.prefetched");
   if (state() == LiveState::lost || detached_) return;

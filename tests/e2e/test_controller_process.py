@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -276,12 +277,20 @@ def test_top_outlasts_a_controller_restart_and_ends_with_ctrl_c(tmp_path: Path) 
             wait_for(b"waiting for the controller")
             with controller(listen=address):
                 wait_for(b"registry: 0 bases")
+                # A terminal that nobody reads is soon full, and then top waits in its write.
+                threading.Thread(target=_read_to_the_end, args=(screen,), daemon=True).start()
                 top.send_signal(signal.SIGINT)
                 assert top.wait(30) == 130
         finally:
             top.kill()
             top.wait(30)
             os.close(screen)
+
+
+def _read_to_the_end(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a terminal ends with EIO
+        while os.read(descriptor, 65536):
+            pass
 
 
 async def test_metrics_are_scraped_while_it_runs(unused_tcp_port: int) -> None:

@@ -13,7 +13,7 @@ from medes.agent.hooks import HOOK_PATH, call_after_restore, try_after_restore
 from medes.agent.pressure import available_ratio, judge, psi_some_avg10
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
-    PROBE_SLICES,
+    PROBE_SLICES_MIN,
     WorkingSet,
     WorkingSetStore,
     pack_pages,
@@ -149,7 +149,7 @@ def test_a_page_that_is_no_longer_touched_goes_and_one_that_is_stays() -> None:
     ws = WorkingSet()
     wanted, stale = pages(*range(100)), pages(*range(1000, 1100))
     ws.merge(wanted + stale)
-    for _ in range(PROBE_SLICES * 8):
+    for _ in range(PROBE_SLICES_MIN * 8):
         packed, probe = ws.prefetch()
         prefetched = set(unpack_pages(packed))
         ws.merge([p for p in wanted if p not in prefetched], probe)
