@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -22,7 +23,12 @@
 namespace medes {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr size_t kMaxQueuedEvents = 100'000;
+// Faults come in bursts: who served one looks for the next this long before it sleeps, since waking an idle core
+// costs as much as the fault itself.
+constexpr std::chrono::microseconds kSpin{50};
 constexpr uint64_t kStopId = 0, kLaterId = 1, kFirstId = 2;
 
 struct Watched {
@@ -89,10 +95,12 @@ struct FaultServer::Impl : SandboxHost {
   std::atomic<uint64_t> fault_wakes{0}, events_emitted{0}, restores{0};
   std::vector<std::thread> threads;
   std::map<pid_t, OwnUffd> own_uffds;  // of processes deduplicated before, under `mutex`
+  const bool many_cores = std::thread::hardware_concurrency() > 1;
   bool closed = false;
 
   void start(size_t fault_threads);
   void serve_faults();
+  int next_event(epoll_event& e, Clock::time_point awake_until);
   void run_jobs(std::deque<std::function<void()>>& queue);
   void add_to_epoll(int fd, uint64_t id, uint32_t what);
   void serve_later(Rebuilder::Worker& worker);
@@ -127,11 +135,19 @@ void FaultServer::Impl::add_to_epoll(int fd, uint64_t id, uint32_t what) {
     throw errno_error(errno, "cannot watch a descriptor");
 }
 
+// (blocks) As epoll_wait for one event, but stays awake until `awake_until`.
+int FaultServer::Impl::next_event(epoll_event& e, Clock::time_point awake_until) {
+  while (Clock::now() < awake_until)
+    if (const int n = epoll_wait(epoll.get(), &e, 1, 0); n != 0) return n;
+  return epoll_wait(epoll.get(), &e, 1, -1);
+}
+
 void FaultServer::Impl::serve_faults() {
   Rebuilder::Worker worker;
+  Clock::time_point awake_until{};
   for (;;) {
     epoll_event e{};
-    const int n = epoll_wait(epoll.get(), &e, 1, -1);
+    const int n = next_event(e, awake_until);
     if (n < 0 && errno != EINTR) return;
     if (n <= 0) continue;
     if (e.data.u64 == kStopId) return;
@@ -152,6 +168,7 @@ void FaultServer::Impl::serve_faults() {
       entry.sandbox->handle_exit(*entry.memory);
     else
       entry.sandbox->handle_readable(entry.memory, worker);
+    awake_until = many_cores ? Clock::now() + kSpin : Clock::time_point{};
   }
 }
 
