@@ -26,8 +26,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMaxQueuedEvents = 100'000;
-// Faults come in bursts: who served one looks for the next this long before it sleeps, since waking an idle core
-// costs as much as the fault itself.
+// Faults come in bursts: who served one looks for the next this long before it sleeps, since waking an idle
+// core costs as much as the fault itself.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr uint64_t kStopId = 0, kLaterId = 1, kFirstId = 2;
 
