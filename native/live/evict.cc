@@ -110,6 +110,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
       fault_point("evict.marked");
       register_mappings(p);
       fault_point("evict.registered");
+      p.huge = find_huge_pages(p.pid, image_.layout().processes[p.index].start_time_ticks, p.registered);
     }
     check_cancelled();
   } catch (...) {
@@ -131,6 +132,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
     auto memory = std::make_shared<ProcessMemory>(p.pid, p.index, file_.layout(), std::move(p.uffd),
                                                   file_.page_states());
     for (const auto& r : p.registered) memory->add_segment(r.begin, r.end);
+    memory->set_huge_pages(std::move(p.huge));
     memory->count_missing();
     if (p.killed) memory->mark_gone();
     result_.evicted_pages += memory->missing();

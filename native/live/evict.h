@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "live/huge_pages.h"
 #include "live/live_sandbox.h"
 #include "live/process_memory.h"
 #include "live/tracee.h"
@@ -46,6 +47,7 @@ class EvictOp {
     std::unique_ptr<Injector> injector;  // while stopped
     Uffd uffd;
     std::vector<AddressRange> registered;
+    HugePages huge;
     bool killed = false;
   };
 

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "live/huge_pages.h"
 #include "live/segments.h"
 #include "live/uffd.h"
 #include "memory/image.h"
@@ -44,6 +45,9 @@ class ProcessMemory : public Placer {
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
+  // What was huge before the eviction; not known of a process that was adopted.
+  void set_huge_pages(HugePages huge) { huge_ = std::move(huge); }
+  const HugePages& huge_pages() const { return huge_; }
 
   PageState state(uint64_t page) const {
     return static_cast<PageState>(states_[page].load(std::memory_order_acquire));
@@ -95,6 +99,7 @@ class ProcessMemory : public Placer {
   const uint32_t process_;
   const ImageLayout& layout_;
   Uffd uffd_;
+  HugePages huge_;
   std::vector<std::atomic<uint8_t>> own_states_;  // of a forked child
   std::span<std::atomic<uint8_t>> states_;
   std::vector<std::atomic<uint8_t>> claims_;  // of pages first_page_ … end_page_

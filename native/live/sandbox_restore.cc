@@ -326,6 +326,15 @@ void Sandbox::settle() {
   }
   changed_.notify_all();
   host_.emit(file_->path(), "complete");
+  for (const auto& m : all)
+    if (!m->huge_pages().ranges.empty())
+      host_.enqueue(
+          [m] {
+            set_nice(kBackgroundNice);
+            (void)join_huge_pages(m->huge_pages());
+            set_nice(0);
+          },
+          false);
 }
 
 }  // namespace medes

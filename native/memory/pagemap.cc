@@ -25,7 +25,8 @@ struct ScanArgument {
 };
 static_assert(sizeof(ScanArgument) == 96);
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgument);
-constexpr uint64_t kFile = 1 << 2, kPresent = 1 << 3, kSwapped = 1 << 4, kZero = 1 << 5, kGuard = 1 << 8;
+constexpr uint64_t kFile = 1 << 2, kPresent = 1 << 3, kSwapped = 1 << 4, kZero = 1 << 5, kHuge = 1 << 6,
+                   kGuard = 1 << 8;
 
 // pagemap entry bits
 constexpr uint64_t kEntryGuard = 1ull << 58, kEntryFile = 1ull << 61, kEntrySwap = 1ull << 62,
@@ -75,14 +76,18 @@ Pagemap::Pagemap(pid_t pid) : pid_(pid) {
 Pagemap::~Pagemap() { close(fd_); }
 
 void Pagemap::private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
-  if (!scan(begin, end, true, out)) read_entries(begin, end, true, out);
+  if (!scan(begin, end, Wanted::own, out)) read_entries(begin, end, true, out);
 }
 
 void Pagemap::present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
-  if (!scan(begin, end, false, out)) read_entries(begin, end, false, out);
+  if (!scan(begin, end, Wanted::present, out)) read_entries(begin, end, false, out);
 }
 
-bool Pagemap::scan(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const {
+void Pagemap::huge_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
+  (void)scan(begin, end, Wanted::huge, out);
+}
+
+bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const {
   int support = g_support.load(std::memory_order_relaxed);
   if (support == absent) return false;
   constexpr size_t kRegions = 1024;
@@ -92,9 +97,10 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, bool private_only, std::vector<
     arg.size = sizeof arg;
     arg.start = begin, arg.end = end;
     arg.vec = reinterpret_cast<uint64_t>(regions.get()), arg.vec_len = kRegions;
-    uint64_t unwanted = private_only ? kFile | kZero : 0;
+    uint64_t unwanted = wanted == Wanted::present ? 0 : kFile | kZero;
     if (support != without_guard) unwanted |= kGuard;
-    arg.category_mask = arg.category_inverted = unwanted;
+    arg.category_inverted = unwanted;
+    arg.category_mask = unwanted | (wanted == Wanted::huge ? kHuge : 0);
     arg.category_anyof_mask = kPresent | kSwapped;
     arg.return_mask = kPresent | kSwapped;
     const int n = ioctl(fd_, kPagemapScan, &arg);

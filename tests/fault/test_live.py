@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -383,3 +384,36 @@ def test_mlocked_memory_stays_and_is_reported(deduper: Deduper) -> None:
 def test_subprocess_module_is_left_alone() -> None:
     """The driver waits for its own threads' stops only: a plain child can still be reaped."""
     assert subprocess.run([sys.executable, "-c", "pass"], check=False).returncode == 0
+
+
+HUGE_PROGRAM = """
+import hashlib, mmap, sys
+area = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(14)  # MADV_HUGEPAGE
+area[:] = b"".join(hashlib.sha256(str(i).encode()).digest() * 8 for i in range(65536))
+digest = hashlib.sha256(area).hexdigest()
+print("ready", flush=True)
+for line in sys.stdin:
+    print("1", "intact" if hashlib.sha256(area).hexdigest() == digest else "BROKEN", flush=True)
+"""
+
+
+def _huge_kib(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.partition("AnonHugePages:")[2].split()[0])
+
+
+def test_huge_pages_are_huge_again_after_a_restore(deduper: Deduper) -> None:
+    with Program([sys.executable, "-c", HUGE_PROGRAM]) as program:
+        before = _huge_kib(program.pid)
+        if before == 0:
+            pytest.skip("the kernel gives no huge pages to those who ask (transparent_hugepage=never)")
+        live = deduper.dedup([program.pid])
+        assert _huge_kib(program.pid) == 0
+        live.restore(lazy=False)
+        assert live.wait_complete(WAIT_S)
+        deadline_s = time.monotonic() + WAIT_S
+        while _huge_kib(program.pid) < before and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert _huge_kib(program.pid) == before
+        assert program.ask("check") == "intact"
