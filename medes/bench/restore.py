@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from medes.bench import baselines
+from medes.bench import baselines, criu, zram
 from medes.bench.host import host as machine
 from medes.bench.workloads import percentile
 from medes.demo.cluster import Cluster, local_cluster
@@ -42,6 +42,7 @@ class Options:
     storm: int = 32
     transport: str = "auto"
     with_baselines: bool = True
+    set_up_zram: bool = False  # make a zram swap device for the comparison, where none is active
 
 
 async def run(
@@ -54,8 +55,10 @@ async def run(
             line = await _measure(cluster.host, spec, options.rounds)
             if options.with_baselines:
                 progress(f"{spec.name}: baselines")
-                line |= baselines.run("criu", functools.partial(baselines.criu, spec, BASELINE_ROUNDS))
-                line |= baselines.run("zram", functools.partial(baselines.zram, spec, BASELINE_ROUNDS))
+                line |= baselines.run("criu", functools.partial(criu.measure, spec, BASELINE_ROUNDS))
+                line |= baselines.run(
+                    "zram", functools.partial(zram.measure, spec, BASELINE_ROUNDS, options.set_up_zram)
+                )
             yield {"benchmark": "restore", **line, "transport": options.transport, **machine()}
         if options.storm:
             progress(f"storm of {options.storm}: deploying")

@@ -50,6 +50,11 @@ COLUMNS = {
 @click.option(
     "--baselines/--no-baselines", default=True, show_default=True, help="CRIU and zram in the same run."
 )
+@click.option(
+    "--set-up-zram",
+    is_flag=True,
+    help="Swap to a zram device made for it while the zram baseline runs (as root).",
+)
 @json_option
 def cli(
     directory: Path | None,
@@ -58,6 +63,7 @@ def cli(
     storm: int,
     transport: str,
     baselines: bool,
+    set_up_zram: bool,
     as_json: bool,
 ) -> None:
     """Time restores of real functions on one node, and a storm of them. Answers are verified.
@@ -68,7 +74,7 @@ def cli(
     from medes.bench.workloads import select
 
     specs = select(directory, only)
-    options = Options(rounds=rounds, storm=storm, transport=transport, with_baselines=baselines)
+    options = Options(rounds, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram)
     rows = asyncio.run(_collect(specs, options, as_json))
     if as_json:
         return

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.bench import baselines, workloads
+from medes.bench import baselines, criu, workloads, zram
 from medes.errors import InvalidArgumentError
 from medes.faas import manifest
 
@@ -29,25 +29,39 @@ def test_a_baseline_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch, tm
     old.chmod(0o755)
     monkeypatch.setenv("MEDES_CRIU", str(old))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(baselines, "CRIU_VERSION_MIN", (99, 0))
+    monkeypatch.setattr(criu, "CRIU_VERSION_MIN", (99, 0))
     spec = manifest.load(manifest.bundled_directory() / "vanilla")
-    (reason,) = baselines.run("criu", lambda: baselines.criu(spec, 1)).values()
+    (reason,) = baselines.run("criu", lambda: criu.measure(spec, 1)).values()
     assert "no CRIU" in reason and "build-criu.sh" in reason
     swaps = "Filename\tType\tSize\tUsed\tPriority\n"
     monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: swaps)
     with pytest.raises(baselines.Skipped, match="no swap on zram"):
-        baselines.zram_device()
+        zram.active_device()
     swaps += "/dev/zram3 partition 1 0 -2\n"
-    assert baselines.zram_device() == "zram3"
+    assert zram.active_device() == "zram3"
+    with pytest.raises(baselines.Skipped, match="zram3"), zram.temporary_swap():
+        pass
+
+
+def test_memory_is_pushed_out_to_a_zram_device_made_for_it() -> None:
+    spec = manifest.load(manifest.bundled_directory() / "vanilla")
+    devices, swaps = sorted(Path("/sys/block").glob("zram*")), Path("/proc/swaps").read_text()
+    try:
+        figures = zram.measure(spec, 2, set_up=True)
+    except baselines.Skipped as reason:
+        pytest.skip(str(reason))
+    assert figures["kept_bytes"] > 0 and figures["first_response_ms_p50"] > 0
+    assert sorted(Path("/sys/block").glob("zram*")) == devices
+    assert Path("/proc/swaps").read_text() == swaps
 
 
 def test_a_function_behind_a_port_answers_over_connections(tmp_path: Path) -> None:
     spec = manifest.load(manifest.bundled_directory() / "vanilla")
-    with baselines._adopting_orphans():
-        process, port = baselines._start_listening(spec, tmp_path)
+    with criu._adopting_orphans():
+        process, port = criu._start_listening(spec, tmp_path)
         try:
-            first = baselines._ask(port, spec, spec.event)
-            assert baselines._ask(port, spec, spec.event) == first
+            first = criu._ask(port, spec, spec.event)
+            assert criu._ask(port, spec, spec.event) == first
         finally:
             process.kill()
             process.wait()
