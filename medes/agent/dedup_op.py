@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from medes import native
-from medes.agent import journal_state
+from medes.agent import hooks, journal_state
 from medes.agent.base_op import BEING_MADE, free_base, publish_base, wants_base
 from medes.agent.candidates import Candidates
 from medes.agent.core import Agent, endpoints_to_json
@@ -95,6 +95,8 @@ class DedupOp:
         start_s = time.perf_counter()
         entry = self.entry
         try:
+            if entry.spec.hook_address:
+                await self._run_hook()
             pids = await self.agent.in_ops(entry.spec.processes)
             warm_bytes = await self.agent.in_ops(native.private_bytes, pids)
             entry.warm_bytes = warm_bytes
@@ -129,6 +131,12 @@ class DedupOp:
             if entry.state is S.DEDUPING:  # whatever went wrong in counting, the pages are out
                 self.agent.move(entry, S.DEDUP, "evicted, not measured")
             raise
+
+    async def _run_hook(self) -> None:
+        body = {"sandbox_id": self.entry.id, "function": self.entry.spec.function}
+        problem = await hooks.try_call(self.entry.spec.hook_address, "before-dedup", body)
+        if problem:
+            self.notes.append(problem)
 
     # --- steps ---------------------------------------------------------------------------------------------
     @contextmanager

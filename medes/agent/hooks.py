@@ -1,45 +1,50 @@
-"""The after-restore hook: a POST to the function host's unix socket, so that functions refresh clocks and connections.
+"""Hooks around dedup state: a POST to the function host's unix socket, so that functions drop and refresh what does
+not outlive sleep (clocks, connections, caches).
 
+    POST /hooks/before-dedup    {"sandbox_id": …, "function": …}
     POST /hooks/after-restore   {"sandbox_id": …, "function": …, "dedup_seconds": …}
 
-Any 2xx is success. A hook that fails or is late never fails the restore; the restore's answer waits for it at most
-HOOK_TIMEOUT_S.
+Any 2xx is success, 404 means that the host has no such hook. One that fails or is late fails neither op, each of which waits for it at most HOOK_TIMEOUT_S.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any, Literal
 
 from medes.errors import DeadlineExceededError, FunctionError, MedesError
 
 HOOK_TIMEOUT_S = 2.0
-HOOK_PATH = "/hooks/after-restore"
+HOOKS_PATH = "/hooks/"
 _RESPONSE_BYTES_MAX = 64 << 10
 
 
-async def call_after_restore(
-    hook_address: str, sandbox_id: str, function: str, dedup_seconds: float, timeout_s: float = HOOK_TIMEOUT_S
+Phase = Literal["before-dedup", "after-restore"]
+
+
+async def call(
+    hook_address: str, phase: Phase, body: dict[str, Any], timeout_s: float = HOOK_TIMEOUT_S
 ) -> None:
     """Raises deadline_exceeded or function when the host did not take it."""
-    body = json.dumps(
-        {"sandbox_id": sandbox_id, "function": function, "dedup_seconds": dedup_seconds}
-    ).encode()
+    socket_path = hook_address.removeprefix("unix:")
     try:
-        status = await asyncio.wait_for(_post(hook_address.removeprefix("unix:"), body), timeout_s)
+        status = await asyncio.wait_for(
+            _post(socket_path, HOOKS_PATH + phase, json.dumps(body).encode()), timeout_s
+        )
     except TimeoutError:
-        raise DeadlineExceededError("the after-restore hook did not answer", object=hook_address) from None
+        raise DeadlineExceededError(f"the {phase} hook did not answer", object=hook_address) from None
     except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise FunctionError(f"the after-restore hook: {error}", object=hook_address) from error
-    if not 200 <= status < 300:
-        raise FunctionError(f"the after-restore hook answered {status}", object=hook_address)
+        raise FunctionError(f"the {phase} hook: {error}", object=hook_address) from error
+    if not 200 <= status < 300 and status != 404:
+        raise FunctionError(f"the {phase} hook answered {status}", object=hook_address)
 
 
-async def _post(path: str, body: bytes) -> int:
-    reader, writer = await asyncio.open_unix_connection(path, limit=_RESPONSE_BYTES_MAX)
+async def _post(socket_path: str, path: str, body: bytes) -> int:
+    reader, writer = await asyncio.open_unix_connection(socket_path, limit=_RESPONSE_BYTES_MAX)
     try:
         head = (
-            f"POST {HOOK_PATH} HTTP/1.1\r\nHost: hooks\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: hooks\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         writer.write(head.encode() + body)
@@ -53,10 +58,10 @@ async def _post(path: str, body: bytes) -> int:
         writer.close()
 
 
-async def try_after_restore(hook_address: str, sandbox_id: str, function: str, dedup_seconds: float) -> str:
+async def try_call(hook_address: str, phase: Phase, body: dict[str, Any]) -> str:
     """The same without raising: the empty string, or what went wrong."""
     try:
-        await call_after_restore(hook_address, sandbox_id, function, dedup_seconds)
+        await call(hook_address, phase, body)
     except MedesError as error:
         return str(error)
     return ""

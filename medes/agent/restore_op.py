@@ -12,12 +12,11 @@ import time
 from dataclasses import replace
 
 from medes import native
-from medes.agent import journal_state
+from medes.agent import hooks, journal_state
 from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, pages_by_transport, unpin
 from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
-from medes.agent.hooks import try_after_restore
 from medes.agent.sandbox import Evicted, SandboxEntry
 from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
@@ -97,7 +96,8 @@ def _restore_and_wait(
 
 async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     dedup_s = max(0.0, agent.clock.now_s() - evicted.since_s)
-    problem = await try_after_restore(entry.spec.hook_address, entry.id, entry.spec.function, dedup_s)
+    body = {"sandbox_id": entry.id, "function": entry.spec.function, "dedup_seconds": dedup_s}
+    problem = await hooks.try_call(entry.spec.hook_address, "after-restore", body)
     if problem:
         log.warning("%s: %s", entry.id, problem)
 

@@ -65,7 +65,9 @@ def _row(s: Sandbox) -> list[str]:
 @click.option("--tenant", default="", help="Owner of the sandbox.")
 @click.option("--domain", default="", help="Dedup domain; the tenant without it.")
 @click.option("--driver", default="", help="How its memory is taken; live where that can run.")
-@click.option("--hook", "hook_address", default="", help="Unix socket of an after-restore hook.")
+@click.option(
+    "--hook", "hook_address", default="", help="Unix socket of a host's before-dedup and after-restore hooks."
+)
 @click.option("--idle-ms", "idle_period_ms", type=click.IntRange(min=0), default=0, help="Idle period.")
 @click.option(
     "--keep-alive-ms",

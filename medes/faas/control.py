@@ -4,6 +4,7 @@
     POST   /functions                       {"folder": …, "instances": …}   deploy
     DELETE /functions/NAME                  end its instances
     POST   /functions/NAME/invocations      {"event": …, "instance_id": …, "timeout_s": …}
+    POST   /hooks/before-dedup              {"sandbox_id": …}   the agent is about to dedup an instance
     POST   /hooks/after-restore             {"sandbox_id": …}   the agent restored an instance
 
 Failures are {"error": {"code", "message", "object", "hint"}} with an entry of the catalogue. The socket's mode keeps
@@ -124,8 +125,10 @@ class ControlServer:
                     name, body.get("event"), instance_id=body.get("instance_id") or "", timeout_s=timeout_s
                 )
                 return dataclasses.asdict(invocation)
+            case "POST", "hooks", "before-dedup":
+                return {"hooks": await self._host.run_hooks(_text(body, "sandbox_id"), "before_snapshot")}
             case "POST", "hooks", "after-restore":
-                return {"hooks": await self._host.restored(_text(body, "sandbox_id"))}
+                return {"hooks": await self._host.run_hooks(_text(body, "sandbox_id"), "after_restore")}
         raise NotFoundError(f"nothing at {method} {target[:200]}", object=str(self._path))
 
 

@@ -176,24 +176,23 @@ class FunctionHost:
         raise AssertionError("unreachable")
 
     async def dedup(self, instance: HostedInstance, make_base: bool = False) -> Any:
-        """Runs the function's before-hooks, then the dedup op, on an idle instance. Raises busy, and the agent's
-        errors."""
+        """Runs the dedup op on an idle instance; the agent has its before-hooks run first. Raises busy, and the
+        agent's errors."""
         if instance.busy:
             raise BusyError("serves a request", object=instance.instance_id)
         instance.busy = True
         try:
-            if instance.snapshot_hooks:
-                await instance.run_hooks("before_snapshot")
             return await self.nodes[instance.node_id].dedup(instance, make_base)
         finally:
             await self._free(self.functions[instance.spec.name], instance)
 
-    async def restored(self, sandbox_id: str) -> int:
-        """The agent restored this sandbox: runs its after-restore hooks; says how many. Raises not_found."""
+    async def run_hooks(self, sandbox_id: str, phase: str) -> int:
+        """The agent is about to dedup this sandbox ("before_snapshot") or has restored it ("after_restore"): runs its
+        hooks; says how many. Raises not_found."""
         instance = self._by_id.get(sandbox_id)
         if instance is None:
             raise NotFoundError("no such instance", object=sandbox_id)
-        return await instance.run_hooks("after_restore")
+        return await instance.run_hooks(phase)
 
     def instance(self, instance_id: str) -> HostedInstance:
         """Raises not_found."""

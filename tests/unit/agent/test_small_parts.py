@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from medes.agent import hooks
 from medes.agent.admission import Admission
-from medes.agent.hooks import HOOK_PATH, call_after_restore, try_after_restore
 from medes.agent.pressure import available_ratio, judge, psi_some_avg10
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
@@ -210,18 +210,27 @@ async def hook_server(path: Path, status: str) -> tuple[asyncio.AbstractServer, 
 async def test_the_hook_is_posted(tmp_path: Path) -> None:
     server, calls = await hook_server(tmp_path / "hook.sock", "204 No Content")
     async with server:
-        await call_after_restore(f"unix:{tmp_path / 'hook.sock'}", "s1", "f", 1.5)
+        await hooks.call(f"unix:{tmp_path / 'hook.sock'}", "before-dedup", {"sandbox_id": "s1"})
+        await hooks.call(f"unix:{tmp_path / 'hook.sock'}", "after-restore", {"dedup_seconds": 1.5})
     assert calls == [
-        (f"POST {HOOK_PATH} HTTP/1.1", {"sandbox_id": "s1", "function": "f", "dedup_seconds": 1.5})
+        ("POST /hooks/before-dedup HTTP/1.1", {"sandbox_id": "s1"}),
+        ("POST /hooks/after-restore HTTP/1.1", {"dedup_seconds": 1.5}),
     ]
+
+
+async def test_a_host_need_not_have_every_hook(tmp_path: Path) -> None:
+    server, calls = await hook_server(tmp_path / "hook.sock", "404 Not Found")
+    async with server:
+        assert await hooks.try_call(str(tmp_path / "hook.sock"), "before-dedup", {}) == ""
+    assert len(calls) == 1
 
 
 async def test_a_hook_that_fails_is_reported_and_not_raised(tmp_path: Path) -> None:
     server, _ = await hook_server(tmp_path / "hook.sock", "500 Oops")
     async with server:
         with pytest.raises(FunctionError, match="500"):
-            await call_after_restore(str(tmp_path / "hook.sock"), "s1", "f", 0.0)
-    assert "after-restore hook" in await try_after_restore(str(tmp_path / "nobody"), "s1", "f", 0.0)
+            await hooks.call(str(tmp_path / "hook.sock"), "after-restore", {})
+    assert "after-restore hook" in await hooks.try_call(str(tmp_path / "nobody"), "after-restore", {})
 
 
 # --- decisions ---------------------------------------------------------------------------------------------
