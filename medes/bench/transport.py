@@ -1,4 +1,5 @@
-"""Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`.
+"""Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`,
+bare verbs for `rdma`.
 
 A case is (transport, pages a batch, contiguous or scattered). Reference and transport take turns in short rounds, so
 that a busy neighbour hits both; figures are medians over the rounds. Every loop verifies the bytes it read.
@@ -7,6 +8,7 @@ that a busy neighbour hits both; figures are medians over the rounds. Every loop
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import statistics
@@ -14,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ class Way:
     reader: native.PageReader
     connect: Callable[[], None]
     server_cpu_s: Callable[[], float]
+    reference: Callable[..., dict[str, Any]] = native.time_socket
 
 
 def offsets_of(pages: int, scattered: bool, slab_pages: int) -> tuple[list[int], int]:
@@ -87,17 +91,13 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
     client_cpu_s = server_cpu_s = reference_cpu_s = 0.0
     moved = 0
     for _ in range(sizes.rounds):
-        process = time.process_time()
-        if way.name == "local":
-            reference = native.time_memcpy(slab, offsets, length, n)
-        else:
-            reference = native.time_socket(slab, batch_bytes, n, sizes.depth)
-        reference_cpu_s += time.process_time() - process
+        reference = way.reference(slab, offsets, length, n, sizes.depth)
+        reference_cpu_s += reference["cpu_s"]
         references.append(reference["bytes"] / reference["wall_s"])
-        process, server = time.process_time(), way.server_cpu_s()
+        server = way.server_cpu_s()
         times = native.time_reads(way.reader, slab, offsets, length, n, sizes.depth)
         server = way.server_cpu_s() - server
-        client_cpu_s += time.process_time() - process - server
+        client_cpu_s += times["cpu_s"] - server
         server_cpu_s += server
         moved += times["bytes"]
         speeds.append(times["bytes"] / times["wall_s"])
@@ -111,7 +111,7 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
         "depth": sizes.depth,
         "latency_us": spread(latencies, 1),
         "gb_per_s": round(statistics.median(speeds) / 1e9, 3),
-        "reference": "memcpy" if way.name == "local" else "socket",
+        "reference": way.reference.__name__.removeprefix("time_"),
         "reference_gb_per_s": round(statistics.median(references) / 1e9, 3),
         "of_reference": round(statistics.median(s / r for s, r in zip(speeds, references, strict=True)), 3),
         "reference_cpu_s_per_gb": round(reference_cpu_s / (moved / 1e9), 3),
@@ -150,7 +150,7 @@ def _open(name: str, slab: native.Slab, tls: TlsFiles | None) -> Iterator[Way]:
 def _local(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
     reader = native.local_reader([slab])
     stack.callback(reader.close)
-    return Way("local", reader, lambda: native.local_reader([slab]).close(), lambda: 0.0)
+    return Way("local", reader, lambda: native.local_reader([slab]).close(), lambda: 0.0, native.time_memcpy)
 
 
 def _tcp(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
@@ -196,29 +196,83 @@ def _over_sockets(
 
 
 def _rdma(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
-    serving, reading = native.RdmaContext(), native.RdmaContext()
-    stack.callback(serving.close)
+    """The holder is a process of its own, so that its CPU time during reads can be told from the reader's."""
+    reading = native.RdmaContext()
     stack.callback(reading.close)
-    serving.add_slab(slab, DOMAIN)
+    holder = _Holder(slab.path)
+    stack.callback(holder.close)
 
     def connect() -> native.RdmaReader:
         reader = reading.reader()
-        connection, endpoint = serving.accept(reader.offer(), DOMAIN, "bench")
+        endpoint, region = holder.accept(reader.offer())
         reader.connect(endpoint)
-        region = serving.region(BASE_ID, DOMAIN)
-        assert region is not None
         reader.add_region(region)
-        connections.append(connection)
         return reader
 
     def connect_and_close() -> None:
         connect().close()
-        serving.disconnect(connections.pop())
+        holder.disconnect()
 
-    connections: list[int] = []
     reader = connect()
     stack.callback(reader.close)
-    return Way("rdma", reader, connect_and_close, lambda: 0.0)
+    return Way("rdma", reader, connect_and_close, holder.cpu_s, native.time_verbs)
+
+
+class _Holder:
+    """A process that serves one slab by RDMA and otherwise waits."""
+
+    def __init__(self, slab_path: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_hold, args=(theirs, slab_path), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def accept(self, remote: native.RdmaEndpoint) -> tuple[native.RdmaEndpoint, native.RdmaRegion]:
+        self._pipe.send(tuple(getattr(remote, name) for name in _ENDPOINT_FIELDS))
+        endpoint, region = self._pipe.recv()
+        return native.RdmaEndpoint(*endpoint), native.RdmaRegion(*region)
+
+    def disconnect(self) -> None:
+        """Ends the connection that was made last."""
+        self._pipe.send(None)
+
+    def cpu_s(self) -> float:
+        """CPU time of all its threads so far, in user and kernel mode."""
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+
+
+_ENDPOINT_FIELDS = (
+    "queue_pair_number", "packet_sequence_number", "gid", "lid", "path_mtu", "max_rd_atomic", "port",
+)  # fmt: skip
+_REGION_FIELDS = ("base_id", "address", "length", "remote_key")
+
+
+def _hold(pipe: Connection, slab_path: str) -> None:
+    serving = native.RdmaContext()
+    serving.add_slab(native.Slab.open(slab_path), DOMAIN)
+    connections: list[int] = []
+    with contextlib.suppress(EOFError):
+        while True:
+            asked = pipe.recv()
+            if asked is None:
+                serving.disconnect(connections.pop())
+                continue
+            connection, endpoint = serving.accept(native.RdmaEndpoint(*asked), DOMAIN, "bench")
+            connections.append(connection)
+            region = serving.region(BASE_ID, DOMAIN)
+            pipe.send(
+                (
+                    tuple(getattr(endpoint, name) for name in _ENDPOINT_FIELDS),
+                    tuple(getattr(region, name) for name in _REGION_FIELDS),
+                )
+            )
+    serving.close()
 
 
 def measure_peers(counts: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""medes bench transport: page reads by transport, beside memcpy and a bare socket."""
+"""medes bench transport: page reads by transport, beside memcpy, a bare socket and bare verbs."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def cli(
 ) -> None:
     """Time page reads: batches of contiguous and scattered pages, latency, throughput and CPU time of both sides.
 
-    --json prints one line per case. `of reference` compares with memcpy (local) or a bare socket (all others) that
-    moved the same bytes in the same run.
+    --json prints one line per case. `of reference` compares with memcpy (local), READs on bare verbs (rdma) or a bare
+    socket (all others) that moved the same bytes in the same run.
     """
     from medes.bench import transport
     from medes.bench.measure import line

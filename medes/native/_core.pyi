@@ -285,10 +285,20 @@ def fault_reader(
 def time_reads(
     reader: PageReader, slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1
 ) -> dict[str, Any]:
-    """(nogil) For benchmarks, as the next two: latency_us (one a batch), wall_s, bytes. Verifies what it read."""
+    """(nogil) For benchmarks, as the next three: latency_us (one a batch), wall_s, cpu_s (of the process), bytes.
 
-def time_memcpy(slab: Slab, offsets: list[int], length: int, rounds: int) -> dict[str, Any]: ...
-def time_socket(slab: Slab, bytes: int, rounds: int, depth: int = 1) -> dict[str, Any]: ...
+    Verifies what it read.
+    """
+
+def time_memcpy(
+    slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1
+) -> dict[str, Any]: ...
+def time_socket(
+    slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1
+) -> dict[str, Any]: ...
+def time_verbs(
+    slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1
+) -> dict[str, Any]: ...
 
 # RDMA: raises unsupported where libibverbs or a device is missing.
 def rdma_devices() -> list[dict[str, object]]:
@@ -340,6 +350,8 @@ class RdmaContext:
     def device(self) -> str: ...
     @property
     def port(self) -> int: ...
+    @property
+    def gid(self) -> bytes: ...
     def add_slab(self, slab: Slab, domain: str) -> None:
         """(nogil) Registers the slab's pages for READs: locks them in memory."""
 

@@ -108,6 +108,7 @@ void register_context(nb::module_& m) {
            nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("device", [](const RdmaContext& c) { return c.device->name(); })
       .def_prop_ro("port", [](const RdmaContext& c) { return c.device->port(); })
+      .def_prop_ro("gid", [](const RdmaContext& c) { return gid_bytes(c.device->gid()); })
       .def(
           "add_slab",
           [](RdmaContext& c, std::shared_ptr<Slab> slab, const std::string& domain) {

@@ -8,6 +8,7 @@
 #include "transport/local_reader.h"
 #include "transport/page_reader.h"
 #include "transport/page_server.h"
+#include "transport/rdma_loop.h"
 #include "transport/read_loop.h"
 #include "transport/retry_reader.h"
 #include "transport/tcp_reader.h"
@@ -193,6 +194,7 @@ nb::dict loop_times(const LoopTimes& times) {
   nb::dict out;
   out["latency_us"] = nb::cast(times.latency_us);
   out["wall_s"] = times.wall_s;
+  out["cpu_s"] = times.cpu_s;
   out["bytes"] = times.bytes;
   return out;
 }
@@ -213,26 +215,40 @@ void register_loops(nb::module_& m) {
       nb::arg("depth") = 1);
   m.def(
       "time_memcpy",
-      [](const Slab& slab, const std::vector<uint64_t>& offsets, uint32_t length, size_t rounds) {
+      [](const Slab& slab, const std::vector<uint64_t>& offsets, uint32_t length, size_t rounds,
+         size_t depth) {
         LoopTimes times;
         {
           nb::gil_scoped_release release;
-          times = time_memcpy(slab, offsets, length, rounds);
+          times = time_memcpy(slab, offsets, length, rounds, depth);
         }
         return loop_times(times);
       },
-      nb::arg("slab"), nb::arg("offsets"), nb::arg("length"), nb::arg("rounds"));
+      nb::arg("slab"), nb::arg("offsets"), nb::arg("length"), nb::arg("rounds"), nb::arg("depth") = 1);
   m.def(
       "time_socket",
-      [](const Slab& slab, uint64_t bytes, size_t rounds, size_t depth) {
+      [](const Slab& slab, const std::vector<uint64_t>& offsets, uint32_t length, size_t rounds,
+         size_t depth) {
         LoopTimes times;
         {
           nb::gil_scoped_release release;
-          times = time_socket(slab, bytes, rounds, depth);
+          times = time_socket(slab, offsets, length, rounds, depth);
         }
         return loop_times(times);
       },
-      nb::arg("slab"), nb::arg("bytes"), nb::arg("rounds"), nb::arg("depth") = 1);
+      nb::arg("slab"), nb::arg("offsets"), nb::arg("length"), nb::arg("rounds"), nb::arg("depth") = 1);
+  m.def(
+      "time_verbs",
+      [](std::shared_ptr<Slab> slab, const std::vector<uint64_t>& offsets, uint32_t length, size_t rounds,
+         size_t depth) {
+        LoopTimes times;
+        {
+          nb::gil_scoped_release release;
+          times = time_verbs(std::move(slab), offsets, length, rounds, depth);
+        }
+        return loop_times(times);
+      },
+      nb::arg("slab"), nb::arg("offsets"), nb::arg("length"), nb::arg("rounds"), nb::arg("depth") = 1);
 }
 
 }  // namespace

@@ -126,10 +126,7 @@ uint64_t Slab::file_bytes() const { return impl_->header.file_bytes; }
 Bytes Slab::bytes() const { return impl_->mapping.bytes().subspan(impl_->header.pages_offset); }
 BaseView Slab::view() const { return {base_id(), bytes(), impl_->space}; }
 
-uint64_t Slab::page_checksum(uint64_t page) const {
-  if (page >= page_count()) throw Error(Code::invalid_argument, "page outside the slab", path());
-  return impl_->table()[page];
-}
+std::span<const uint64_t> Slab::page_checksums() const { return {impl_->table(), page_count()}; }
 
 bool Slab::verify(uint64_t first, uint64_t count) const {
   if (first > page_count() || count > page_count() - first)

@@ -28,7 +28,7 @@ class Slab {
   const AddressSpace& space() const;
   Bytes bytes() const;  // the stored pages
   BaseView view() const;
-  uint64_t page_checksum(uint64_t page) const;
+  std::span<const uint64_t> page_checksums() const;   // one a page
   bool verify(uint64_t first, uint64_t count) const;  // compares with the stored checksums
   const std::string& path() const;
   uint64_t file_bytes() const;

@@ -67,7 +67,7 @@ TEST_F(SlabTest, KeepsThePagesThatWereChosen) {
   EXPECT_EQ(slab->space().value_only, img->layout().space.value_only);
   for (size_t i = 0; i < pages.size(); ++i) {
     EXPECT_EQ(std::memcmp(slab->bytes().data() + i * kPageBytes, img->page(pages[i]), kPageBytes), 0);
-    EXPECT_EQ(slab->page_checksum(i), checksum64({img->page(pages[i]), kPageBytes}));
+    EXPECT_EQ(slab->page_checksums()[i], checksum64({img->page(pages[i]), kPageBytes}));
   }
   EXPECT_TRUE(slab->verify(0, 3));
   EXPECT_EQ(slab->view().bytes.size(), 3 * kPageBytes);

@@ -101,6 +101,37 @@ TEST_F(TcpTest, ManyBatchesAreInFlightBeforeTheFirstIsWaitedFor) {
   }
 }
 
+TEST_F(TcpTest, FailedReadsAmongOthersShiftNobodysBytes) {
+  auto r = reader();
+  std::mt19937 random(9);
+  for (int round = 0; round < 50; ++round) {
+    struct Flight {
+      std::vector<std::byte> memory = std::vector<std::byte>(24 * kPageBytes);
+      std::vector<ReadRequest> reads;
+      std::unique_ptr<ReadBatch> batch;
+    };
+    std::vector<Flight> flights(3);
+    for (Flight& flight : flights) {
+      for (uint64_t i = 0; i < 8; ++i) {
+        const uint64_t base = random() % 3 == 0 ? kBase + 1 : kBase;  // there is no base kBase + 1
+        const auto length = static_cast<uint32_t>((1 + random() % 3) * kPageBytes - random() % 2 * 16);
+        flight.reads.push_back(
+            {base, random() % 1000 * kPageBytes, length, flight.memory.data() + i * 3 * kPageBytes});
+      }
+      flight.batch = r->submit(flight.reads);
+    }
+    for (Flight& flight : flights) {
+      ASSERT_TRUE(flight.batch->wait(20s));
+      for (size_t i = 0; i < flight.reads.size(); ++i) {
+        const ReadRequest& read = flight.reads[i];
+        ASSERT_EQ(flight.batch->status(i), read.base_id == kBase ? Code::ok : Code::not_found);
+        if (read.base_id == kBase)
+          ASSERT_EQ(std::memcmp(read.destination, data.data() + read.offset, read.length), 0);
+      }
+    }
+  }
+}
+
 TEST_F(TcpTest, AbandonedBatchWritesNothingMore) {
   auto r = reader();
   for (int round = 0; round < 20; ++round) {

@@ -81,12 +81,12 @@ TEST(Wire, HelloAndErrorReply) {
 
 TEST(Wire, DigestOfWholePagesIsThatOfTheirChecksums) {
   std::vector<std::byte> data(2 * kPageBytes, std::byte{3});
-  wire::ReadDigest paged(kPageBytes, 2 * kPageBytes), plain(16, 2 * kPageBytes);
-  EXPECT_TRUE(paged.paged());
-  EXPECT_FALSE(plain.paged());
-  for (int i = 0; i < 2; ++i) paged.add_page(checksum64(Bytes(data).first(kPageBytes)));
-  EXPECT_NE(paged.finish(data), plain.finish(data));
-  EXPECT_EQ(plain.finish(data), checksum64(data));
+  EXPECT_TRUE(wire::digested_by_pages(kPageBytes, 2 * kPageBytes));
+  EXPECT_FALSE(wire::digested_by_pages(16, 2 * kPageBytes));
+  EXPECT_FALSE(wire::digested_by_pages(kPageBytes, kPageBytes + 16));
+  const std::vector<uint64_t> sums(2, checksum64(Bytes(data).first(kPageBytes)));
+  EXPECT_EQ(wire::digest_of_pages(sums), checksum64(std::as_bytes(std::span(sums))));
+  EXPECT_NE(wire::digest_of_pages(sums), checksum64(data));
 }
 
 }  // namespace

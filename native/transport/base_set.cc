@@ -265,7 +265,7 @@ std::vector<BaseView> BaseSet::views_for(std::span<const uint64_t> base_ids) con
 }
 
 Code BaseSet::ensure(std::span<const Extent> extents, std::chrono::nanoseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
+  const auto deadline = Clock::now() + std::min<std::chrono::nanoseconds>(timeout, std::chrono::hours(24));
   std::vector<PageRef> absent, claimed;
   for (;;) {
     if (Code code = impl_->absent_pages(extents, absent); code != Code::ok) return code;

@@ -16,10 +16,10 @@ class LocalBatch : public ReadBatch {
  public:
   explicit LocalBatch(std::vector<Code> status) : status_(std::move(status)) {}
   bool wait(std::chrono::nanoseconds) override { return true; }
-  Code status(size_t i) const override { return status_[i]; }
+  Code status(size_t i) const override { return status_.empty() ? Code::ok : status_[i]; }
 
  private:
-  std::vector<Code> status_;
+  std::vector<Code> status_;  // empty: every read is ok
 };
 
 class LocalReader : public PageReader {
@@ -34,14 +34,17 @@ class LocalReader : public PageReader {
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
     check_reads(reads);
     std::vector<Code> status;
-    status.reserve(reads.size());
     uint64_t copied = 0, failed = 0;
-    for (const ReadRequest& read : reads) {
-      status.push_back(copy(read));
-      if (status.back() == Code::ok)
-        copied += read.length;
-      else
-        ++failed;
+    const Slab* slab = nullptr;  // of the read before: a batch is mostly of one base
+    for (size_t i = 0; i < reads.size(); ++i) {
+      const Code code = copy(reads[i], slab);
+      if (code == Code::ok) {
+        copied += reads[i].length;
+        continue;
+      }
+      if (status.empty()) status.assign(reads.size(), Code::ok);
+      status[i] = code;
+      ++failed;
     }
     ++batches_;
     reads_ += reads.size();
@@ -61,11 +64,14 @@ class LocalReader : public PageReader {
   void close() override { closed_ = true; }
 
  private:
-  Code copy(const ReadRequest& read) const {
+  Code copy(const ReadRequest& read, const Slab*& slab) const {
     if (closed_) return Code::peer_unreachable;
-    const auto found = slabs_.find(read.base_id);
-    if (found == slabs_.end()) return Code::not_found;
-    const Bytes all = found->second->bytes();
+    if (!slab || slab->base_id() != read.base_id) {
+      const auto found = slabs_.find(read.base_id);
+      if (found == slabs_.end()) return Code::not_found;
+      slab = found->second.get();
+    }
+    const Bytes all = slab->bytes();
     if (read.offset > all.size() || read.length > all.size() - read.offset) return Code::invalid_argument;
     std::memcpy(read.destination, all.data() + read.offset, read.length);
     return Code::ok;

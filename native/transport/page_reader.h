@@ -15,9 +15,9 @@ namespace medes {
 
 struct ReadRequest {
   uint64_t base_id = 0;
-  uint64_t offset = 0;  // bytes into the base's stored pages, multiple of 16
-  uint32_t length = 0;  // 1 … kMaxReadBytes
-  std::byte* destination = nullptr;
+  uint64_t offset = 0;               // bytes into the base's stored pages, multiple of 16
+  uint32_t length = 0;               // 1 … kMaxReadBytes
+  std::byte* destination = nullptr;  // holds nothing of use after a read that failed
 };
 
 struct TransportCapabilities {

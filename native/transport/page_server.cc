@@ -84,11 +84,11 @@ struct Reply {
     if (read.offset > all.size() || read.length > all.size() - read.offset)
       return fail(Code::invalid_argument);
     const Bytes data = all.subspan(read.offset, read.length);
-    wire::ReadDigest digest(read.offset, read.length);
-    if (digest.paged())
-      for (uint64_t p = read.offset / kPageBytes; p < (read.offset + read.length) / kPageBytes; ++p)
-        digest.add_page(slab.page_checksum(p));
-    entries.push_back({static_cast<uint16_t>(Code::ok), 0, read.length, digest.finish(data)});
+    const uint64_t digest = wire::digested_by_pages(read.offset, read.length)
+                                ? wire::digest_of_pages(slab.page_checksums().subspan(
+                                      read.offset / kPageBytes, read.length / kPageBytes))
+                                : checksum64(data);
+    entries.push_back({static_cast<uint16_t>(Code::ok), 0, read.length, digest});
     bytes += read.length;
     auto* begin = const_cast<std::byte*>(data.data());  // an iovec for sending is only read
     if (parts.size() > 1) {

@@ -74,6 +74,7 @@ class RdmaDevice {
 
   const std::string& name() const { return name_; }
   uint32_t port() const { return port_; }
+  const std::array<uint8_t, 16>& gid() const { return gid_; }
   const ibv_device_attr& attributes() const { return attributes_; }
 
   PdHandle make_pd();

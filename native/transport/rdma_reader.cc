@@ -17,8 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
-constexpr uint32_t kSendDepth = 128;  // READs posted at a time; the adapter starts max_rd_atomic of them
-constexpr size_t kPostMax = 32;       // READs in one linked list
 constexpr int kPollMax = 16;
 constexpr int kSpinPolls = 64;         // before arming the completion channel: a READ takes microseconds
 constexpr auto kPollSlice = 50ms;      // longest sleep of the polling thread while others may take over
@@ -74,9 +72,9 @@ struct RdmaReader::QueuePair {
   explicit QueuePair(RdmaClient& c)
       : client(c),
         channel(c.device().make_channel()),
-        cq(c.device().make_cq(static_cast<int>(kSendDepth) + 16, channel.get())),
+        cq(c.device().make_cq(static_cast<int>(kRdmaReadsPosted) + 16, channel.get())),
         psn(random_psn()),
-        qp(c.device().make_qp(c.pd(), cq.get(), kSendDepth, false)) {}
+        qp(c.device().make_qp(c.pd(), cq.get(), kRdmaReadsPosted, false)) {}
   ~QueuePair() { client.release_connection(); }
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
@@ -261,13 +259,13 @@ void RdmaReader::enqueue(const std::shared_ptr<BatchState>& batch) {
 
 // Posts one linked list of READs if there is anything to post and room for it.
 bool RdmaReader::post_some() {
-  if (!connected_ || queue_.empty() || in_flight_.size() >= kSendDepth) return false;
-  ibv_send_wr requests[kPostMax];
-  ibv_sge buffers[kPostMax];
+  if (!connected_ || queue_.empty() || in_flight_.size() >= kRdmaReadsPosted) return false;
+  ibv_send_wr requests[kRdmaReadsPerPost];
+  ibv_sge buffers[kRdmaReadsPerPost];
   size_t count = 0;
   RdmaClient::ChunkRef chunk;
   size_t used = 0;
-  while (!queue_.empty() && count < kPostMax && in_flight_.size() < kSendDepth) {
+  while (!queue_.empty() && count < kRdmaReadsPerPost && in_flight_.size() < kRdmaReadsPosted) {
     if (!chunk || used + queue_.front().length > kRdmaChunkBytes) {
       chunk = client_->take_chunk();
       used = 0;

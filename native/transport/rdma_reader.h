@@ -14,6 +14,9 @@
 
 namespace medes {
 
+inline constexpr uint32_t kRdmaReadsPosted = 128;  // at a time; the adapter starts max_rd_atomic of them
+inline constexpr size_t kRdmaReadsPerPost = 32;    // in one linked list
+
 class RdmaReader : public PageReader, public std::enable_shared_from_this<RdmaReader> {
  public:
   RdmaReader(std::shared_ptr<RdmaClient> client, uint64_t id);

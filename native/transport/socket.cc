@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstring>
 
 namespace medes {
 
@@ -99,12 +100,25 @@ HostPort parse_address(const std::string& address) {
   return out;
 }
 
+// BBR paces by a model of the path. Between nodes of one cluster a round trip takes microseconds and page
+// reads come in bursts: its model settles at half of what the link carries, at twice the CPU time for the
+// timers (docs/transport.md). Any other algorithm the system has chosen, DCTCP for instance, is left alone.
+void avoid_pacing(int fd) {
+  char name[16] = {};
+  socklen_t length = sizeof name;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) || std::strncmp(name, "bbr", 3) != 0) return;
+  for (const char* other : {"cubic", "reno"})
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, other, static_cast<socklen_t>(std::strlen(other))) == 0)
+      return;
+}
+
 void set_stream_options(int fd) {
   const int on = 1;
   // Best effort: a socket without them still works.
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
   setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs, sizeof kUserTimeoutMs);
+  avoid_pacing(fd);
 }
 
 FileDescriptor listen_on(const std::string& host, int port) {

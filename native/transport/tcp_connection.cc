@@ -197,34 +197,104 @@ bool TcpConnection::send_some() {
   return moved;
 }
 
+// Receives what comes next of the oldest request's reply: the rest of its head and, in the same call, as much
+// of the payload as one step takes. Before the head is known the payload is laid out as if every read were
+// ok.
 bool TcpConnection::receive_some() {
   if (failed_ || requests_.empty()) return false;
+  iovec parts[1 + kStepParts];
+  size_t count = 0;
+  if (!in_payload_) {
+    // Its size is known from the request it answers.
+    head_.resize(sizeof(wire::ReplyHeader) + requests_.front()->reads.size() * sizeof(wire::ReplyEntry));
+    parts[count++] = {head_.data() + head_received_, head_.size() - head_received_};
+  }
+  const size_t of_head = count;
+  count += payload_parts(std::span(parts).subspan(of_head));
+  const IoResult result = take({parts, count});
+  if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
+    fail_locked(Code::peer_unreachable);
+    return false;
+  }
+  if (result.status != IoStatus::progress) return false;
   try {
-    return in_payload_ ? receive_payload() : receive_head();
+    size_t payload = result.bytes;
+    if (!in_payload_) {
+      const size_t head = std::min(payload, head_.size() - head_received_);
+      payload -= head;
+      head_received_ += head;
+      if (head_received_ >= sizeof(wire::ReplyHeader)) on_head(Bytes(head_).first(head_received_));
+      if (!in_payload_) return true;
+      if (payload > 0 && !all_ok()) {
+        put_back({parts + of_head, count - of_head}, payload);
+        payload = 0;
+      }
+    }
+    on_bytes(payload);
+    return true;
   } catch (const Error& e) {
     fail_locked(e.code);
     return false;
   }
 }
 
-// Head and entries of the reply that comes next; its size is known from the request it answers.
-bool TcpConnection::receive_head() {
-  const size_t expected =
-      sizeof(wire::ReplyHeader) + requests_.front()->reads.size() * sizeof(wire::ReplyEntry);
-  head_.resize(expected);
-  iovec part{head_.data() + head_received_, expected - head_received_};
-  const IoResult result = stream_->read({&part, 1});
-  if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
-    fail_locked(Code::peer_unreachable);
-    return false;
+// Where the next payload bytes go: the rest of the read under way and the reads after it.
+size_t TcpConnection::payload_parts(std::span<iovec> parts) {
+  TcpRequest& request = *requests_.front();
+  if (request.abandoned) scrap_.resize(kStepBytes);
+  size_t count = 0, room = 0;
+  for (size_t i = in_payload_ ? read_ : 0; i < request.reads.size(); ++i) {
+    if (count == parts.size() || room == kStepBytes) break;
+    const size_t length = in_payload_ ? entries_[i].length : request.reads[i].length;
+    const size_t done = in_payload_ && i == read_ ? read_offset_ : 0;
+    const size_t n = std::min(length - done, kStepBytes - room);
+    if (n == 0) continue;
+    parts[count++] = {request.abandoned ? scrap_.data() + room : request.reads[i].destination + done, n};
+    room += n;
   }
-  if (result.status != IoStatus::progress) return false;
-  head_received_ += result.bytes;
-  const bool have_header = head_received_ >= sizeof(wire::ReplyHeader);
-  if (have_header) on_head(Bytes(head_).first(head_received_));
-  return true;
+  return count;
 }
 
+// Reads from the stream, after what was put back.
+IoResult TcpConnection::take(std::span<iovec> parts) {
+  if (surplus_.empty()) return stream_->read(parts);
+  size_t taken = 0;
+  for (const iovec& part : parts) {
+    const size_t n = std::min(part.iov_len, surplus_.size() - surplus_taken_);
+    if (n == 0) break;
+    std::memcpy(part.iov_base, surplus_.data() + surplus_taken_, n);
+    surplus_taken_ += n;
+    taken += n;
+  }
+  if (surplus_taken_ == surplus_.size()) {
+    surplus_.clear();
+    surplus_taken_ = 0;
+  }
+  return {IoStatus::progress, taken};
+}
+
+// The first n bytes of `parts` came for other places: some read has failed and sent none.
+void TcpConnection::put_back(std::span<const iovec> parts, size_t n) {
+  std::vector<std::byte> bytes;
+  bytes.reserve(n + surplus_.size() - surplus_taken_);
+  for (const iovec& part : parts) {
+    const auto* begin = static_cast<const std::byte*>(part.iov_base);
+    const size_t from_part = std::min(part.iov_len, n);
+    bytes.insert(bytes.end(), begin, begin + from_part);
+    n -= from_part;
+  }
+  bytes.insert(bytes.end(), surplus_.begin() + static_cast<ptrdiff_t>(surplus_taken_), surplus_.end());
+  surplus_ = std::move(bytes);
+  surplus_taken_ = 0;
+}
+
+bool TcpConnection::all_ok() const {
+  return std::all_of(entries_.begin(), entries_.end(), [](const wire::ReplyEntry& entry) {
+    return entry.status == static_cast<uint16_t>(Code::ok);
+  });
+}
+
+// The reply's header, checked as soon as it is there, and its entries once all have come.
 void TcpConnection::on_head(Bytes head) {
   const auto header = wire::parse_reply_header(head.first(sizeof(wire::ReplyHeader)));
   if (header.type == wire::kReplyError)
@@ -242,31 +312,6 @@ void TcpConnection::on_head(Bytes head) {
   read_ = 0;
   read_offset_ = 0;
   page_sums_.clear();
-  on_bytes(0);
-}
-
-// Scatters what has come into the destinations of consecutive reads.
-bool TcpConnection::receive_payload() {
-  TcpRequest& request = *requests_.front();
-  iovec parts[kStepParts];
-  size_t count = 0, room = 0;
-  if (request.abandoned) scrap_.resize(kStepBytes);
-  for (size_t i = read_; i < entries_.size() && count < kStepParts && room < kStepBytes; ++i) {
-    const size_t done = i == read_ ? read_offset_ : 0;
-    const size_t n = std::min<size_t>(entries_[i].length - done, kStepBytes - room);
-    if (n == 0) continue;
-    std::byte* into = request.abandoned ? scrap_.data() + room : request.reads[i].destination + done;
-    parts[count++] = {into, n};
-    room += n;
-  }
-  const IoResult result = stream_->read({parts, count});
-  if (result.status == IoStatus::closed || result.status == IoStatus::failed) {
-    fail_locked(Code::peer_unreachable);
-    return false;
-  }
-  if (result.status != IoStatus::progress) return false;
-  on_bytes(result.bytes);
-  return true;
 }
 
 // Accounts for n received bytes: checksums every page while it is still in the cache, ends reads and
@@ -278,7 +323,7 @@ void TcpConnection::on_bytes(size_t n) {
     const wire::ReplyEntry& entry = entries_[read_];
     const size_t taken = std::min<size_t>(n, entry.length - read_offset_);
     if (check_digests_ && taken > 0 && !request.abandoned &&
-        wire::ReadDigest(request.reads[read_].offset, entry.length).paged()) {
+        wire::digested_by_pages(request.reads[read_].offset, entry.length)) {
       const size_t until = (read_offset_ + taken) / kPageBytes;
       for (size_t page = page_sums_.size(); page < until; ++page)
         page_sums_.push_back(checksum64({request.reads[read_].destination + page * kPageBytes, kPageBytes}));
@@ -296,9 +341,10 @@ void TcpConnection::finish_read() {
   Code status = wire::code_from_wire(entry.status);
   if (check_digests_ && status == Code::ok && !request.abandoned) {
     const ReadRequest& read = request.reads[read_];
-    wire::ReadDigest digest(read.offset, read.length);
-    for (uint64_t sum : page_sums_) digest.add_page(sum);
-    if (digest.finish({read.destination, read.length}) != entry.digest) status = Code::corrupt;
+    const uint64_t digest = wire::digested_by_pages(read.offset, read.length)
+                                ? wire::digest_of_pages(page_sums_)
+                                : checksum64({read.destination, read.length});
+    if (digest != entry.digest) status = Code::corrupt;
   }
   // busy is the mark of a read without outcome; a server that is busy is as good as unreachable.
   request.status[read_] = status == Code::busy ? Code::peer_unreachable : status;

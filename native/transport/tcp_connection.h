@@ -55,8 +55,10 @@ class TcpConnection {
   void receive_loop();
   bool send_some();
   bool receive_some();
-  bool receive_head();
-  bool receive_payload();
+  size_t payload_parts(std::span<iovec> parts);
+  IoResult take(std::span<iovec> parts);
+  void put_back(std::span<const iovec> parts, size_t n);
+  bool all_ok() const;
   void on_head(Bytes head);
   void on_bytes(size_t n);
   void finish_read();
@@ -89,6 +91,8 @@ class TcpConnection {
   size_t read_offset_ = 0;  // bytes of it that have come
   std::vector<uint64_t> page_sums_;
   std::vector<std::byte> scrap_;
+  std::vector<std::byte> surplus_;  // received, but put back
+  size_t surplus_taken_ = 0;
   std::thread receiver_;
 };
 

@@ -171,8 +171,8 @@ Code code_from_wire(uint16_t value) noexcept {
   return value <= static_cast<uint16_t>(Code::internal) ? static_cast<Code>(value) : Code::internal;
 }
 
-uint64_t ReadDigest::finish(Bytes data) const {
-  return paged_ ? checksum64(std::as_bytes(std::span(pages_))) : checksum64(data);
+uint64_t digest_of_pages(std::span<const uint64_t> page_checksums) {
+  return checksum64(std::as_bytes(page_checksums));
 }
 
 }  // namespace medes::wire

@@ -79,7 +79,7 @@ struct ReplyEntry {
   uint16_t status;  // Code
   uint16_t reserved;
   uint32_t length;  // as asked for where ok, else 0
-  uint64_t digest;  // read_digest() of the bytes where ok, else 0
+  uint64_t digest;  // of the bytes (see digested_by_pages) where ok, else 0
 };
 
 static_assert(sizeof(Hello) == 56 && offsetof(Hello, token) == 16 && offsetof(Hello, checksum) == 48);
@@ -114,20 +114,12 @@ Token token_from(Bytes data);  // throws invalid_argument unless it is kTokenByt
 Code code_from_wire(uint16_t value) noexcept;
 
 // What protects a read's bytes. A read of whole pages is digested over the pages' checksums, which a slab
-// keeps: the server then spends nothing on it, and the check reaches back to the moment the base was made.
-class ReadDigest {
- public:
-  ReadDigest(uint64_t offset, uint32_t length)
-      : paged_(offset % kPageBytes == 0 && length % kPageBytes == 0) {}
-  bool paged() const { return paged_; }
-  void add_page(uint64_t checksum) { pages_.push_back(checksum); }
-  // Of a paged read after add_page for each page; of any other read from its bytes.
-  uint64_t finish(Bytes data) const;
-
- private:
-  bool paged_;
-  std::vector<uint64_t> pages_;
-};
+// keeps: the server then spends next to nothing on it, and the check reaches back to the moment the base was
+// made. Any other read is digested over its bytes, with checksum64().
+constexpr bool digested_by_pages(uint64_t offset, uint32_t length) {
+  return offset % kPageBytes == 0 && length % kPageBytes == 0;
+}
+uint64_t digest_of_pages(std::span<const uint64_t> page_checksums);
 
 }  // namespace wire
 }  // namespace medes
