@@ -145,6 +145,12 @@ class AgentSettings(Settings):
     background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
     fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)
     transport: str = setting("auto", "how base pages of peers are read", choices=TRANSPORTS)
+    rdma_devices: str = setting(
+        "", "RDMA ports to use: device or device:port, with commas; empty: all active ones"
+    )
+    page_lease_s: float = setting(
+        180.0, "a node silent this long loses its access to pages here", minimum=1.0, maximum=DURATION_S_MAX
+    )
     samples_per_page: int = setting(
         8, "fingerprint samples of a page; the controller's value rules", minimum=1, maximum=16
     )

@@ -239,3 +239,4 @@ class NodeStatus:
     controller_connected: bool = False
     live_driver: str = ""
     base_pages_read_remote: int = 0
+    page_server_bytes: int = 0

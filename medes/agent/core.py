@@ -77,6 +77,7 @@ class Agent:
         self.pressure = Pressure(False, "unknown")
         # Told that another node pins bases of a domain here: it may read their pages from now on.
         self.on_pinned: Callable[[str, str], object] = lambda node_id, domain: None
+        self.page_server_bytes: Callable[[], int] = lambda: 0
         self.endpoints = NodeEndpoints(self.node_id)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.stopping = False

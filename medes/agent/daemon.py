@@ -17,7 +17,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from medes import native
-from medes.agent import handlers, recovery
+from medes.agent import handlers, page_leases, recovery
 from medes.agent.controller_client import ControllerClient
 from medes.agent.core import Agent
 from medes.agent.driver_table import make_drivers
@@ -74,8 +74,11 @@ class AgentDaemon:
         settings = self.settings
         make_reader = _reader_factory(settings)
         encrypted = bool(settings.tls.certificate)
-        self._rdma, why = open_rdma(settings.transport, encrypted=encrypted)
-        log.info("base pages of peers are read over %s", "RDMA" if self._rdma else f"TCP: {why}")
+        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=encrypted)
+        log.info(
+            "base pages of peers are read over %s",
+            f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
+        )
         _make_folder(Path(settings.state_dir))
         _make_folder(settings.shm_path)
         journal = self._journal = JournalWriter(Journal(Path(settings.state_dir) / "journal"))
@@ -112,6 +115,7 @@ class AgentDaemon:
         self._loops = [
             asyncio.create_task(self.agent.controller.run(), name="controller link"),
             asyncio.create_task(Timers(self.agent, tick_s=self._tick_s()).run(), name="timers"),
+            asyncio.create_task(page_leases.run(self.agent, pages), name="page leases"),
         ]
         if self._rdma is not None:
             self._loops.append(asyncio.create_task(self._rdma.run(), name="rdma connections"))

@@ -414,4 +414,5 @@ def node_status(agent: Agent) -> NodeStatus:
         controller_connected=agent.controller.connected,
         live_driver="available" if "live" in agent.drivers else "; ".join(agent.missing) or "not installed",
         base_pages_read_remote=agent.remote_pages_read,
+        page_server_bytes=agent.page_server_bytes(),
     )

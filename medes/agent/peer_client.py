@@ -58,7 +58,6 @@ class PageAccess:
 
     token: bytes
     page_address: str
-    session_id: int
     rdma: RdmaAnswer = NO_RDMA
 
 
@@ -102,11 +101,14 @@ class PeerClient:
         answer = await self._stub.OpenPages(request)
         endpoint = endpoint_from_proto(answer.rdma) if answer.HasField("rdma") else None
         regions = tuple(region_from_proto(r) for r in answer.regions)
-        return PageAccess(answer.token, answer.page_address, answer.session_id, RdmaAnswer(endpoint, regions))
+        return PageAccess(answer.token, answer.page_address, RdmaAnswer(endpoint, regions))
 
-    async def close_pages(self, session_id: int) -> None:
-        request = peer_pb2.ClosePagesRequest(node_id=self._own_node, session_id=session_id)
-        await self._stub.ClosePages(request)
+    async def keep_pages(self, domains: Iterable[str], rdma_domains: Iterable[str]) -> None:
+        """Access to these domains is still in use, over a queue pair where in `rdma_domains`."""
+        request = peer_pb2.KeepPagesRequest(
+            node_id=self._own_node, domains=list(domains), rdma_domains=list(rdma_domains)
+        )
+        await self._stub.KeepPages(request)
 
     async def close(self) -> None:
         await self._channel.close()

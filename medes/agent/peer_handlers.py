@@ -26,6 +26,7 @@ from medes.types import BaseDescriptor
 log = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
+PAGE_ACCESS_MAX = NODES_MAX * 16
 
 
 def _check_names(*names: str) -> None:
@@ -112,7 +113,11 @@ def _has(agent: Agent, base_id: int, domain: str) -> bool:
 
 # --- pages -------------------------------------------------------------------------------------------------
 class PageAccessTable:
-    """Tokens of the page server, one a (node, domain); sessions count who uses them. Use from one event loop."""
+    """Tokens of the page server and RDMA connections, one a (node, domain). Use from one event loop.
+
+    Access is a lease: a node that is silent for `page_lease_s` loses its queue pairs, and its tokens for domains in
+    which it has no pins here.
+    """
 
     def __init__(
         self, agent: Agent, server: native.PageServer, advertised: str, rdma: RdmaNode | None = None
@@ -122,13 +127,16 @@ class PageAccessTable:
         self._server = server
         self.address = advertised
         self._secret = b""
-        self._sessions: dict[int, tuple[str, str]] = {}
+        self._kept_s: dict[
+            tuple[str, str], float
+        ] = {}  # (node, domain) with a token → when it was last heard of
 
     async def start(self) -> None:
         """Serves the bases that are added from now on."""
         await self._load_secret()
         # A reader that was open before this agent restarted holds the same token: with a pin it works again.
         self._agent.on_pinned = self._grant
+        self._agent.page_server_bytes = lambda: self.stats()["bytes"]
         self._agent.bases.on_added = self._added
         self._agent.bases.on_removed = self._removed
 
@@ -154,9 +162,9 @@ class PageAccessTable:
             self._rdma.retire(base.base_id)
         self._server.remove_slab(base.base_id)
 
-    def regions(self, domain: str, base_ids: list[int]) -> list[native.RdmaRegion]:
-        """Where peers that were just granted pins on these bases find them by RDMA; those served that way only."""
-        return [] if self._rdma is None else self._rdma.regions(domain, base_ids)
+    def regions(self, node_id: str, domain: str, base_ids: list[int]) -> list[native.RdmaRegion]:
+        """Where a peer that was just granted pins on these bases finds them by RDMA; none unless it is connected."""
+        return [] if self._rdma is None else self._rdma.regions(node_id, domain, base_ids)
 
     def _token(self, node_id: str, domain: str) -> bytes:
         text = f"{len(node_id)}:{node_id}{domain}".encode()
@@ -165,30 +173,40 @@ class PageAccessTable:
     def _grant(self, node_id: str, domain: str) -> bytes:
         token = self._token(node_id, domain)
         self._server.grant(token, domain, node_id)
+        self._kept_s[node_id, domain] = self._agent.clock.now_s()
         return token
 
     def open(self, node_id: str, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
         """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can."""
         _check_names(node_id, domain)
-        if len(self._sessions) >= NODES_MAX * 16:
-            raise LimitExceededError("too many page sessions", object=node_id)
+        if (node_id, domain) not in self._kept_s and len(self._kept_s) >= PAGE_ACCESS_MAX:
+            raise LimitExceededError("too many nodes and domains with page access", object=node_id)
         token = self._grant(node_id, domain)
-        session_id = secrets.randbits(62) + 1
-        self._sessions[session_id] = (node_id, domain)
         answer = NO_RDMA
         if rdma is not None and self._rdma is not None:
-            answer = self._rdma.accept(node_id, domain, rdma)
-        return PageAccess(token, self.address, session_id, answer)
+            answer = self._rdma.accept(node_id, domain, rdma, self._agent.clock.now_s())
+        return PageAccess(token, self.address, answer)
 
-    def close_session(self, node_id: str, session_id: int) -> None:
-        """Ends a session; with the last one of a (node, domain) that has no pins here the token goes. Idempotent."""
-        key = self._sessions.get(session_id)
-        if key is None or key[0] != node_id:
-            return
-        del self._sessions[session_id]
-        if key not in self._sessions.values() and key not in self._agent.pins.peer_domains(
-            self._agent.node_id
-        ):
+    def keep(self, node_id: str, domains: list[str], rdma_domains: list[str]) -> None:
+        """That node still uses its access to these domains; what it was never given stays so."""
+        _check_names(node_id)
+        if len(domains) + len(rdma_domains) > PAGE_ACCESS_MAX:
+            raise LimitExceededError(f"{len(domains)} domains", object=node_id)
+        now_s = self._agent.clock.now_s()
+        for domain in domains:
+            if (node_id, domain) in self._kept_s:
+                self._kept_s[node_id, domain] = now_s
+        if self._rdma is not None:
+            self._rdma.keep(node_id, rdma_domains, now_s)
+
+    def reap(self) -> None:
+        """Takes back what nodes that have gone, or read no more, were given."""
+        since_s = self._agent.clock.now_s() - self._agent.settings.page_lease_s
+        if self._rdma is not None:
+            self._rdma.reap(since_s)
+        silent = {key for key, kept_s in self._kept_s.items() if kept_s < since_s}
+        for key in silent - set(self._agent.pins.peer_domains(self._agent.node_id)):
+            del self._kept_s[key]
             self._server.revoke(self._token(*key))
             if self._rdma is not None:
                 self._rdma.release(*key)

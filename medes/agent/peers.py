@@ -167,6 +167,21 @@ class PeerTable:
             )
         return reader
 
+    async def keep_pages(self) -> None:
+        """Tells every peer what is read there, so that it goes on granting it. Never raises."""
+
+        async def tell(node_id: str, domains: list[str]) -> None:
+            try:
+                rdma_domains = self._rdma.in_use(node_id) if self._rdma is not None else []
+                await self._client(node_id).keep_pages(domains, rdma_domains)
+            except MedesError as error:
+                log.info("%s was not told that its pages are in use: %s", node_id, error)
+
+        used: dict[str, list[str]] = {}
+        for node_id, domain in self._readers:
+            used.setdefault(node_id, []).append(domain)
+        await asyncio.gather(*(tell(node_id, domains) for node_id, domains in used.items()))
+
     async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
         """Whether the reader in use still reads the base (the peer may have restarted). False: it was dropped."""
         key = (node_id, domain)

@@ -107,7 +107,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         )
         response = peer_pb2.PinResponse()
         response.bases.extend(to_proto(common_pb2.BaseDescriptor, d) for d in granted)
-        regions = self._pages.regions(request.domain, list(request.base_ids))
+        regions = self._pages.regions(request.node_id, request.domain, list(request.base_ids))
         response.regions.extend(region_to_proto(r) for r in regions)
         return response
 
@@ -126,15 +126,13 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         self._check_node(context, request.node_id)
         remote = endpoint_from_proto(request.rdma) if request.HasField("rdma") else None
         access = self._pages.open(request.node_id, request.domain, remote)
-        response = peer_pb2.OpenPagesResponse(
-            token=access.token, page_address=access.page_address, session_id=access.session_id
-        )
+        response = peer_pb2.OpenPagesResponse(token=access.token, page_address=access.page_address)
         if access.rdma.endpoint is not None:
             response.rdma.CopyFrom(endpoint_to_proto(access.rdma.endpoint))
             response.regions.extend(region_to_proto(r) for r in access.rdma.regions)
         return response
 
-    async def ClosePages(self, request: Any, context: Any) -> Any:
+    async def KeepPages(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
-        self._pages.close_session(request.node_id, request.session_id)
-        return peer_pb2.ClosePagesResponse()
+        self._pages.keep(request.node_id, list(request.domains), list(request.rdma_domains))
+        return peer_pb2.KeepPagesResponse()

@@ -17,6 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
+constexpr size_t kSignalBytes = 512 * 1024;  // a completion at least this often: copying overlaps with READs
 constexpr int kPollMax = 16;
 constexpr int kSpinPolls = 64;         // before arming the completion channel: a READ takes microseconds
 constexpr auto kPollSlice = 50ms;      // longest sleep of the polling thread while others may take over
@@ -264,7 +265,7 @@ bool RdmaReader::post_some() {
   ibv_sge buffers[kRdmaReadsPerPost];
   size_t count = 0;
   RdmaClient::ChunkRef chunk;
-  size_t used = 0;
+  size_t used = 0, unsignalled = 0;
   while (!queue_.empty() && count < kRdmaReadsPerPost && in_flight_.size() < kRdmaReadsPosted) {
     if (!chunk || used + queue_.front().length > kRdmaChunkBytes) {
       chunk = client_->take_chunk();
@@ -295,6 +296,11 @@ bool RdmaReader::post_some() {
     request.wr.rdma.remote_addr = address;
     request.wr.rdma.rkey = key;
     if (count > 0) requests[count - 1].next = &request;
+    unsignalled += length;
+    if (unsignalled >= kSignalBytes) {
+      request.send_flags = IBV_SEND_SIGNALED;
+      unsignalled = 0;
+    }
     used += length;
     ++count;
     in_flight_.push_back(std::move(work));

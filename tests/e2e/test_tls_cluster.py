@@ -69,7 +69,7 @@ def test_dedup_and_restore_from_another_nodes_base(
             (stub.Unpin, pb.UnpinRequest(node_id="n0", holder_id="h")),
             (stub.ReconcilePins, pb.ReconcilePinsRequest(node_id="n0")),
             (stub.OpenPages, pb.OpenPagesRequest(node_id="n0", domain="d")),
-            (stub.ClosePages, pb.ClosePagesRequest(node_id="n0", session_id=1)),
+            (stub.KeepPages, pb.KeepPagesRequest(node_id="n0", domains=["d"])),
         ):
             with pytest.raises(PermissionDeniedError, match="for another node"):
                 call(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from medes.client import MedesClient
+from medes.demo.cluster import local_cluster
+from medes.demo.driver import Demo
+from medes.faas import manifest
 from medes.types import LifecycleSettings
 from medes.types import SandboxState as S
 from tests.support.cluster import AgentProcess, Cluster, free_port, wait_until
@@ -78,3 +82,45 @@ def test_restore_after_the_holder_was_killed_and_came_back(
         cluster.agents[0].kill()
         cluster.agents[0].start()
         restore_and_check(two, "reader", apps[1])
+
+
+def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: MakeApp) -> None:
+    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma")
+    address = f"127.0.0.1:{free_port()}"
+    cluster.agents[0].set(metrics_address=address, page_lease_s=8.0)
+    cluster.agents[1].set(page_lease_s=8.0)
+    connections = 'medes_agent_rdma_connections{side="server"}'
+    with cluster:
+        apps = [make_app(megabytes=1, seed=n) for n in range(2)]
+        with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
+            one.register("counter", pids=[apps[0].pid], sandbox_id="base", lifecycle=HELD)
+            two.register("counter", pids=[apps[1].pid], sandbox_id="reader", lifecycle=HELD)
+            one.dedup("base")
+            assert two.dedup("reader").report.remote_pages_read > 0
+        time.sleep(20)
+        assert metric(cluster.agents[0], address, connections) == 1, "kept by a living reader"
+        cluster.agents[1].kill()
+        wait_until(lambda: metric(cluster.agents[0], address, connections) == 0, "connection reaped", 120)
+        cluster.agents[1].start()
+        with cluster.agents[1].client() as two:
+            restore_and_check(two, "reader", apps[1])
+        assert metric(cluster.agents[0], address, connections) == 1
+        assert metric(cluster.agents[0], address, "medes_agent_page_server_bytes") == 0
+
+
+async def test_demo_reads_every_remote_page_by_rdma() -> None:
+    """`medes demo --transport rdma` with two of the ten functions, step by step, to see its agents' counters."""
+    names = {"vanilla", "html"}
+    specs = [spec for spec in manifest.load_all(manifest.bundled_directory()) if spec.name in names]
+    assert len(specs) == len(names)
+    async with local_cluster(2, "rdma") as cluster:
+        demo = Demo(cluster, specs, 2)
+        for step in (demo.deploy, demo.record, demo.warm, demo.dedup, demo.restore):
+            await step(lambda: None)
+        statuses = [await node.status() for node in demo.host.nodes.values()]
+        report = demo.report("rdma")
+    assert demo.succeeded(), demo.failures
+    assert report["transport"] == "rdma"
+    assert report["cluster"]["base_pages_read_remote"] > 0
+    assert {name for status in statuses for name in status.pages_read_by_transport} == {"rdma"}
+    assert [status.page_server_bytes for status in statuses] == [0, 0]

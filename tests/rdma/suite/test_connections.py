@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from medes import errors, native
+from medes.transport.rdma import RdmaNode
+from tests.support import rdma_peer
 from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, rdma_link
 
 pytestmark = pytest.mark.rdma
@@ -120,6 +124,24 @@ def test_lost_connection_is_replaced_when_the_agent_exchanges_endpoints(world: S
     assert stats["fallbacks"] == before
     assert stats["reconnects"] == 1
     link.close()
+
+
+def test_connection_of_a_killed_process_is_reaped(world: SlabWorld) -> None:
+    node = RdmaNode([native.RdmaContext()])
+    assert node.publish(world.slabs[SMALL], DOMAIN)
+    command = [sys.executable, "-m", "tests.support.rdma_peer"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        assert peer.stdin is not None and peer.stdout is not None
+        answer = node.accept("n1", DOMAIN, rdma_peer.from_json(peer.stdout.readline()), now_s=0.0)
+        assert answer.endpoint is not None
+        peer.stdin.write(rdma_peer.to_json(answer.endpoint) + "\n")
+        peer.stdin.flush()
+        assert peer.stdout.readline() == "connected\n"
+        peer.kill()
+    assert node.stats()["server_connections_open"] == 1, "nothing tells the holder"
+    assert node.reap(silent_since_s=100.0) == 1
+    assert node.stats()["server_connections_open"] == 0
+    node.close()
 
 
 def test_a_closed_slab_is_unknown_to_its_reader(world: SlabWorld, tmp_path: Path) -> None:
