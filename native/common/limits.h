@@ -20,6 +20,9 @@ inline constexpr uint64_t kMaxBasePages = 1ull << 26;
 inline constexpr size_t kMaxProcesses = 4096;  // processes of one sandbox
 inline constexpr size_t kMaxVmas = 1u << 20;
 inline constexpr size_t kMaxThreads = 1u << 16;
+// Mappings that a process may have after its written library data was made anonymous: well below
+// vm.max_map_count (65,530), which the program may need itself.
+inline constexpr size_t kMaxVmasAfterSplit = 32768;
 
 // page server
 inline constexpr size_t kMaxReadsPerBatch = 8192;

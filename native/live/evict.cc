@@ -16,6 +16,7 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "common/thread_pool.h"
+#include "live/make_anonymous.h"
 #include "live/make_uffd.h"
 #include "memory/proc.h"
 
@@ -162,6 +163,9 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   p.keep.push_back({frame.begin & ~(kPageBytes - 1), (frame.end + kPageBytes - 1) & ~(kPageBytes - 1)});
   for (const auto& r : pinned_ranges(p.pid, p.vmas, result_.notes)) p.keep.push_back(r);
   std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+  check_cancelled();
+  if (make_anonymous(*p.injector, p.pid, image_.file_runs(p.index), p.vmas, result_.notes) != 0)
+    p.vmas = read_maps(p.pid);
   const Pagemap pagemap(p.pid);
   for (const auto& v : p.vmas)
     if (evictable(v)) pagemap.private_pages(v.begin, v.end, p.present);
@@ -302,8 +306,8 @@ void EvictOp::roll_back() {
   }
 }
 
-// Few large ranges: neighbours in a mapping are joined over addresses that hold nothing, never over a page
-// that stays.
+// Few large ranges: neighbours in one mapping, or in mappings that touch, are joined over addresses that hold
+// nothing, never over a page that stays.
 std::vector<AddressRange> EvictOp::runs_to_discard(const Process& p) const {
   const auto& layout = image_.layout();
   std::vector<AddressRange> out;
@@ -311,10 +315,11 @@ std::vector<AddressRange> EvictOp::runs_to_discard(const Process& p) const {
   for (uint64_t page : p.pages) {
     const PageRun& run = layout.run_of(page);
     const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
-    bool same_region = true;
-    while (p.registered[region].end <= address) ++region, same_region = false;
+    bool connected = true;
+    for (; p.registered[region].end <= address; ++region)
+      connected &= p.registered[region].end == p.registered[region + 1].begin;
     bool joined = false;
-    if (!out.empty() && same_region && out.back().begin >= p.registered[region].begin) {
+    if (!out.empty() && connected) {
       // Any private page present between the last range and this one must stay.
       while (span < p.present.size() &&
              p.present[span].address + p.present[span].count * kPageBytes <= out.back().end)

@@ -83,7 +83,7 @@ DrainedEvents ProcessMemory::drain(const AddressRange* own_discard) {
       if (m.event == UFFD_EVENT_PAGEFAULT)
         out.faults.push_back(m.arg.pagefault.address);
       else if (m.event != UFFD_EVENT_REMOVE || own_discard == nullptr ||
-               own_discard->begin != m.arg.remove.start || own_discard->end != m.arg.remove.end)
+               m.arg.remove.start < own_discard->begin || own_discard->end < m.arg.remove.end)
         book(m);
     }
     if (n == kEventsPerRead) continue;

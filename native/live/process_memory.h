@@ -57,8 +57,8 @@ class ProcessMemory : public Placer {
   bool claim(uint64_t page);
   void unclaim(uint64_t page);
 
-  // Reads all queued events and books them. Never blocks on the sandbox. A removal of exactly `own_discard`
-  // is the driver's and means nothing.
+  // Reads all queued events and books them. Never blocks on the sandbox. A removal inside `own_discard` (the
+  // kernel tells of each mapping by itself) is the driver's and means nothing.
   DrainedEvents drain(const AddressRange* own_discard = nullptr);
 
   // Image page behind an address, kNoPage when it is not of the image or not out.

@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
+#include "memory/program_data.h"
 
 namespace medes {
 namespace {
@@ -41,6 +42,45 @@ void subtract(const PageSpan& span, std::span<const AddressRange> keep, std::vec
     if (stop > at) out.push_back({at, (stop - at) / kPageBytes});
     at = stop == end ? end : resume;
   }
+}
+
+// The largest runs that leave the process few enough mappings.
+void bound_runs(std::vector<FileRun>& runs, size_t vmas) {
+  const size_t most = vmas < kMaxVmasAfterSplit ? (kMaxVmasAfterSplit - vmas) / 2 : 0;
+  if (runs.size() <= most) return;
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const FileRun& a, const FileRun& b) { return a.end - a.begin > b.end - b.begin; });
+  runs.resize(most);
+  std::sort(runs.begin(), runs.end(), [](const FileRun& a, const FileRun& b) { return a.begin < b.begin; });
+}
+
+// What can go of one process: written pages outside `keep`, ascending. Those of file mappings are also put
+// into `runs`.
+std::vector<PageSpan> wanted_pages(pid_t pid, std::span<const Vma> vmas, std::span<const AddressRange> keep,
+                                   std::vector<FileRun>& runs) {
+  const Pagemap pagemap(pid);
+  const auto is_data = find_program_data(pid, vmas);
+  std::vector<PageSpan> out, found;
+  for (size_t i = 0; i < vmas.size(); ++i) {
+    const Vma& v = vmas[i];
+    if (!can_go(v) && !is_data[i]) continue;
+    found.clear();
+    pagemap.private_pages(v.begin, v.end, found);
+    if (can_go(v)) {
+      for (const auto& span : found) subtract(span, keep, out);
+      continue;
+    }
+    std::vector<PageSpan> written;
+    for (const auto& span : found) subtract(span, keep, written);
+    for (const auto& w : written)
+      runs.push_back({w.address, w.address + w.count * kPageBytes, v.offset + (w.address - v.begin), v.inode,
+                      v.device, v.prot});
+  }
+  bound_runs(runs, vmas.size());
+  for (const auto& r : runs) out.push_back({r.begin, (r.end - r.begin) / kPageBytes});
+  std::sort(out.begin(), out.end(),
+            [](const PageSpan& a, const PageSpan& b) { return a.address < b.address; });
+  return out;
 }
 
 // Copies runs into `image` and returns how many pages of it came; a run whose reading stops short (the
@@ -112,6 +152,7 @@ std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
   if (pids.size() > kMaxProcesses) throw Error(Code::limit_exceeded, "too many processes in one sandbox");
   ImageLayout layout;
   std::vector<std::vector<PageSpan>> wanted(pids.size());
+  std::vector<std::vector<FileRun>> file_runs(pids.size());
   uint64_t total = 0;
   for (size_t i = 0; i < pids.size(); ++i) {
     check_tracer(pids[i]);
@@ -121,12 +162,9 @@ std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
     process.vmas = read_maps(pids[i]);
     std::vector<std::string> notes;
     const auto keep = pinned_ranges(pids[i], process.vmas, notes);
-    const Pagemap pagemap(pids[i]);
-    std::vector<PageSpan> found;
-    for (const auto& v : process.vmas)
-      if (can_go(v)) pagemap.private_pages(v.begin, v.end, found);
-    for (const auto& span : found) subtract(span, keep, wanted[i]);
+    wanted[i] = wanted_pages(pids[i], process.vmas, keep, file_runs[i]);
     for (const auto& span : wanted[i]) total += span.count;
+    process.vmas = with_anonymous_runs(process.vmas, file_runs[i]);
     layout.processes.push_back(std::move(process));
   }
   if (total > kMaxImagePages) throw Error(Code::limit_exceeded, "the sandbox has too many pages");
@@ -135,6 +173,7 @@ std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
   Copier copier(*image);
   for (size_t i = 0; i < pids.size(); ++i) copier.copy(pids[i], static_cast<uint32_t>(i), wanted[i]);
   image->layout().page_count = copier.pages();
+  image->set_file_runs(std::move(file_runs));
   return image;
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,15 @@ struct PageRun {
   uint64_t address = 0;
   uint64_t first_page = 0;
   uint64_t count = 0;
+};
+
+// Written pages of a program's or library's data, still part of its file mapping when they were captured. The
+// layout shows them as the anonymous mapping they are from the eviction on.
+struct FileRun {
+  uint64_t begin = 0, end = 0;
+  uint64_t offset = 0, inode = 0;  // what of which file is mapped at `begin`
+  uint32_t device = 0;
+  uint32_t prot = 0;
 };
 
 struct ProcessLayout {
@@ -88,8 +98,16 @@ class MemoryImage {
   std::byte* page(uint64_t i) { return pages_ + i * kPageBytes; }
   Bytes bytes() const { return {pages_, static_cast<size_t>(page_count() * kPageBytes)}; }
 
+  // Ascending; none where the image does not come from a process.
+  std::span<const FileRun> file_runs(uint32_t process) const {
+    return process < file_runs_.size() ? std::span<const FileRun>(file_runs_[process])
+                                       : std::span<const FileRun>();
+  }
+  void set_file_runs(std::vector<std::vector<FileRun>> runs) { file_runs_ = std::move(runs); }
+
  private:
   ImageLayout layout_;
+  std::vector<std::vector<FileRun>> file_runs_;  // by process
   std::byte* pages_ = nullptr;
   size_t mapped_bytes_ = 0;
 };

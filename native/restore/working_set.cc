@@ -14,15 +14,21 @@ namespace {
 
 uint64_t hash(const std::string& text) { return checksum64(std::as_bytes(std::span(text))); }
 
-// What a mapping is called when its address is left out. Anonymous memory right behind a library's data is
-// that library's .bss; the rest is told apart by size class and rank of appearance.
-std::string name_of(const Vma& v, const Vma* before, uint32_t process) {
-  std::string name = std::to_string(process) + "/" + std::to_string(static_cast<int>(v.kind)) + "/";
-  if (v.kind == VmaKind::anonymous && v.path.empty() && before != nullptr && before->end == v.begin &&
-      before->kind == VmaKind::file_private)
-    return name + "behind " + before->path;
+// What a mapping is called when its address is left out: the path of what it maps, for other memory its size
+// class; the constructor adds the rank of appearance.
+std::string name_of(const Vma& v, uint32_t process) {
+  const std::string name = std::to_string(process) + "/" + std::to_string(static_cast<int>(v.kind)) + "/";
   if (!v.path.empty()) return name + v.path;
   return name + "2^" + std::to_string(std::bit_width(v.end - v.begin));
+}
+
+// All of a program or library from its first byte on is one region, whatever it is cut into: its data may be
+// a file's mapping in one instance and anonymous in the next, and anonymous memory right behind it is its
+// .bss.
+bool continues(const Vma& library, uint64_t end, const Vma& v) {
+  if (v.begin != end || v.shared) return false;
+  if (v.kind == VmaKind::file_private) return v.path == library.path && v.offset != 0;
+  return v.kind == VmaKind::anonymous && v.path.empty() && v.prot != 0;
 }
 
 }  // namespace
@@ -31,15 +37,20 @@ RegionIndex::RegionIndex(const ImageLayout& layout) : layout_(layout) {
   for (uint32_t p = 0; p < layout.processes.size(); ++p) {
     std::unordered_map<std::string, uint32_t> seen;
     std::vector<Region> regions;
-    const Vma* before = nullptr;
+    const Vma* library = nullptr;  // that the last region is of
     for (const auto& v : layout.processes[p].vmas) {
-      if (!v.shared) {
-        const std::string name = name_of(v, before, p);
-        const uint64_t key = hash(name + "#" + std::to_string(seen[name]++));
-        regions.push_back({v.begin, v.end, key});
-        by_key_.try_emplace(key, Place{p, v.begin, v.end});
+      if (library != nullptr && continues(*library, regions.back().end, v)) {
+        regions.back().end = v.end;
+        by_key_[regions.back().key].end = v.end;
+        continue;
       }
-      before = &v;
+      library = nullptr;
+      if (v.shared) continue;
+      const std::string name = name_of(v, p);
+      const uint64_t key = hash(name + "#" + std::to_string(seen[name]++));
+      regions.push_back({v.begin, v.end, key});
+      by_key_.try_emplace(key, Place{p, v.begin, v.end});
+      if (v.kind == VmaKind::file_private) library = &v;
     }
     regions_.push_back(std::move(regions));
   }

@@ -130,6 +130,7 @@ ImageLayout layout_at(uint64_t slide) {
   auto add = [&](uint64_t begin, uint64_t pages, VmaKind kind, const char* path) {
     Vma v;
     v.begin = begin + slide, v.end = v.begin + pages * kPageBytes, v.kind = kind, v.path = path;
+    v.prot = PROT_READ | PROT_WRITE;
     p.vmas.push_back(v);
   };
   add(0x100000, 8, VmaKind::heap, "[heap]");
@@ -152,6 +153,25 @@ TEST(WorkingSet, IdentitiesSurviveASlide) {
   const std::vector<uint64_t> pages = {13, 2, 5, 8, 2};
   for (uint64_t page : pages) entries.push_back(first.entry_of(page));
   EXPECT_EQ(second.pages_of(entries), (std::vector<uint64_t>{13, 2, 5, 8}));
+}
+
+// The first dedup of a sandbox makes its libraries' data anonymous memory, in more mappings than before.
+TEST(WorkingSet, IdentitiesSurviveAnEviction) {
+  ImageLayout before = layout_at(0), after = layout_at(0);
+  Vma data = after.processes[0].vmas[1];
+  data.begin += kPageBytes, data.kind = VmaKind::anonymous, data.path.clear();
+  after.processes[0].vmas[1].end = data.begin;
+  after.processes[0].vmas.insert(after.processes[0].vmas.begin() + 2, data);
+  for (ImageLayout* layout : {&before, &after}) {
+    for (auto& r : layout->runs) r.first_page += r.first_page < 4 ? 0 : 2;
+    layout->runs.insert(layout->runs.begin() + 1, {0, 0x402000, 4, 2});
+    layout->page_count += 2;
+  }
+  const RegionIndex first(before), second(after);
+  for (uint64_t page = 0; page < before.page_count; ++page) {
+    const WorkingSetEntry entry = first.entry_of(page);
+    EXPECT_EQ(second.pages_of(std::span(&entry, 1)), (std::vector<uint64_t>{page}));
+  }
 }
 
 TEST(WorkingSet, UnknownEntriesAreLeftOut) {
