@@ -1,13 +1,16 @@
-"""Sandboxes that are not Python: Node.js, Go, Java, a prefork server, a container. Each answers by its state."""
+"""Sandboxes that are not Python alone: Node.js, Go, Java, prefork servers. Each answers by its state."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,49 +201,75 @@ def test_shared_memory_and_memfd_stay_intact(deduper: Deduper) -> None:
         _rounds(deduper, program, 2)
 
 
-def _container_pids(state: Path, name: str, runc: str) -> list[int]:
-    out = subprocess.run(
-        [runc, "--root", str(state), "ps", "-f", "json", name], capture_output=True, check=True
-    )
-    return list(json.loads(out.stdout))
+GUNICORN_APP = """
+import hashlib, os
+data = [hashlib.sha256(str(i).encode()).digest() * 40 for i in range(3000)]
+def app(environ, start_response):
+    body = f"{os.getpid()} {hashlib.sha256(b''.join(data)).hexdigest()}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
 
 
-def test_a_container(deduper: Deduper, tmp_path: Path) -> None:
-    """Started by runc in pid, mount and user-visible namespaces of its own, with a seccomp profile."""
-    runc = _need("runc")
-    unshare = _need("unshare")
-    bundle, state, root = tmp_path / "bundle", tmp_path / "state", tmp_path / "root"
-    for folder in (bundle, state, root):
-        folder.mkdir()
-    name = f"medes-test-{os.getpid()}"
-    subprocess.run([runc, "spec"], cwd=bundle, check=True)
-    spec = json.loads((bundle / "config.json").read_text())
-    spec["root"] = {"path": str(root), "readonly": True}
-    spec["process"]["terminal"] = False
-    spec["process"]["args"] = [sys.executable, "-c", PREFORK]
-    # As container engines do: userfaultfd is refused inside. The driver asks the kernel to look away.
-    spec["linux"]["seccomp"] = {
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "architectures": ["SCMP_ARCH_X86_64"],
-        "syscalls": [{"names": ["userfaultfd", "ptrace"], "action": "SCMP_ACT_ERRNO"}],
-    }
-    (bundle / "config.json").write_text(json.dumps(spec))
-    script = f"mount --rbind / {root} && exec {runc} --root {state} run --bundle {bundle} {name}"
-    command = [unshare, "-m", "--propagation", "private", "sh", "-c", script]
+def _get(port: int) -> tuple[int, str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=WAIT_S) as answer:
+        pid, digest = answer.read().decode().split()
+    return int(pid), digest
+
+
+def _gunicorn_answers(port: int, workers: set[int]) -> set[str]:
+    """Digests of all workers; asks until each has answered."""
+    digests, seen = set(), set[int]()
+    deadline_s = time.monotonic() + WAIT_S
+    while seen != workers:
+        assert time.monotonic() < deadline_s, f"only {seen} of {workers} answered"
+        with ThreadPoolExecutor(4) as pool:
+            for pid, digest in pool.map(_get, [port] * 8):
+                seen.add(pid)
+                digests.add(digest)
+    return digests
+
+
+def test_gunicorn_with_workers(deduper: Deduper, tmp_path: Path) -> None:
+    """A master that watches its workers by the clock, and workers that share a listening socket. No worker may be
+    replaced: that it was asleep for a while is nothing to the master."""
+    pytest.importorskip("gunicorn")
+    (tmp_path / "gunicorn_app.py").write_text(GUNICORN_APP)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "gunicorn.log"
+    command = [sys.executable, "-m", "gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{port}"]
+    command += [
+        "--worker-tmp-dir",
+        str(tmp_path),
+        "--log-file",
+        str(log),
+        "--no-control-socket",
+        "gunicorn_app:app",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path)
     try:
-        program = Program(command)
-    except AssertionError:
-        pytest.skip("runc cannot start a container here")
-    with program:
-        try:
-            pids = sorted(_container_pids(state, name, runc))
-            assert len(pids) == 4
-            expected = program.ask("ask")
-            before = native.private_bytes(pids)
+        deadline_s = time.monotonic() + WAIT_S
+        while not log.exists() or log.read_text().count("Booting worker") < 3:
+            assert time.monotonic() < deadline_s and process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        pids = native.process_tree([process.pid])
+        workers = set(pids) - {process.pid}
+        assert len(workers) == 3
+        expected = _gunicorn_answers(port, workers)
+        assert len(expected) == 1
+        for number in range(4):
             live = deduper.dedup(pids)
             assert live.evict_result["processes"] == 4
-            assert native.private_bytes(pids) < before
-            assert program.ask("ask") == expected
+            assert live.evict_result["evicted_pages"] > live.evict_result["resident_pages"]
+            if number % 2:
+                live.restore(lazy=number == 1)
+            assert _gunicorn_answers(port, workers) == expected
+            # The master looks at its workers every second, so it wakes soon when nobody asks.
+            live.restore()
             assert live.wait_complete(WAIT_S)
-        finally:
-            subprocess.run([runc, "--root", str(state), "kill", name, "KILL"], check=False)
+        assert set(native.process_tree([process.pid])) == set(pids)
+    finally:
+        process.terminate()
+        process.wait(WAIT_S)
