@@ -8,6 +8,7 @@ from medes import native
 from medes.agent.controller_client import Lookup
 from medes.agent.core import Agent
 from medes.errors import MedesError
+from medes.limits import LOOKUP_PAGES_MAX
 from medes.types import BaseDescriptor, NodeEndpoints
 
 log = logging.getLogger(__name__)
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 # The controller is asked when more than this share of the pages is not explained by the node's own bases: a remote
 # window saves a few hundred bytes now and costs a network read at every restore.
 UNMATCHED_RATIO_MIN = 0.10
+HASH_BYTES = 8
 
 
 class Candidates:
@@ -24,7 +26,7 @@ class Candidates:
         self._agent = agent
         self._domain = domain
         self._prints = prints
-        self._remote: Lookup | None = None
+        self._remote: list[tuple[int, Lookup]] = []  # by the first page they are about
         self.note = ""
 
     async def gather(self) -> None:
@@ -35,11 +37,20 @@ class Candidates:
         if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
             return
         try:
-            self._remote = await self._agent.controller.lookup(
-                self._domain, self._prints.hashes, self._prints.samples_per_page
-            )
+            self._remote = await self._ask(await self._agent.in_ops(local.remaining, self._prints.hashes))
         except MedesError as error:
+            self._remote = []
             self.note = f"registry not asked, own bases only: {error}"
+
+    async def _ask(self, hashes: bytes) -> list[tuple[int, Lookup]]:
+        """The registry's answers, for so many pages at a time as it takes. Pages that the node's own bases explain
+        have no hashes any more: asking for them is free."""
+        k = self._prints.samples_per_page
+        answers = []
+        for first in range(0, self._prints.page_count, LOOKUP_PAGES_MAX):
+            part = hashes[first * k * HASH_BYTES : (first + LOOKUP_PAGES_MAX) * k * HASH_BYTES]
+            answers.append((first, await self._agent.controller.lookup(self._domain, part, k)))
+        return answers
 
     async def _local(self) -> native.Locations:
         index = self._agent.bases.index(self._domain)
@@ -48,27 +59,27 @@ class Candidates:
     async def locations(self, *, remote: bool) -> native.Locations:
         """Fresh each time (a base may just have been published). Without remote: this node's bases only."""
         found = await self._local()
-        if remote and self._remote is not None:
-            base_ids = [b.base_id for b in self._remote.bases]
+        if remote and self._remote:
             try:
-                await self._agent.in_ops(found.merge, self._remote.locations, base_ids)
+                for first_page, answer in self._remote:
+                    base_ids = [b.base_id for b in answer.bases]
+                    await self._agent.in_ops(found.merge, answer.locations, base_ids, first_page)
             except MedesError as error:
                 self.note = f"the registry's answer is unusable, own bases only: {error}"
-                self._remote = None
+                self._remote = []
                 return await self._local()
         return found
 
     @property
     def descriptors(self) -> dict[int, BaseDescriptor]:
         """Remote bases of this domain by id; what another domain holds must not be used, whoever answered it."""
-        if self._remote is None:
-            return {}
         own = self._agent.node_id
-        return {b.base_id: b for b in self._remote.bases if b.node_id != own and b.domain == self._domain}
+        bases = (b for _, answer in self._remote for b in answer.bases)
+        return {b.base_id: b for b in bases if b.node_id != own and b.domain == self._domain}
 
     @property
     def endpoints(self) -> dict[str, NodeEndpoints]:
-        return {h.node_id: h for h in self._remote.holders} if self._remote else {}
+        return {h.node_id: h for _, answer in self._remote for h in answer.holders}
 
     @property
     def known_bases(self) -> int:

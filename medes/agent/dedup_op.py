@@ -23,6 +23,7 @@ from medes.agent import hooks, journal_state
 from medes.agent.base_op import BEING_MADE, free_base, publish_base, wants_base
 from medes.agent.candidates import Candidates
 from medes.agent.core import Agent, endpoints_to_json
+from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, SandboxEntry
 from medes.errors import (
@@ -111,7 +112,7 @@ class DedupOp:
             planned, encoded = await self._plan_and_encode(image, prints, candidates)
             point("dedup.encoded")
             self._check()
-            self.file = await self._write_file(image, encoded, planned, warm_bytes)
+            self.file = await self._write_file(image, encoded, planned)
             point("dedup.written")
             await self._commit()
             point("dedup.committed")
@@ -284,7 +285,7 @@ class DedupOp:
         return native.encode(image, planned.plan, planned.bases, cancel=self.cancel)
 
     async def _write_file(
-        self, image: native.MemoryImage, encoded: native.EncodedImage, planned: Planned, warm_bytes: int
+        self, image: native.MemoryImage, encoded: native.EncodedImage, planned: Planned
     ) -> native.SandboxFile:
         agent = self.agent
         limit = agent.settings.patch_store_limit_bytes
@@ -306,7 +307,7 @@ class DedupOp:
             "pins": self.pins,
             "descriptors": [asdict(d) for i, d in planned.descriptors.items() if i in used_ids],
             "endpoints": [endpoints_to_json(e) for e in planned.endpoints.values()],
-            "figures": {"warm_bytes": warm_bytes, "is_base": self.entry.is_base},
+            "figures": self._figures(),
         }
         path = agent.sandbox_path(self.entry.id)
         with self._stage("write"):
@@ -330,6 +331,10 @@ class DedupOp:
             "figures": figures,
         }
 
+    def _figures(self) -> dict[str, object]:
+        """What is known of the sandbox before its pages go."""
+        return {"warm_bytes": self.entry.warm_bytes, "is_base": self.entry.is_base}
+
     # --- eviction ------------------------------------------------------------------------------------------
     async def _evict(self, image: native.MemoryImage, planned: Planned) -> Evicted:
         agent, entry, file = self.agent, self.entry, self.file
@@ -346,23 +351,27 @@ class DedupOp:
             raise
         point("dedup.evicted")
         self.stage_us["evict"] = int((time.perf_counter() - start_s) * 1e6)
-        evicted = Evicted(
-            file,
-            planned.bases,
-            live,
-            self.holder,
-            self.pins,
-            planned.descriptors,
-            planned.endpoints,
-            planned.transport_by_peer,
-            agent.clock.now_s(),
-        )
+        evicted = self._evicted(planned, live)
         packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         live.set_working_set(packed)
         evicted.remote_bytes_before = self.remote_bytes_encoded
         entry.evicted = evicted
         entry.cancel = None
         return evicted
+
+    def _evicted(self, planned: Planned, live: LiveHandle) -> Evicted:
+        assert self.file is not None
+        return Evicted(
+            file=self.file,
+            bases=planned.bases,
+            live=live,
+            holder=self.holder,
+            pins=self.pins,
+            descriptors=planned.descriptors,
+            endpoints=planned.endpoints,
+            transport_by_peer=planned.transport_by_peer,
+            since_s=self.agent.clock.now_s(),
+        )
 
     async def _take_back(self, planned: Planned, error: MedesError) -> None:
         """The eviction failed half-way: what has gone must come back from the sandbox file, or is lost."""
@@ -374,16 +383,7 @@ class DedupOp:
         except MedesError as second:
             agent.lose(entry, f"eviction failed ({error}), and so did taking the pages back ({second})")
             return
-        entry.evicted = Evicted(
-            file,
-            planned.bases,
-            live,
-            self.holder,
-            self.pins,
-            planned.descriptors,
-            planned.endpoints,
-            planned.transport_by_peer,
-        )
+        entry.evicted = self._evicted(planned, live)
         agent.move(entry, S.DEDUP, f"eviction failed half-way: {error}; its pages are to come back")
 
     def _roll_back(self, reason: str) -> None:
@@ -434,13 +434,8 @@ class DedupOp:
         entry.last_dedup = report
         entry.dedup_count += 1
         entry.dedup_failures = 0
-        figures = {
-            "warm_bytes": warm_bytes,
-            "kept_bytes": entry.kept_bytes,
-            "dedup_count": entry.dedup_count,
-            "is_base": entry.is_base,
-        }
-        agent.journal.post(self._record(journal_state.DEDUP, dict(figures)))
+        figures = {**self._figures(), "kept_bytes": entry.kept_bytes, "dedup_count": entry.dedup_count}
+        agent.journal.post(self._record(journal_state.DEDUP, figures))
         agent.move(entry, S.DEDUP, f"saved {report.saved_bytes} of {warm_bytes} bytes")
         return report
 

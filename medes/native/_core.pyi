@@ -68,8 +68,8 @@ class Locations:
 
     @staticmethod
     def empty(page_count: int, samples_per_page: int) -> Locations: ...
-    def merge(self, packed: bytes, base_ids: list[int]) -> None:
-        """Adds locations packed as in controller.proto; base_ids: slot → base id."""
+    def merge(self, packed: bytes, base_ids: list[int], first_page: int = 0) -> None:
+        """Adds locations packed as in controller.proto for the pages from first_page on; base_ids: slot → base id."""
 
     def pack(self) -> tuple[bytes, list[int]]: ...
     def unmatched_pages(self, samples_min: int = 2) -> int:

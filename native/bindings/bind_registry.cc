@@ -42,10 +42,13 @@ void register_registry(nb::module_& m) {
       .def_prop_ro("samples_per_page", &Locations::samples_per_page)
       .def(
           "merge",
-          [](Locations& self, const nb::bytes& packed, const std::vector<uint64_t>& ids) {
-            self.merge(as_words(packed), ids);
+          [](Locations& self, const nb::bytes& packed, const std::vector<uint64_t>& ids,
+             uint64_t first_page) {
+            const auto words = as_words(packed);
+            nb::gil_scoped_release release;
+            self.merge(words, ids, first_page);
           },
-          nb::arg("packed"), nb::arg("base_ids"))
+          nb::arg("packed"), nb::arg("base_ids"), nb::arg("first_page") = 0)
       .def("pack",
            [](const Locations& self) {
              return std::pair(to_bytes(std::as_bytes(self.packed())), self.base_ids());

@@ -2,11 +2,11 @@
 // pointer-normalised page (min-hash), each with its position. Definition, exact to the bit (golden vectors in
 // tests/golden):
 //   1. normalise: an aligned 8-byte word that lies in one of the address ranges becomes (w & 0xfff) | 1 << 62
-//   2. block b (16 bytes, words x = 2b, y = 2b+1):  a[b] = (lo(x)+K0)*(hi(x)+K1) + (lo(y)+K2)*(hi(y)+K3),
-//   where
-//      lo/hi are 32-bit halves, their sums wrap at 32 bits, products and the sum at 64
-//   3. window p (blocks p … p+3):  s = a[p] ^ rol(a[p+1],13) ^ rol(a[p+2],29) ^ rol(a[p+3],47)
-//      order key  = ((lo(s ^ s >> 29) * K4) >> 20) as 32 bits, low 8 bits replaced by p
+//   2. block b (16 bytes, words x = 2b, y = 2b+1):  f = (lo(x)+K0)*(hi(x)+K1) + (lo(y)+K2)*(hi(y)+K3),
+//      a[b] = lo(f) ^ hi(f), where lo/hi are 32-bit halves, their sums wrap at 32 bits, products and the sum
+//      at 64
+//   3. window p (blocks p … p+3):  s = a[p] ^ rol(a[p+1],7) ^ rol(a[p+2],15) ^ rol(a[p+3],23), 32 bits
+//      order key  = s * K4 as 32 bits, low 8 bits replaced by p
 //      windows with s equal to that of the all-zero window are left out
 //   4. sample = the k smallest order keys, of keys that differ in the low 8 bits only the first
 //   5. the hash of a sample is chunk_hash() (MurmurHash3) of the normalised window

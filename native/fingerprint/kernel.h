@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/limits.h"
+
 namespace medes::fp {
 
 inline constexpr uint32_t kK0 = 0x9e3779b1u, kK1 = 0x85ebca77u, kK2 = 0xc2b2ae3du, kK3 = 0x27d4eb2fu;
@@ -13,31 +15,39 @@ inline constexpr uint32_t kK4 = 0x165667b1u;
 inline constexpr size_t kWordsPerPage = 512;
 inline constexpr size_t kBlocksPerPage = 256;
 inline constexpr size_t kWindowsPerPage = 253;
+inline constexpr size_t kWordsPerWindow = 8;
+inline constexpr uint32_t kNoKey = ~0u;  // an all-zero window's
 inline constexpr size_t kRangesMax = 8;
 inline constexpr uint64_t kPointerMark = 1ull << 62;
 
 // Ranges prepared for the kernels: word w counts when w - begin[i] < length[i] for some i < count.
 struct Ranges {
   uint64_t begin[kRangesMax] = {}, length[kRangesMax] = {};
-  uint64_t all_begin = 0, all_length = 0;  // the hull of all: most vectors are dismissed by it alone
   uint32_t count = 0;
 };
 
-// Step 1 to 3: writes the normalised page and up to kWindowsPerPage order keys below `limit` (ascending
-// position); returns how many.
-using KeysFn = size_t (*)(const uint64_t* page, const Ranges& ranges, uint32_t limit, uint64_t* normalised,
-                          uint32_t* keys);
-size_t keys_scalar(const uint64_t* page, const Ranges& ranges, uint32_t limit, uint64_t* normalised,
-                   uint32_t* keys);
-size_t keys_avx2(const uint64_t* page, const Ranges& ranges, uint32_t limit, uint64_t* normalised,
-                 uint32_t* keys);
-size_t keys_avx512(const uint64_t* page, const Ranges& ranges, uint32_t limit, uint64_t* normalised,
-                   uint32_t* keys);
+// One page's samples: the k smallest order keys (their low byte is the position) ascending into best[k], and
+// the normalised window of each; returns how many there are.
+struct Samples {
+  uint32_t best[kMaxSamples];
+  alignas(64) uint64_t windows[kMaxSamples][kWordsPerWindow];
+};
+using SampleFn = size_t (*)(const uint64_t* page, const Ranges& ranges, size_t k, Samples& out);
+size_t sample_scalar(const uint64_t* page, const Ranges& ranges, size_t k, Samples& out);
+size_t sample_avx2(const uint64_t* page, const Ranges& ranges, size_t k, Samples& out);
+size_t sample_avx512(const uint64_t* page, const Ranges& ranges, size_t k, Samples& out);
+
+// The k smallest of the keys (ascending positions) that differ in the upper 24 bits, kNoKey left out; returns
+// their number.
+size_t select_keys(const uint32_t* keys, size_t count, size_t k, uint32_t* best);
+// The windows of the first `size` of out.best.
+void copy_windows(const uint64_t* page, const Ranges& ranges, size_t size, Samples& out);
 
 // s of step 3 for four zero blocks.
-constexpr uint64_t rotate_left(uint64_t v, int n) { return (v << n) | (v >> (64 - n)); }
-inline constexpr uint64_t kZeroBlock = uint64_t{kK0} * kK1 + uint64_t{kK2} * kK3;
-inline constexpr uint64_t kZeroWindow =
-    kZeroBlock ^ rotate_left(kZeroBlock, 13) ^ rotate_left(kZeroBlock, 29) ^ rotate_left(kZeroBlock, 47);
+constexpr uint32_t rotate_left(uint32_t v, int n) { return (v << n) | (v >> (32 - n)); }
+constexpr uint32_t fold(uint64_t v) { return static_cast<uint32_t>(v ^ v >> 32); }
+inline constexpr uint32_t kZeroBlock = fold(uint64_t{kK0} * kK1 + uint64_t{kK2} * kK3);
+inline constexpr uint32_t kZeroWindow =
+    kZeroBlock ^ rotate_left(kZeroBlock, 7) ^ rotate_left(kZeroBlock, 15) ^ rotate_left(kZeroBlock, 23);
 
 }  // namespace medes::fp

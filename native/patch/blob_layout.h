@@ -1,7 +1,7 @@
 // The encoded image's layout (docs/patch-format.md draws it). Internal to patch/: everything else goes
 // through EncodedImage. All integers little-endian.
 //
-//   header | bases | dictionary | page checksums | page entries | group index | windows | payload | 16 bytes
+//   header | bases | dictionary | page checksums | page entries | group index | windows | payload | 64 bytes
 //   of padding
 #pragma once
 
@@ -13,9 +13,9 @@
 namespace medes::blob {
 
 inline constexpr char kMagicText[9] = "MEDESENC";
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 inline constexpr size_t kMaxGroupPages = 64;
-inline constexpr size_t kTailPadding = 16;
+inline constexpr size_t kTailPadding = 64;
 
 struct Section {
   uint64_t offset = 0;  // from the blob's begin

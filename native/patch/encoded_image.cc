@@ -8,6 +8,7 @@
 
 #include "common/checksum.h"
 #include "patch/blob_layout.h"
+#include "patch/group_verifier.h"
 #include "patch/slides.h"
 #include "patch/varint.h"
 #include "patch/window_plan.h"
@@ -31,16 +32,22 @@ struct EncodedImage::Impl {
   const blob::Group* groups = nullptr;
   Bytes windows, payload;
   PredictFn predict = nullptr;
+  DecodeWordsFn decode_words = nullptr;
 
   uint64_t group_count() const { return header.groups.bytes / sizeof(blob::Group); }
   size_t pages_in_group(uint64_t group) const {
     return static_cast<size_t>(
         std::min<uint64_t>(header.group_pages, header.page_count - group * header.group_pages));
   }
-  void parse_bases();
+  void parse_bases(Bytes section);
+  void parse_dictionary(Bytes section);
+  void choose_kernels();
+  Code decode(uint64_t group, size_t index, std::span<const BaseView> bases, std::byte* out,
+              Scratch& s) const;
   void check_groups() const;
   bool load_group(uint64_t group, Scratch& s) const;
   bool unpack(Scratch& s) const;
+  void prefetch(size_t index, std::span<const BaseView> bases, const Scratch& s) const;
   bool rebuild(size_t index, std::span<const BaseView> bases, std::byte* out, Scratch& s) const;
 };
 
@@ -63,6 +70,11 @@ struct EncodedImage::Scratch {
 };
 
 namespace {
+
+uint64_t next_serial() {
+  static std::atomic<uint64_t> next{1};
+  return next++;
+}
 
 constexpr uint64_t kUnitLimit = 1ull << kWindowUnitBits;
 
@@ -107,8 +119,19 @@ const uint64_t* window_words(uint64_t window, std::span<const BaseView> bases) {
 
 }  // namespace
 
-void EncodedImage::Impl::parse_bases() {
-  ByteReader in(section_bytes(blob, header.bases, true), "encoded image");
+void EncodedImage::Impl::parse_dictionary(Bytes section) {
+  if (section.size() % sizeof(uint64_t) != 0 || section.size() > sizeof(Dictionary::words))
+    corrupt("dictionary too long");
+  if (!section.empty()) std::memcpy(dictionary.words, section.data(), section.size());
+}
+
+void EncodedImage::Impl::choose_kernels() {
+  predict = predict_kernel(best_simd());
+  decode_words = decode_words_kernel(best_simd());
+}
+
+void EncodedImage::Impl::parse_bases(Bytes section) {
+  ByteReader in(section, "encoded image");
   for (uint32_t i = 0; i < header.base_count; ++i) {
     base_ids.push_back(in.get<uint64_t>());
     const auto slide_count = in.get<uint32_t>(), entry_count = in.get<uint32_t>();
@@ -152,7 +175,6 @@ void EncodedImage::Impl::check_groups() const {
 }
 
 EncodedImage EncodedImage::open(Bytes blob) {
-  static std::atomic<uint64_t> next_serial{1};
   if (blob.size() < sizeof(blob::Header) || reinterpret_cast<uintptr_t>(blob.data()) % 8 != 0) {
     corrupt("too short or not aligned");
   }
@@ -168,12 +190,9 @@ EncodedImage EncodedImage::open(Bytes blob) {
     corrupt("header field out of bounds");
   }
   impl->blob = blob;
-  impl->serial = next_serial++;
-  impl->parse_bases();
-  const Bytes words = section_bytes(blob, h.dictionary, true);
-  if (words.size() % sizeof(uint64_t) != 0 || words.size() > sizeof(Dictionary::words))
-    corrupt("dictionary too long");
-  if (!words.empty()) std::memcpy(impl->dictionary.words, words.data(), words.size());
+  impl->serial = next_serial();
+  impl->parse_bases(section_bytes(blob, h.bases, true));
+  impl->parse_dictionary(section_bytes(blob, h.dictionary, true));
   const uint64_t groups = (h.page_count + h.group_pages - 1) / h.group_pages;
   if (h.checksums.bytes != h.page_count * sizeof(uint64_t) ||
       h.entries.bytes != h.page_count * sizeof(uint16_t) || h.groups.bytes != groups * sizeof(blob::Group)) {
@@ -186,7 +205,7 @@ EncodedImage EncodedImage::open(Bytes blob) {
   impl->payload = section_bytes(blob, h.payload, false);
   if (blob.size() - h.payload.offset - h.payload.bytes < blob::kTailPadding) corrupt("padding is missing");
   impl->check_groups();
-  impl->predict = predict_kernel(best_simd());
+  impl->choose_kernels();
   EncodedImage image;
   image.impl_ = std::move(impl);
   return image;
@@ -270,6 +289,16 @@ bool EncodedImage::Impl::unpack(Scratch& s) const {
   return true;
 }
 
+// The pages of a group are mostly wanted in order, and no hardware prefetcher finds their windows.
+void EncodedImage::Impl::prefetch(size_t index, std::span<const BaseView> bases, const Scratch& s) const {
+  if (index >= pages_in_group(s.group)) return;
+  for (size_t i = 0; i < s.window_count[index]; ++i) {
+    const uint64_t* const words = window_words(s.windows[index][i], bases);
+    if (words == nullptr) continue;
+    for (size_t line = 0; line < kLinesPerPage; ++line) __builtin_prefetch(words + line * 8);
+  }
+}
+
 bool EncodedImage::Impl::rebuild(size_t index, std::span<const BaseView> bases, std::byte* out,
                                  Scratch& s) const {
   const uint16_t entry = s.entries[index];
@@ -304,30 +333,95 @@ bool EncodedImage::Impl::rebuild(size_t index, std::span<const BaseView> bases, 
     return decode_words(patch, dictionary, words);
   }
   if (s.window_count[index] == 1) {
-    predict(predictors[window_slot(s.windows[index][0])], window[0], words, kWordsPerPage);
+    predict(predictors[window_slot(s.windows[index][0])], window[0], words, kAllLines);
+    prefetch(index + 1, bases, s);
     return decode_words(patch, dictionary, words);
   }
   LineMap map;
   const size_t map_bytes = decode_line_map(patch, s.window_count[index], map);
   if (map_bytes == SIZE_MAX) return false;
-  for (size_t line = 0; line < kLinesPerPage;) {
-    const uint8_t w = map.window[line];
-    const size_t first = line;
-    while (line < kLinesPerPage && map.window[line] == w) ++line;
-    predict(predictors[window_slot(s.windows[index][w])], window[w] + first * 8, words + first * 8,
-            (line - first) * 8);
+  for (size_t i = 0; i < s.window_count[index]; ++i) {
+    predict(predictors[window_slot(s.windows[index][i])], window[i], words, lines_of(map, i));
   }
+  prefetch(index + 1, bases, s);
   return decode_words(patch.subspan(map_bytes), dictionary, words);
+}
+
+Code EncodedImage::Impl::decode(uint64_t group, size_t index, std::span<const BaseView> bases, std::byte* out,
+                                Scratch& s) const {
+  if (s.serial != serial || s.group != group) {
+    if (!load_group(group, s)) return Code::corrupt;
+  }
+  if (!rebuild(index, bases, out, s)) return Code::corrupt;
+  const uint64_t expected = checksums[group * header.group_pages + index];
+  return checksum64({out, kPageBytes}) == expected ? Code::ok : Code::corrupt;
 }
 
 Code EncodedImage::decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& s) const {
   if (page >= page_count()) return Code::invalid_argument;
-  const uint64_t group = page / impl_->header.group_pages;
-  if (s.serial != impl_->serial || s.group != group) {
-    if (!impl_->load_group(group, s)) return Code::corrupt;
+  const uint64_t group_pages = impl_->header.group_pages;
+  return impl_->decode(page / group_pages, page % group_pages, bases, out, s);
+}
+
+uint64_t EncodedImage::group_digest(uint64_t group) const {
+  const blob::Group& g = impl_->groups[group];
+  const uint64_t first = group * impl_->header.group_pages;
+  const size_t count = impl_->pages_in_group(group);
+  // Where the next group's windows begin, these end.
+  const uint64_t windows_end =
+      group + 1 < impl_->group_count() ? impl_->groups[group + 1].windows_offset : impl_->windows.size();
+  if (windows_end < g.windows_offset || windows_end > impl_->windows.size()) return 0;
+  return medes::group_digest({&g,
+                              {impl_->entries + first, count},
+                              {impl_->checksums + first, count},
+                              impl_->windows.subspan(g.windows_offset, windows_end - g.windows_offset),
+                              impl_->payload.subspan(g.payload_offset, g.packed_bytes + g.direct_bytes)});
+}
+
+uint64_t group_digest(const GroupBytes& group) noexcept {
+  const uint64_t parts[] = {group.index->packed_bytes,
+                            group.index->unpacked_bytes,
+                            group.index->reference,
+                            checksum64(std::as_bytes(group.entries)),
+                            checksum64(std::as_bytes(group.checksums)),
+                            checksum64(group.windows),
+                            checksum64(group.payload)};
+  return checksum64(std::as_bytes(std::span(parts)));
+}
+
+GroupVerifier::GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary,
+                             std::span<const BaseView> views)
+    : impl_(std::make_unique<EncodedImage::Impl>()), views_(views) {
+  impl_->header.base_count = base_count;
+  impl_->parse_bases(bases);
+  impl_->parse_dictionary(dictionary);
+  impl_->choose_kernels();
+}
+
+GroupVerifier::~GroupVerifier() = default;
+
+size_t GroupVerifier::first_wrong(const GroupBytes& group, const std::byte* pages) {
+  const size_t count = group.entries.size();
+  blob::Group index = *group.index;
+  index.payload_offset = 0;
+  index.windows_offset = 0;
+  impl_->header.group_pages = static_cast<uint32_t>(count);
+  impl_->header.page_count = count;
+  impl_->entries = group.entries.data();
+  impl_->checksums = group.checksums.data();
+  impl_->groups = &index;
+  impl_->windows = group.windows;
+  impl_->payload = group.payload;
+  impl_->serial = next_serial();  // the scratch holds another group
+  static thread_local const auto scratch = EncodedImage::make_scratch();
+  alignas(64) std::byte page[kPageBytes];
+  for (size_t i = 0; i < count; ++i) {
+    if (impl_->decode(0, i, views_, page, *scratch) != Code::ok ||
+        std::memcmp(page, pages + i * kPageBytes, kPageBytes) != 0) {
+      return i;
+    }
   }
-  if (!impl_->rebuild(page % impl_->header.group_pages, bases, out, s)) return Code::corrupt;
-  return checksum64({out, kPageBytes}) == impl_->checksums[page] ? Code::ok : Code::corrupt;
+  return count;
 }
 
 void EncodedImage::extents(uint64_t first, uint64_t count, std::vector<Extent>& out) const {

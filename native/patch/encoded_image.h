@@ -50,6 +50,9 @@ class EncodedImage {
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
   Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const;
 
+  // Covers all that the group's pages are decoded from, bases and their tables apart.
+  uint64_t group_digest(uint64_t group) const;
+
   Bytes blob() const;
   uint32_t group_pages() const;
   bool group_compressed(uint64_t group) const;
@@ -57,6 +60,7 @@ class EncodedImage {
   std::array<size_t, 2> slide_counts(uint32_t slot) const;
 
  private:
+  friend class GroupVerifier;
   struct Impl;
   std::shared_ptr<const Impl> impl_;
 };

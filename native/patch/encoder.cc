@@ -9,6 +9,7 @@
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
+#include "patch/group_verifier.h"
 #include "patch/page_encoder.h"
 #include "patch/varint.h"
 #include "transport/base_set.h"
@@ -21,7 +22,7 @@ using blob::EntryKind;
 constexpr size_t kLearnStride = 8;  // every fourth page suffices to learn the slides
 constexpr size_t kDictionaryStride = 16;
 constexpr size_t kLearnTask = 2048;  // pages; fixed, so that the table does not depend on the thread count
-constexpr size_t kGroupsPerTask = 8;
+constexpr size_t kGroupsPerTask = 16;
 constexpr auto kFetchTimeout = std::chrono::seconds(30);
 
 void check_cancelled(const CancelFlag* cancel) {
@@ -128,7 +129,7 @@ Dictionary learn_dictionary(const MemoryImage& image, const WindowPlan& plan,
     const uint64_t offset = window_unit(window) * kWindowStep;
     if (base.bytes.size() < kPageBytes || offset > base.bytes.size() - kPageBytes) continue;
     predict(base.predictor, reinterpret_cast<const uint64_t*>(base.bytes.data() + offset), predicted,
-            kWordsPerPage);
+            kAllLines);
     diff(words_of(image, page), predicted, masks, kWordsPerPage);
     for (size_t line = 0; line < kLinesPerPage; ++line) {
       for (unsigned mask = masks[line]; mask != 0; mask &= mask - 1) {
@@ -140,12 +141,14 @@ Dictionary learn_dictionary(const MemoryImage& image, const WindowPlan& plan,
   return counter.dictionary();
 }
 
-// What one task hands to the assembly.
+// What encoding a group hands to the assembly.
 struct GroupOutput {
-  std::vector<std::byte> packed, direct, windows;  // packed: as stored
-  uint32_t unpacked_bytes = 0;
-  uint64_t reference = 0;
+  std::vector<std::byte> payload, windows;  // payload: packed part as stored, direct part, padding
+  blob::Group index;                        // its two offsets are the assembly's
   uint64_t window_count = 0;
+  uint64_t digest = 0;  // of what was verified
+
+  Bytes stored() const { return Bytes(payload).first(payload.size() - kPayloadPadding); }
 };
 
 // The place that most of the group's first candidates agree on, so that their references take one byte.
@@ -197,49 +200,107 @@ class BlobEncoder {
     tables_ = learn_slides(image_, plan_, views_);
     for (size_t i = 0; i < views_.size(); ++i) bases_.push_back({views_[i].bytes, tables_[i].predictor()});
     dictionary_ = learn_dictionary(image_, plan_, bases_, options_.simd);
+    base_section_ = make_base_section();
     const uint64_t pages = image_.page_count();
     checksums_.resize(pages);
     entries_.resize(pages);
     groups_.resize((pages + options_.group_pages - 1) / options_.group_pages);
     ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask, [&](size_t begin, size_t end) {
       PageEncoder encoder(bases_, dictionary_, options_.simd);
-      std::vector<std::byte> unpacked;
+      GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_);
+      std::vector<std::byte> packed, direct;
       for (size_t g = begin; g < end; ++g) {
         check_cancelled(options_.cancel);
-        encode_group(g, encoder, unpacked);
+        encode_group(g, encoder, packed, direct);
+        verify_group(g, verifier);
       }
     });
-    return assemble();
+    std::vector<std::byte> blob = assemble();
+    check_assembled(blob);
+    return blob;
   }
 
  private:
-  void encode_group(uint64_t g, PageEncoder& encoder, std::vector<std::byte>& unpacked) {
+  uint64_t first_page(uint64_t g) const { return g * options_.group_pages; }
+  size_t pages_in(uint64_t g) const {
+    return static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first_page(g)));
+  }
+
+  // `packed` and `direct` are buffers kept from group to group.
+  void encode_group(uint64_t g, PageEncoder& encoder, std::vector<std::byte>& packed,
+                    std::vector<std::byte>& direct) {
     GroupOutput& out = groups_[g];
-    const uint64_t first = g * options_.group_pages;
-    const auto count =
-        static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first));
-    out.reference = choose_reference(plan_, first, count, views_);
-    unpacked.clear();
+    const uint64_t first = first_page(g);
+    const size_t count = pages_in(g);
+    out.index.reference = choose_reference(plan_, first, count, views_);
+    packed.clear();
+    direct.clear();
     for (size_t i = 0; i < count; ++i) {
       const uint64_t page = first + i;
+      // The windows lie anywhere: no hardware prefetcher finds them.
+      if (page + 1 < image_.page_count())
+        encoder.prefetch(words_of(image_, page + 1), plan_.windows(page + 1));
       const EncodedPage e = encoder.encode(words_of(image_, page), plan_.windows(page));
       checksums_[page] = checksum64({image_.page(page), kPageBytes});
       entries_[page] = blob::pack_entry(e.kind, e.length);
-      put_windows(out.windows, e, out.reference, i);
+      put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
-      auto& part = blob::in_packed(static_cast<unsigned>(e.kind)) ? unpacked : out.direct;
+      auto& part = blob::in_packed(static_cast<unsigned>(e.kind)) ? packed : direct;
       part.insert(part.end(), encoder.payload(), encoder.payload() + e.length);
     }
-    out.unpacked_bytes = static_cast<uint32_t>(unpacked.size());
-    if (options_.compress_groups && !unpacked.empty()) {
-      out.packed.resize(unpacked.size() - 1);  // equal length means "stored as it is"
-      out.packed.resize(encoder.compress(unpacked, out.packed));
+    out.index.unpacked_bytes = static_cast<uint32_t>(packed.size());
+    out.index.direct_bytes = static_cast<uint32_t>(direct.size());
+    out.payload.resize(packed.size() + direct.size() + kPayloadPadding);
+    size_t stored = 0;
+    if (options_.compress_groups && !packed.empty()) {
+      // One byte less than unpacked: equal length means "stored as it is".
+      stored = encoder.compress(packed, MutableBytes(out.payload).first(packed.size() - 1));
     }
-    if (out.packed.empty()) out.packed.assign(unpacked.begin(), unpacked.end());
+    if (stored == 0) {
+      stored = packed.size();
+      std::copy(packed.begin(), packed.end(), out.payload.begin());
+    }
+    out.index.packed_bytes = static_cast<uint32_t>(stored);
+    std::copy(direct.begin(), direct.end(), out.payload.begin() + static_cast<ptrdiff_t>(stored));
+    out.payload.resize(stored + direct.size() + kPayloadPadding);
+  }
+
+  GroupBytes bytes_of(uint64_t g) const {
+    const GroupOutput& out = groups_[g];
+    const uint64_t first = first_page(g);
+    const size_t count = pages_in(g);
+    return {&out.index, std::span(entries_).subspan(first, count),
+            std::span(checksums_).subspan(first, count), out.windows, out.stored()};
+  }
+
+  void verify_group(uint64_t g, GroupVerifier& verifier) {
+    const GroupBytes group = bytes_of(g);
+    const size_t wrong = verifier.first_wrong(group, image_.page(first_page(g)));
+    if (wrong != group.entries.size()) {
+      throw Error(Code::internal, "a page does not decode to what was encoded",
+                  "page " + std::to_string(first_page(g) + wrong));
+    }
+    groups_[g].digest = group_digest(group);
+  }
+
+  // The blob, read as a restore will read it, consists of the bytes that were verified.
+  void check_assembled(const std::vector<std::byte>& blob) const {
+    const EncodedImage image = EncodedImage::open(blob);
+    for (uint64_t g = 0; g < groups_.size(); ++g) {
+      if (image.group_digest(g) != groups_[g].digest) {
+        throw Error(Code::internal, "the blob is not what was verified", "group " + std::to_string(g));
+      }
+    }
+    blob::Header h;
+    std::memcpy(&h, blob.data(), sizeof h);
+    if (h.bases.checksum != checksum64(base_section_) ||
+        h.dictionary.checksum != checksum64(dictionary_bytes())) {
+      throw Error(Code::internal, "the blob is not what was verified", "tables");
+    }
   }
 
   // Bases that no page uses in the end stay in the list: slots are the plan's, and each is pinned anyway.
-  std::vector<std::byte> base_section() const {
+  std::vector<std::byte> make_base_section() const {
     ByteWriter w;
     for (size_t i = 0; i < views_.size(); ++i) {
       w.put(plan_.base_ids()[i]);
@@ -264,14 +325,13 @@ class BlobEncoder {
     blob::Header h;
     uint64_t payload_bytes = 0;
     for (const GroupOutput& g : groups_) {
-      index.push_back({payload_bytes, static_cast<uint32_t>(g.packed.size()), g.unpacked_bytes,
-                       static_cast<uint32_t>(g.direct.size()), static_cast<uint32_t>(windows.size()),
-                       g.reference});
-      payload_bytes += g.packed.size() + g.direct.size();
+      index.push_back(g.index);
+      index.back().payload_offset = payload_bytes;
+      index.back().windows_offset = static_cast<uint32_t>(windows.size());
+      payload_bytes += g.stored().size();
       windows.insert(windows.end(), g.windows.begin(), g.windows.end());
       h.window_count += g.window_count;
     }
-    const std::vector<std::byte> bases = base_section();
     std::memcpy(h.magic, blob::kMagicText, sizeof h.magic);
     h.version = blob::kVersion;
     h.group_pages = static_cast<uint32_t>(options_.group_pages);
@@ -284,7 +344,7 @@ class BlobEncoder {
       s.bytes = bytes;
       at = s.offset + bytes;
     };
-    place(h.bases, bases.size());
+    place(h.bases, base_section_.size());
     place(h.dictionary, dictionary_bytes().size());
     place(h.checksums, checksums_.size() * sizeof(uint64_t));
     place(h.entries, entries_.size() * sizeof(uint16_t));
@@ -298,7 +358,7 @@ class BlobEncoder {
       if (!bytes.empty()) std::memcpy(blob.data() + s.offset, bytes.data(), bytes.size());
       s.checksum = checksum64(bytes);
     };
-    fill(h.bases, bases);
+    fill(h.bases, base_section_);
     fill(h.dictionary, dictionary_bytes());
     fill(h.checksums, std::as_bytes(std::span(checksums_)));
     fill(h.entries, std::as_bytes(std::span(entries_)));
@@ -306,8 +366,7 @@ class BlobEncoder {
     fill(h.windows, windows);
     std::byte* payload = blob.data() + h.payload.offset;
     for (const GroupOutput& g : groups_) {
-      payload = std::copy(g.packed.begin(), g.packed.end(), payload);
-      payload = std::copy(g.direct.begin(), g.direct.end(), payload);
+      payload = std::copy(g.stored().begin(), g.stored().end(), payload);
     }
     h.checksum = checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(blob::Header, checksum)});
     std::memcpy(blob.data(), &h, sizeof h);
@@ -324,6 +383,7 @@ class BlobEncoder {
   std::vector<uint64_t> checksums_;
   std::vector<uint16_t> entries_;
   std::vector<GroupOutput> groups_;
+  std::vector<std::byte> base_section_;
 };
 
 // Views in the plan's slot order (empty where a base is not in the set), remote windows fetched.
@@ -376,7 +436,7 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
     throw Error(Code::corrupt, "page counts differ", "encoded image");
   ThreadPool::shared().parallel_for(image.page_count(), 512, [&](size_t begin, size_t end) {
     check_cancelled(cancel);
-    const auto scratch = EncodedImage::make_scratch();
+    static thread_local const auto scratch = EncodedImage::make_scratch();
     alignas(64) std::byte page[kPageBytes];
     for (size_t i = begin; i < end; ++i) {
       if (encoded.decode(i, views, page, *scratch) != Code::ok ||
@@ -389,7 +449,7 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
 
 void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
   ThreadPool::shared().parallel_for(encoded.page_count(), 512, [&](size_t begin, size_t end) {
-    const auto scratch = EncodedImage::make_scratch();
+    static thread_local const auto scratch = EncodedImage::make_scratch();
     alignas(64) std::byte page[kPageBytes];
     for (size_t i = begin; i < end; ++i) {
       const Code code = encoded.decode(i, views, page, *scratch);
@@ -405,7 +465,6 @@ std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const 
   auto out = std::make_shared<EncodedBlob>();
   out->bytes = encode_blob(image, plan, views, options);
   out->image = EncodedImage::open(out->bytes);
-  verify_image(out->image, image, views, options.cancel);
   return out;
 }
 

@@ -1,5 +1,6 @@
 // Encodes an image against base windows: per page the smallest of zero / identical / patch / compressed /
-// raw, patches packed in groups. The result is decoded and compared with the image before it is handed out.
+// raw, patches packed in groups. Each group is decoded and compared with the image as soon as it is encoded,
+// and the finished blob consists of those groups' bytes, before it is handed out.
 #pragma once
 
 #include <atomic>
@@ -34,14 +35,13 @@ struct EncodedBlob {
   EncodedImage image;
 };
 
-// Fetches what the plan's windows need of remote bases, encodes on the shared pool, verifies every page.
+// Fetches what the plan's windows need of remote bases and encodes on the shared pool.
 // Bases of the plan that are not in `bases` are not used. Blocks. Throws cancelled, invalid_argument, the
 // code of a failed fetch, or internal when a page does not come back equal (nothing may then be evicted).
 std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const WindowPlan& plan,
                                                 BaseSet& bases, const EncodeOptions& options);
 
-// The same on views alone, in the plan's slot order; an empty view means that the base is not there. Does not
-// verify.
+// The same on views alone, in the plan's slot order; an empty view means that the base is not there.
 std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
                                    std::span<const BaseView> views, const EncodeOptions& options);
 

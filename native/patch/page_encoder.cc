@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "common/error.h"
 #include "patch/predict_kernels.h"
@@ -13,17 +14,11 @@ namespace {
 
 using blob::EntryKind;
 
-constexpr size_t kGoodEnoughWords = 12;  // exceptions below which no further window is tried
-constexpr int kWindowGainWords = 4;      // exceptions a further window must save: it costs 4 to 10 bytes
-constexpr size_t kTryAloneBytes = 2200;  // patches above this are compared with the page compressed alone
+constexpr size_t kGoodEnoughWords = 12;   // exceptions below which no further window is tried
+constexpr unsigned kWindowGainWords = 4;  // exceptions a further window must save: it costs 4 to 10 bytes
+constexpr size_t kTryAloneBytes = 2200;   // patches above this are compared with the page compressed alone
+constexpr size_t kPrefetched = 2;         // windows; further ones are tried too seldom
 constexpr int kZstdLevel = 1;
-
-// std::popcount is a library call on baseline x86-64.
-int bit_count(uint8_t v) {
-  unsigned x = v - ((v >> 1) & 0x55u);
-  x = (x & 0x33) + ((x >> 2) & 0x33);
-  return static_cast<int>((x + (x >> 4)) & 0xf);
-}
 
 bool is_zero(const uint64_t* page) {
   for (size_t i = 0; i < kWordsPerPage; i += 8) {
@@ -32,6 +27,16 @@ bool is_zero(const uint64_t* page) {
     if (any != 0) return false;
   }
   return true;
+}
+
+// A context takes longer to make than a page to compress; threads keep theirs.
+ZSTD_CCtx* thread_context() {
+  struct Free {
+    void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
+  };
+  static thread_local const std::unique_ptr<ZSTD_CCtx, Free> context(ZSTD_createCCtx());
+  if (context == nullptr) throw Error(Code::limit_exceeded, "no memory for a zstd context");
+  return context.get();
 }
 
 }  // namespace
@@ -45,18 +50,24 @@ DiffFn diff_kernel(SimdLevel level) {
   return kernels::diff_scalar;
 }
 
+WeighFn weigh_kernel(SimdLevel level) {
+#if defined(__x86_64__)
+  if (level == SimdLevel::avx512) return kernels::weigh_avx512;
+  if (level == SimdLevel::avx2) return kernels::weigh_avx2;
+#endif
+  (void)level;
+  return kernels::weigh_scalar;
+}
+
 PageEncoder::PageEncoder(std::span<const BaseWords> bases, const Dictionary& dictionary, SimdLevel level)
     : bases_(bases),
       predict_(predict_kernel(level)),
       diff_(diff_kernel(level)),
-      coder_(dictionary),
-      zstd_(ZSTD_createCCtx()) {
-  if (zstd_ == nullptr) throw Error(Code::limit_exceeded, "no memory for a zstd context");
-}
+      weigh_(weigh_kernel(level)),
+      coder_(dictionary, level),
+      zstd_(thread_context()) {}
 
-PageEncoder::~PageEncoder() { ZSTD_freeCCtx(zstd_); }
-
-size_t PageEncoder::compress(Bytes in, MutableBytes out) {
+size_t PageEncoder::compress(Bytes in, MutableBytes out) const {
   const size_t n = ZSTD_compressCCtx(zstd_, out.data(), out.size(), in.data(), in.size(), kZstdLevel);
   return ZSTD_isError(n) ? 0 : n;
 }
@@ -68,15 +79,13 @@ const uint64_t* PageEncoder::words_of(uint64_t window) const {
   return reinterpret_cast<const uint64_t*>(bytes.data() + offset);
 }
 
-bool PageEncoder::add_window(const uint64_t* page, uint64_t window) {
-  const uint64_t* words = words_of(window);
-  if (words == nullptr) return false;
-  Window& w = windows_[window_count_++];
-  w.window = window;
-  w.words = words;
-  predict_(bases_[window_slot(window)].predictor, words, w.predicted, kWordsPerPage);
-  w.different = diff_(page, w.predicted, w.masks, kWordsPerPage);
-  return true;
+void PageEncoder::prefetch(const uint64_t* page, std::span<const uint64_t> candidates) const {
+  for (size_t line = 0; line < kLinesPerPage; ++line) __builtin_prefetch(page + line * 8);
+  for (uint64_t candidate : candidates.first(kPrefetched)) {
+    const uint64_t* const words = candidate == kNoWindow ? nullptr : words_of(candidate);
+    if (words == nullptr) continue;
+    for (size_t line = 0; line < kLinesPerPage; ++line) __builtin_prefetch(words + line * 8);
+  }
 }
 
 // Fills windows_ until one is good enough; returns the index of the best single one.
@@ -85,61 +94,66 @@ size_t PageEncoder::try_windows(const uint64_t* page, std::span<const uint64_t> 
   size_t best = 0;
   for (uint64_t candidate : candidates) {
     if (candidate == kNoWindow) break;
-    if (!add_window(page, candidate)) continue;
-    if (windows_[window_count_ - 1].different < windows_[best].different) best = window_count_ - 1;
+    const uint64_t* const words = words_of(candidate);
+    if (words == nullptr) continue;
+    Window& w = windows_[window_count_];
+    w.window = candidate;
+    w.words = words;
+    w.different = weigh_(bases_[window_slot(candidate)].predictor, page, words, w.counts);
+    if (w.different < windows_[best].different) best = window_count_;
+    ++window_count_;
     if (windows_[best].different <= kGoodEnoughWords) break;
   }
   return best;
 }
 
-EncodedPage PageEncoder::patch_one(const uint64_t* page, const Window& w) {
+// Adds to the best window those that save enough, line by line; returns how many there are.
+size_t PageEncoder::choose_windows(size_t best, LineMap& map, const Window** used) const {
+  std::fill_n(map.window, kLinesPerPage, 0);
+  used[0] = &windows_[best];
+  if (used[0]->different <= kGoodEnoughWords) return 1;
+  uint8_t counts[kLinesPerPage];
+  std::memcpy(counts, used[0]->counts, sizeof counts);
+  size_t used_count = 1;
+  for (size_t c = 0; c < window_count_; ++c) {
+    if (c == best) continue;
+    const uint8_t* const other = windows_[c].counts;
+    unsigned gain = 0;
+    for (size_t line = 0; line < kLinesPerPage; ++line) {
+      gain += static_cast<unsigned>(std::max(counts[line], other[line]) - other[line]);
+    }
+    if (gain < kWindowGainWords) continue;
+    for (size_t line = 0; line < kLinesPerPage; ++line) {
+      const bool better = other[line] < counts[line];
+      map.window[line] = better ? static_cast<uint8_t>(used_count) : map.window[line];
+      counts[line] = std::min(counts[line], other[line]);
+    }
+    used[used_count++] = &windows_[c];
+  }
+  return used_count;
+}
+
+EncodedPage PageEncoder::patch(const uint64_t* page, size_t best) {
   EncodedPage out;
-  out.windows[0] = w.window;
-  out.window_count = 1;
-  if (std::memcmp(page, w.words, kPageBytes) == 0) {
+  LineMap map;
+  const Window* used[kMaxWindows];
+  if (windows_[best].different == 0 && std::memcmp(page, windows_[best].words, kPageBytes) == 0) {
     out.kind = EntryKind::identical;
+    out.windows[0] = windows_[best].window;
+    out.window_count = 1;
     return out;
   }
   out.kind = EntryKind::patch;
-  out.length = coder_.encode(page, w.predicted, w.masks, payload_);
-  return out;
-}
-
-// Adds to the main window those that save enough, line by line.
-EncodedPage PageEncoder::patch_many(const uint64_t* page, size_t main, size_t count) {
-  LineMap map;
-  std::fill_n(map.window, kLinesPerPage, 0);
-  const Window* used[kMaxWindows] = {&windows_[main]};
-  uint8_t masks[kLinesPerPage];
-  std::memcpy(masks, windows_[main].masks, sizeof masks);
-  size_t used_count = 1;
-  for (size_t c = 0; c < count; ++c) {
-    if (c == main) continue;
-    int gain = 0;
-    for (size_t line = 0; line < kLinesPerPage; ++line) {
-      gain += std::max(bit_count(masks[line]) - bit_count(windows_[c].masks[line]), 0);
-    }
-    if (gain < kWindowGainWords) continue;
-    used[used_count] = &windows_[c];
-    for (size_t line = 0; line < kLinesPerPage; ++line) {
-      if (bit_count(windows_[c].masks[line]) >= bit_count(masks[line])) continue;
-      masks[line] = windows_[c].masks[line];
-      map.window[line] = static_cast<uint8_t>(used_count);
-    }
-    ++used_count;
-  }
-  if (used_count == 1) return patch_one(page, windows_[main]);
+  out.window_count = choose_windows(best, map, used);
+  for (size_t i = 0; i < out.window_count; ++i) out.windows[i] = used[i]->window;
 
   alignas(64) uint64_t predicted[kWordsPerPage];
-  for (size_t line = 0; line < kLinesPerPage; ++line) {
-    const Window& w = *used[map.window[line]];
-    std::memcpy(predicted + line * 8, w.predicted + line * 8, 64);
+  for (size_t i = 0; i < out.window_count; ++i) {
+    predict_(bases_[window_slot(used[i]->window)].predictor, used[i]->words, predicted, lines_of(map, i));
   }
-  EncodedPage out;
-  out.kind = EntryKind::patch;
-  for (size_t i = 0; i < used_count; ++i) out.windows[i] = used[i]->window;
-  out.window_count = used_count;
-  const size_t map_bytes = encode_line_map(map, payload_);
+  uint8_t masks[kLinesPerPage];
+  diff_(page, predicted, masks, kWordsPerPage);
+  const size_t map_bytes = out.window_count == 1 ? 0 : encode_line_map(map, payload_);
   const size_t words = coder_.encode(page, predicted, masks, payload_ + map_bytes);
   if (words == 0 || words + map_bytes >= kPageBytes) return out;  // length 0: no patch
   out.length = map_bytes + words;
@@ -169,11 +183,7 @@ EncodedPage PageEncoder::encode(const uint64_t* page, std::span<const uint64_t> 
   if (is_zero(page)) return {};
   const size_t best = try_windows(page, candidates);
   EncodedPage out;
-  if (window_count_ == 1 || (window_count_ > 1 && windows_[best].different <= kGoodEnoughWords)) {
-    out = patch_one(page, windows_[best]);
-  } else if (window_count_ > 1) {
-    out = patch_many(page, best, window_count_);
-  }
+  if (window_count_ > 0) out = patch(page, best);
   if (out.kind == EntryKind::identical) return out;
   if (out.length == 0 || out.length > kTryAloneBytes) return encode_alone(page, out);
   return out;

@@ -14,6 +14,9 @@ namespace medes {
 
 using DiffFn = size_t (*)(const uint64_t* a, const uint64_t* b, uint8_t* masks, size_t words);
 DiffFn diff_kernel(SimdLevel level);
+using WeighFn = size_t (*)(const Predictor& predictor, const uint64_t* page, const uint64_t* window,
+                           uint8_t* counts);
+WeighFn weigh_kernel(SimdLevel level);
 
 struct BaseWords {
   Bytes bytes;  // empty: not there
@@ -31,36 +34,37 @@ struct EncodedPage {
 class PageEncoder {
  public:
   PageEncoder(std::span<const BaseWords> bases, const Dictionary& dictionary, SimdLevel level);
-  ~PageEncoder();
   PageEncoder(const PageEncoder&) = delete;
   PageEncoder& operator=(const PageEncoder&) = delete;
 
   EncodedPage encode(const uint64_t* page, std::span<const uint64_t> candidates);
+  // Brings a page and its first windows into the cache for an encode() soon to come.
+  void prefetch(const uint64_t* page, std::span<const uint64_t> candidates) const;
   const std::byte* payload() const { return payload_; }
   // One zstd frame of `in` into `out`; 0 when it does not fit.
-  size_t compress(Bytes in, MutableBytes out);
+  size_t compress(Bytes in, MutableBytes out) const;
 
  private:
+  // A window tried: what of the page it would leave unexplained.
   struct Window {
     uint64_t window = kNoWindow;
     const uint64_t* words = nullptr;
     size_t different = 0;
-    alignas(64) uint64_t predicted[kWordsPerPage];
-    uint8_t masks[kLinesPerPage];
+    uint8_t counts[kLinesPerPage];
   };
 
   const uint64_t* words_of(uint64_t window) const;
   size_t try_windows(const uint64_t* page, std::span<const uint64_t> candidates);
-  bool add_window(const uint64_t* page, uint64_t window);
-  EncodedPage patch_one(const uint64_t* page, const Window& w);
-  EncodedPage patch_many(const uint64_t* page, size_t main, size_t count);
+  EncodedPage patch(const uint64_t* page, size_t best);
+  size_t choose_windows(size_t best, LineMap& map, const Window** used) const;
   EncodedPage encode_alone(const uint64_t* page, EncodedPage best);
 
   std::span<const BaseWords> bases_;
   PredictFn predict_;
   DiffFn diff_;
+  WeighFn weigh_;
   WordEncoder coder_;
-  ZSTD_CCtx_s* zstd_ = nullptr;
+  ZSTD_CCtx_s* zstd_;  // the thread's
   Window windows_[kMaxWindows];
   size_t window_count_ = 0;
   std::byte payload_[kPayloadCapacity + kLineMapCapacity];

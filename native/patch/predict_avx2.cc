@@ -6,12 +6,13 @@
 
 namespace medes::kernels {
 
-void predict_avx2(const Predictor& predictor, const uint64_t* v, uint64_t* p, size_t words) {
+void predict_avx2(const Predictor& predictor, const uint64_t* v, uint64_t* p, uint64_t lines) {
   const __m256i sign = _mm256_set1_epi64x(static_cast<long long>(1ull << 63));
   const __m256i hull_begin = _mm256_set1_epi64x(static_cast<long long>(predictor.hull_begin));
   const __m256i hull_last = _mm256_set1_epi64x(static_cast<long long>(predictor.hull_last ^ (1ull << 63)));
   const int64_t* const dense = predictor.dense;
-  for (size_t i = 0; i < words; i += 4) {
+  for (size_t i = 0; i < 512; i += 4) {
+    if ((lines >> (i / 8) & 1) == 0) continue;
     const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + i));
     const __m256i out =
         _mm256_cmpgt_epi64(_mm256_xor_si256(_mm256_sub_epi64(w, hull_begin), sign), hull_last);
@@ -51,6 +52,32 @@ size_t diff_avx2(const uint64_t* a, const uint64_t* b, uint8_t* masks, size_t wo
     different += static_cast<size_t>(__builtin_popcount(mask));
   }
   return different;
+}
+
+size_t weigh_avx2(const Predictor& predictor, const uint64_t* page, const uint64_t* window, uint8_t* counts) {
+  const __m256i sign = _mm256_set1_epi64x(static_cast<long long>(1ull << 63));
+  const __m256i hull_begin = _mm256_set1_epi64x(static_cast<long long>(predictor.hull_begin));
+  const __m256i hull_last = _mm256_set1_epi64x(static_cast<long long>(predictor.hull_last ^ (1ull << 63)));
+  const __m256i low = _mm256_set1_epi64x(kSlideBits);
+  size_t sum = 0;
+  const auto explained = [&](const uint64_t* a, const uint64_t* b) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m256i out =
+        _mm256_cmpgt_epi64(_mm256_xor_si256(_mm256_sub_epi64(v, hull_begin), sign), hull_last);
+    const __m256i alike =
+        _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_xor_si256(w, v), low), _mm256_setzero_si256());
+    const __m256i same = _mm256_or_si256(_mm256_cmpeq_epi64(w, v), _mm256_andnot_si256(out, alike));
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(same)));
+  };
+  for (size_t line = 0; line < 64; ++line) {
+    const unsigned same = explained(page + line * 8, window + line * 8) |
+                          explained(page + line * 8 + 4, window + line * 8 + 4) << 4;
+    const auto count = static_cast<unsigned>(8 - __builtin_popcount(same));
+    counts[line] = static_cast<uint8_t>(count);
+    sum += count;
+  }
+  return sum;
 }
 
 }  // namespace medes::kernels

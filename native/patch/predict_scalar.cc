@@ -5,8 +5,9 @@
 
 namespace medes::kernels {
 
-void predict_scalar(const Predictor& predictor, const uint64_t* v, uint64_t* p, size_t words) {
-  for (size_t i = 0; i < words; ++i) {
+void predict_scalar(const Predictor& predictor, const uint64_t* v, uint64_t* p, uint64_t lines) {
+  for (size_t i = 0; i < 512; ++i) {
+    if ((lines >> (i / 8) & 1) == 0) continue;
     uint64_t w = v[i];
     if (w - predictor.hull_begin <= predictor.hull_last) {
       for (uint32_t segment = 0; segment < predictor.segments; ++segment) {
@@ -29,6 +30,22 @@ size_t diff_scalar(const uint64_t* a, const uint64_t* b, uint8_t* masks, size_t 
     different += static_cast<size_t>(__builtin_popcount(mask));
   }
   return different;
+}
+
+size_t weigh_scalar(const Predictor& predictor, const uint64_t* page, const uint64_t* window,
+                    uint8_t* counts) {
+  size_t sum = 0;
+  for (size_t line = 0; line < 64; ++line) {
+    unsigned count = 0;
+    for (size_t i = line * 8; i < line * 8 + 8; ++i) {
+      const bool moved = ((page[i] ^ window[i]) & kSlideBits) == 0 &&
+                         window[i] - predictor.hull_begin <= predictor.hull_last;
+      count += page[i] != window[i] && !moved;
+    }
+    counts[line] = static_cast<uint8_t>(count);
+    sum += count;
+  }
+  return sum;
 }
 
 }  // namespace medes::kernels

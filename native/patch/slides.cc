@@ -110,10 +110,16 @@ Predictor SlideTable::predictor() const {
 SlideLearner::SlideLearner(const AddressSpace& target, const AddressSpace& base)
     : target_(pointer_ranges(target)), base_(pointer_ranges(base)), cells_(1024) {}
 
+// Few pairs pass the first test, and not predictably: those that do are listed without a branch.
 void SlideLearner::add(const uint64_t* page, const uint64_t* window) {
+  uint16_t alike[kWordsPerPage + 1];
+  size_t n = 0;
   for (size_t i = 0; i < kWordsPerPage; ++i) {
-    const uint64_t w = page[i], v = window[i];
-    if (((w ^ v) & kLowBits) != 0 || v <= kLowBits) continue;
+    alike[n] = static_cast<uint16_t>(i);
+    n += size_t{((page[i] ^ window[i]) & kLowBits) == 0} & size_t{window[i] > kLowBits};
+  }
+  for (size_t j = 0; j < n; ++j) {
+    const uint64_t w = page[alike[j]], v = window[alike[j]];
     if (!in_ranges(base_, v) || !in_ranges(target_, w)) continue;
     count(v >> kGranuleBits, static_cast<int64_t>(w - v), 1, 1);
   }

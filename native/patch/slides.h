@@ -83,8 +83,9 @@ class SlideLearner {
   size_t used_ = 0;
 };
 
-// P[i] = predict(V[i]) for `words` words, a multiple of 8.
-using PredictFn = void (*)(const Predictor& predictor, const uint64_t* v, uint64_t* p, size_t words);
+// One page: P[i] = predict(V[i]) in the lines whose bit is set; other lines of p stay as they are.
+using PredictFn = void (*)(const Predictor& predictor, const uint64_t* v, uint64_t* p, uint64_t lines);
+inline constexpr uint64_t kAllLines = ~0ull;
 PredictFn predict_kernel(SimdLevel level);
 
 }  // namespace medes

@@ -29,25 +29,29 @@ uint32_t Locations::add_base(uint64_t base_id) {
   return static_cast<uint32_t>(base_ids_.size() - 1);
 }
 
-void Locations::merge(std::span<const uint64_t> packed, std::span<const uint64_t> base_ids) {
-  if (packed.size() != packed_.size()) {
+void Locations::merge(std::span<const uint64_t> packed, std::span<const uint64_t> base_ids,
+                      uint64_t first_page) {
+  const size_t page_places = size_t{samples_per_page_} * kMaxLocations;
+  if (first_page > page_count_ || packed.size() % page_places != 0 ||
+      packed.size() / page_places > page_count_ - first_page) {
     throw Error(Code::invalid_argument, "locations are of another image or another k");
   }
   if (base_ids.size() > kMaxSlots) throw Error(Code::limit_exceeded, "locations name too many bases");
   std::vector<uint32_t> slots(base_ids.size(), ~0u);  // entered on first use: unused bases stay out
+  uint64_t* const places = packed_.data() + first_page * page_places;
   for (size_t i = 0; i < packed.size(); i += kMaxLocations) {
     for (size_t j = i; j < i + kMaxLocations; ++j) {
       if (packed[j] == kNoLocation) continue;
       const Location l = unpack_location(packed[j]);
       if (l.slot >= base_ids.size() || l.position > kMaxPosition || l.page >= kMaxBasePages) continue;
-      uint64_t* own = packed_.data() + i;
+      uint64_t* own = places + i;
       uint64_t* const end = own + kMaxLocations;
       while (own != end && *own != kNoLocation) ++own;
       if (own == end) break;
       uint32_t& slot = slots[l.slot];
       if (slot == ~0u) slot = add_base(base_ids[l.slot]);
       const uint64_t value = pack_location(slot, l.page, l.position);
-      if (std::find(packed_.data() + i, own, value) == own) *own = value;
+      if (std::find(places + i, own, value) == own) *own = value;
     }
   }
 }

@@ -47,8 +47,7 @@ struct Scene {
     std::copy_n(base_b.data() + 9 * 512 + 128, 256, page(3) + 256);
     Random random(seed + 3);
     auto* const text = reinterpret_cast<uint8_t*>(page(4));  // compressible by itself, no base has it
-    for (size_t i = 0; i < 61; ++i) text[i] = static_cast<uint8_t>(random.next());
-    for (size_t i = 61; i < kPageBytes; ++i) text[i] = text[i - 61];
+    for (size_t i = 0; i < kPageBytes; ++i) text[i] = static_cast<uint8_t>('a' + random.below(6));
     for (size_t i = 0; i < 512; ++i) page(5)[i] = random.next();  // nothing helps
     std::copy_n(base_a.data() + 39 * 512, 512, page(6));          // window at the base's very end
     image = MemoryImage::from_buffer(bytes_of(target), 0, space_of_process());

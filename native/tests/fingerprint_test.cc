@@ -46,15 +46,15 @@ std::vector<Sample> by_definition(const uint64_t* page, const AddressSpace& spac
       return uint64_t{static_cast<uint32_t>(static_cast<uint32_t>(w) + low)} *
              static_cast<uint32_t>(static_cast<uint32_t>(w >> 32) + high);
     };
-    return half(n[2 * b], fp::kK0, fp::kK1) + half(n[2 * b + 1], fp::kK2, fp::kK3);
+    const uint64_t f = half(n[2 * b], fp::kK0, fp::kK1) + half(n[2 * b + 1], fp::kK2, fp::kK3);
+    return static_cast<uint32_t>(f) ^ static_cast<uint32_t>(f >> 32);
   };
   std::map<uint32_t, uint32_t> first_position;  // 24-bit order → position
   for (uint32_t p = 0; p < 253; ++p) {
     if (std::all_of(n.begin() + 2 * p, n.begin() + 2 * p + 8, [](uint64_t w) { return w == 0; })) continue;
-    const uint64_t s =
-        block(p) ^ std::rotl(block(p + 1), 13) ^ std::rotl(block(p + 2), 29) ^ std::rotl(block(p + 3), 47);
-    const uint64_t mixed = uint64_t{static_cast<uint32_t>(s ^ (s >> 29))} * fp::kK4;
-    first_position.try_emplace(static_cast<uint32_t>(mixed >> 20) >> 8, p);
+    const uint32_t s =
+        block(p) ^ std::rotl(block(p + 1), 7) ^ std::rotl(block(p + 2), 15) ^ std::rotl(block(p + 3), 23);
+    first_position.try_emplace((s * fp::kK4) >> 8, p);
   }
   std::vector<Sample> out;
   for (const auto& [order, p] : first_position) {

@@ -131,6 +131,11 @@ TEST(Locations, MergeFillsFreePlacesAndDropsNonsense) {
   EXPECT_EQ(a.located(1), 0u);  // slot 7 is unknown, position 254 does not exist
   EXPECT_EQ(a.unmatched_pages(1), 1u);
   EXPECT_THROW(a.merge(std::vector<uint64_t>(3), std::vector<uint64_t>{}), Error);
+  const std::vector<uint64_t> of_last{pack_location(0, 8, 2), kNoLocation};
+  a.merge(of_last, std::vector<uint64_t>{11}, 1);
+  EXPECT_EQ(a.of_page(1)[0], pack_location(0, 8, 2));
+  EXPECT_THROW(a.merge(second, std::vector<uint64_t>{11, 12}, 1), Error);
+  EXPECT_THROW(a.merge({}, std::vector<uint64_t>{}, a.page_count() + 1), Error);
 }
 
 }  // namespace

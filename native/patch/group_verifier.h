@@ -1,0 +1,39 @@
+// Decodes a group right after it was encoded, while its pages are in the cache, with the code that restores
+// them. Internal to patch/.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "patch/blob_layout.h"
+#include "patch/encoded_image.h"
+
+namespace medes {
+
+// One group as it will stand in the blob.
+struct GroupBytes {
+  const blob::Group* index = nullptr;
+  std::span<const uint16_t> entries;
+  std::span<const uint64_t> checksums;
+  Bytes windows;  // of this group alone, whatever index->windows_offset says
+  Bytes payload;  // packed part, direct part, kPayloadPadding readable bytes behind
+};
+
+// One per thread; not thread-safe.
+class GroupVerifier {
+ public:
+  // From the blob's sections `bases` and `dictionary`. Throws corrupt.
+  GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary, std::span<const BaseView> views);
+  ~GroupVerifier();
+  // Index of the first page that does not decode to `pages`, or the number of pages.
+  size_t first_wrong(const GroupBytes& group, const std::byte* pages);
+
+ private:
+  std::unique_ptr<EncodedImage::Impl> impl_;
+  std::span<const BaseView> views_;
+};
+
+// Covers what a group consists of: equal bytes decode alike.
+uint64_t group_digest(const GroupBytes& group) noexcept;
+
+}  // namespace medes
