@@ -11,7 +11,7 @@ from tests.rdma.vm import guest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(2700),
+    pytest.mark.timeout(3900),
     pytest.mark.skipif(bool(guest.missing()), reason=guest.missing() or "a guest can be booted"),
 ]
 
@@ -19,7 +19,7 @@ pytestmark = [
 def test_suite_passes_in_guest() -> None:
     result = guest.run(
         [".venv/bin/python", "-m", "pytest", "tests/rdma/suite", "-q", "-rs", "-p", "no:cacheprovider"],
-        timeout_s=2400,
+        timeout_s=3600,
     )
     tail = result.output[-6000:]
     assert result.status == 0, (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import urllib.request
 from collections.abc import Callable
@@ -87,8 +88,8 @@ def test_restore_after_the_holder_was_killed_and_came_back(
 def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: MakeApp) -> None:
     cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma")
     address = f"127.0.0.1:{free_port()}"
-    cluster.agents[0].set(metrics_address=address, page_lease_s=8.0)
-    cluster.agents[1].set(page_lease_s=8.0)
+    cluster.agents[0].set(metrics_address=address, page_lease_s=40.0)
+    cluster.agents[1].set(page_lease_s=40.0)
     connections = 'medes_agent_rdma_connections{side="server"}'
     with cluster:
         apps = [make_app(megabytes=1, seed=n) for n in range(2)]
@@ -97,10 +98,10 @@ def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: Make
             two.register("counter", pids=[apps[1].pid], sandbox_id="reader", lifecycle=HELD)
             one.dedup("base")
             assert two.dedup("reader").report.remote_pages_read > 0
-        time.sleep(20)
+        time.sleep(60)
         assert metric(cluster.agents[0], address, connections) == 1, "kept by a living reader"
         cluster.agents[1].kill()
-        wait_until(lambda: metric(cluster.agents[0], address, connections) == 0, "connection reaped", 120)
+        wait_until(lambda: metric(cluster.agents[0], address, connections) == 0, "connection reaped", 600)
         cluster.agents[1].start()
         with cluster.agents[1].client() as two:
             restore_and_check(two, "reader", apps[1])
@@ -108,10 +109,15 @@ def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: Make
         assert metric(cluster.agents[0], address, "medes_agent_page_server_bytes") == 0
 
 
-async def test_demo_reads_every_remote_page_by_rdma() -> None:
+async def test_demo_reads_every_remote_page_by_rdma(monkeypatch: pytest.MonkeyPatch) -> None:
     """`medes demo --transport rdma` with two of the ten functions, step by step, to see its agents' counters."""
+    monkeypatch.setattr("medes.demo.cluster.START_TIMEOUT_S", 900.0)
+    monkeypatch.setattr("medes.demo.driver.COMPLETE_TIMEOUT_S", 600.0)
+    monkeypatch.setattr("medes.faas.hosted.LOAD_TIMEOUT_S", 600.0)
+    monkeypatch.setenv("MEDES_CONTROLLER_LEASE_MS", "300000")
     names = {"vanilla", "html"}
-    specs = [spec for spec in manifest.load_all(manifest.bundled_directory()) if spec.name in names]
+    bundled = manifest.load_all(manifest.bundled_directory())
+    specs = [dataclasses.replace(spec, timeout_s=600.0) for spec in bundled if spec.name in names]
     assert len(specs) == len(names)
     async with local_cluster(2, "rdma") as cluster:
         demo = Demo(cluster, specs, 2)
