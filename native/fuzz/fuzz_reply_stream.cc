@@ -117,7 +117,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (size_t r = 0; r < requests.size(); ++r)
     if (abandoned >> r & 1) connection.abandon(*requests[r]);
   for (size_t r = 0; r < requests.size(); ++r) {
-    if (!connection.wait(*requests[r], Clock::now() + std::chrono::seconds(5))) __builtin_trap();
+    if (!connection.wait(*requests[r], Clock::now() + std::chrono::seconds(60))) __builtin_trap();
     if (abandoned >> r & 1) continue;
     for (size_t i = 0; i < requests[r]->reads.size(); ++i) {
       if (requests[r]->status[i] != Code::ok) continue;
