@@ -1,12 +1,9 @@
 #include "memory/capture.h"
 
-#include <sys/uio.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "common/error.h"
+#include "memory/page_copy.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
 #include "memory/program_data.h"
@@ -83,68 +80,6 @@ std::vector<PageSpan> wanted_pages(pid_t pid, std::span<const Vma> vmas, std::sp
   return out;
 }
 
-// Copies runs into `image` and returns how many pages of it came; a run whose reading stops short (the
-// process unmapped it meanwhile) is cut there.
-class Copier {
- public:
-  explicit Copier(MemoryImage& image) : image_(image) {}
-
-  void copy(pid_t pid, uint32_t process, std::span<const PageSpan> spans) {
-    size_t i = 0;
-    uint64_t done = 0;  // pages of spans[i] already copied
-    while (i < spans.size()) {
-      iovec remote[kIovecs];
-      size_t n = 0;
-      uint64_t bytes = 0;
-      for (size_t j = i; j < spans.size() && n < kIovecs && bytes < kBatchBytes; ++j) {
-        const uint64_t skip = j == i ? done : 0;
-        const uint64_t length = std::min((spans[j].count - skip) * kPageBytes, kBatchBytes - bytes);
-        remote[n++] = {reinterpret_cast<void*>(spans[j].address + skip * kPageBytes), length};
-        bytes += length;
-      }
-      iovec local = {image_.page(pages_), bytes};
-      const ssize_t got = process_vm_readv(pid, &local, 1, remote, n, 0);
-      if (got < 0) {
-        const int err = errno;
-        if (err == EINTR) continue;
-        if (err != EFAULT) throw read_error(err, pid);
-      }
-      const uint64_t pages = got < 0 ? 0 : static_cast<uint64_t>(got) / kPageBytes;
-      take(process, spans, i, done, pages);
-      if (pages * kPageBytes < bytes && i < spans.size()) ++i, done = 0;  // the rest of this run is gone
-    }
-  }
-  uint64_t pages() const { return pages_; }
-
- private:
-  static Error read_error(int err, pid_t pid) {
-    if (err == ESRCH) return Error(Code::process_gone, "the process has exited", pid_object(pid));
-    return errno_error(err, "cannot read its memory", pid_object(pid),
-                       "the agent needs CAP_SYS_PTRACE over the sandbox");
-  }
-
-  // Books `pages` copied pages as runs and moves (i, done) on.
-  void take(uint32_t process, std::span<const PageSpan> spans, size_t& i, uint64_t& done, uint64_t pages) {
-    auto& runs = image_.layout().runs;
-    while (pages > 0) {
-      const uint64_t n = std::min(pages, spans[i].count - done);
-      const uint64_t address = spans[i].address + done * kPageBytes;
-      if (!runs.empty() && runs.back().process == process &&
-          runs.back().address + runs.back().count * kPageBytes == address)
-        runs.back().count += n;
-      else
-        runs.push_back({process, address, pages_, n});
-      pages_ += n, pages -= n, done += n;
-      if (done == spans[i].count) ++i, done = 0;
-    }
-  }
-
-  static constexpr size_t kIovecs = 1024;  // IOV_MAX
-  static constexpr uint64_t kBatchBytes = 64u << 20;
-  MemoryImage& image_;
-  uint64_t pages_ = 0;
-};
-
 }  // namespace
 
 std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
@@ -170,9 +105,7 @@ std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
   if (total > kMaxImagePages) throw Error(Code::limit_exceeded, "the sandbox has too many pages");
   layout.space = space_of(layout.processes);
   auto image = std::make_shared<MemoryImage>(std::move(layout), total);
-  Copier copier(*image);
-  for (size_t i = 0; i < pids.size(); ++i) copier.copy(pids[i], static_cast<uint32_t>(i), wanted[i]);
-  image->layout().page_count = copier.pages();
+  copy_pages(pids, wanted, *image);
   image->set_file_runs(std::move(file_runs));
   return image;
 }

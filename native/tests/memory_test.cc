@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -155,6 +156,51 @@ TEST(Processes, AMissingProcessIsProcessGone) {
       EXPECT_EQ(e.code, Code::process_gone) << e.what();
     }
   }
+}
+
+// More than one part is copied, and what cannot be read leaves no hole.
+TEST(Capture, PagesThatCannotBeReadAreLeftOut) {
+  constexpr uint64_t kPages = 9000, kClosed = 3000, kClosedPages = 100;
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  auto* const p = static_cast<char*>(
+      mmap(nullptr, kPages * kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(p, MAP_FAILED);
+  const auto base = reinterpret_cast<uint64_t>(p);
+  const pid_t child = fork();
+  if (child == 0) {
+    for (uint64_t i = 0; i < kPages; ++i) std::memcpy(p + i * kPageBytes, &i, sizeof i);
+    mprotect(p + kClosed * kPageBytes, kClosedPages * kPageBytes, PROT_NONE);
+    (void)!write(ready[1], "r", 1);
+    pause();
+    _exit(0);
+  }
+  char r;
+  ASSERT_EQ(read(ready[0], &r, 1), 1);
+  const auto image = capture(std::span(&child, 1));
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  const ImageLayout& layout = image->layout();
+  uint64_t next = 0;
+  for (const PageRun& run : layout.runs) {
+    EXPECT_EQ(run.first_page, next);
+    next += run.count;
+  }
+  EXPECT_EQ(next, layout.page_count);
+  for (uint64_t i = 0; i < kPages; ++i) {
+    const uint64_t page = layout.find(0, base + i * kPageBytes);
+    if (i >= kClosed && i < kClosed + kClosedPages) {
+      EXPECT_EQ(page, ImageLayout::kNoPage) << i;
+      continue;
+    }
+    ASSERT_NE(page, ImageLayout::kNoPage) << i;
+    uint64_t content;
+    std::memcpy(&content, image->page(page), sizeof content);
+    ASSERT_EQ(content, i);
+  }
+  munmap(p, kPages * kPageBytes);
+  close(ready[0]);
+  close(ready[1]);
 }
 
 // This test's own .data: in a file mapping, written, and told from its constants and its text.
