@@ -72,8 +72,10 @@ bool AdoptOp::adopt_process(uint32_t index) {
                                                   file_.page_states());
     for (const auto& v : layout.vmas)
       if (evictable(v)) memory->add_segment(v.begin, v.end);
+    memory->keep_record(file_.changes()[index]);
+    memory->take_up_record();
     if (record.fd >= 0) finish_injected_call(record, *memory);
-    reconcile(index, layout.pid);
+    reconcile(*memory);
     memory->count_missing();
     memory->wake_all();
     memories_.push_back(std::move(memory));
@@ -126,32 +128,26 @@ void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memo
 }
 
 // The kernel knows what is there; the states know what was meant to go.
-void AdoptOp::reconcile(uint32_t index, pid_t pid) {
+void AdoptOp::reconcile(const ProcessMemory& memory) {
   const auto states = file_.page_states();
-  const Pagemap pagemap(pid);
+  const Pagemap pagemap(memory.pid());
   std::vector<PageSpan> present;
-  for (const auto& v : read_maps(pid))
+  for (const auto& v : read_maps(memory.pid()))
     if (v.kind != VmaKind::other) pagemap.present_pages(v.begin, v.end, present);
-  size_t span = 0;
-  for (const auto& run : file_.layout().runs) {
-    if (run.process != index) continue;
-    for (uint64_t i = 0; i < run.count; ++i) {
-      const uint64_t address = run.address + i * kPageBytes;
-      while (span < present.size() && present[span].address + present[span].count * kPageBytes <= address)
-        ++span;
-      const bool there = span < present.size() && present[span].address <= address;
-      auto& state = states[run.first_page + i];
-      switch (static_cast<PageState>(state.load())) {
-        case PageState::evicting:
-          state = static_cast<uint8_t>(there ? PageState::resident : PageState::evicted);
-          break;
-        case PageState::evicted:
-          if (there) state = static_cast<uint8_t>(PageState::restored);
-          break;
-        case PageState::resident:
-        case PageState::restored: break;
-      }
-    }
+  const auto is_there = [&](uint64_t address) {
+    const auto span = std::upper_bound(present.begin(), present.end(), address,
+                                       [](uint64_t a, const PageSpan& s) { return a < s.address; });
+    return span != present.begin() && address - span[-1].address < span[-1].count * kPageBytes;
+  };
+  for (uint64_t page = memory.first_page(); page < memory.end_page(); ++page) {
+    auto& state = states[page];
+    const auto was = static_cast<PageState>(state.load());
+    if (was != PageState::evicting && was != PageState::evicted) continue;
+    const uint64_t address = memory.address_of(page);
+    if (is_there(address))
+      state = static_cast<uint8_t>(was == PageState::evicting ? PageState::resident : PageState::restored);
+    else
+      state = static_cast<uint8_t>(PageState::evicted);
   }
 }
 

@@ -25,7 +25,7 @@ class AdoptOp {
   bool adopt_process(uint32_t index);
   bool take_uffd(uint32_t index, Uffd& uffd);
   void finish_injected_call(const UffdRecord& record, ProcessMemory& memory);
-  void reconcile(uint32_t index, pid_t pid);
+  void reconcile(const ProcessMemory& memory);
   SandboxFile& file_;
   std::vector<std::shared_ptr<ProcessMemory>> memories_, children_;
   EvictResult result_;

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
-#include <exception>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -46,20 +45,6 @@ struct LaterFault {
 UniqueFd checked(int fd, const char* what) {
   if (fd < 0) throw errno_error(errno, what);
   return UniqueFd(fd);
-}
-
-// ptrace belongs to a thread, and ends with it: whatever an operation could not detach from in time (a
-// thread asleep in the kernel) is let go when its own thread ends.
-void run_as_tracer(const std::function<void()>& work) {
-  std::exception_ptr failure;
-  std::thread([&] {
-    try {
-      work();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }).join();
-  if (failure) std::rethrow_exception(failure);
 }
 
 void signal_eventfd(int fd) {

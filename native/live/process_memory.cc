@@ -3,11 +3,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <mutex>
 #include <utility>
 
 #include "common/fault_point.h"
+#include "live/tracee.h"
 #include "memory/proc.h"
 
 namespace medes {
@@ -16,9 +18,28 @@ namespace {
 constexpr size_t kEventsPerRead = 64;
 constexpr int kMaxUnregisterPasses = 1000;
 constexpr uint64_t kMaxUserAddress = (1ull << 47) - kPageBytes;
-constexpr uint64_t kNowhere = 1u << 20;   // an address no program maps: asking about it changes nothing
+constexpr std::chrono::milliseconds kTracerPatience{50};
+constexpr timespec kTracerPause{0, 100'000};
+// On idle cores threads stop within it. Those that do not are on their way, which is all that is needed.
+constexpr std::chrono::microseconds kHoldTimeout{60};
 constexpr int kOutOfMemoryRetries = 200;  // with a pause of 5 ms each
 constexpr timespec kOutOfMemoryPause{0, 5'000'000};
+
+// Between reading events and having them booked. An agent killed in between leaves the mark behind.
+class Booking {
+ public:
+  explicit Booking(ChangeRecord* record) : record_(record) {
+    if (record_ != nullptr) record_->booking = 1;
+  }
+  ~Booking() {
+    if (record_ != nullptr) record_->booking = 0;
+  }
+  Booking(const Booking&) = delete;
+  Booking& operator=(const Booking&) = delete;
+
+ private:
+  ChangeRecord* const record_;
+};
 
 }  // namespace
 
@@ -57,10 +78,10 @@ void ProcessMemory::set_state(uint64_t page, PageState next) {
   if (before == static_cast<uint8_t>(PageState::evicted) && next != PageState::evicted) missing_.fetch_sub(1);
 }
 
-// The program has no use any more for what the image holds for [begin, end): its pages there read as zero
-// from now on (or are unmapped), and never come back.
-void ProcessMemory::forget(uint64_t begin, uint64_t end) {
-  for (const auto& r : segments_.origins_in(begin, end)) {
+// The program has no use any more for what the image holds for these addresses: they read as zero from now on
+// (or are unmapped), and their pages never come back.
+void ProcessMemory::forget(std::span<const AddressRange> origins) {
+  for (const auto& r : origins) {
     for (const auto& run : layout_.runs) {
       if (run.process != process_) continue;
       const uint64_t b = std::max(r.begin, run.address);
@@ -73,102 +94,171 @@ void ProcessMemory::forget(uint64_t begin, uint64_t end) {
 
 DrainedEvents ProcessMemory::drain(const AddressRange* own_discard) {
   DrainedEvents out;
-  uffd_msg messages[kEventsPerRead];
+  std::vector<uffd_msg> calls;
   const std::unique_lock lock(mutex_);
   if (!uffd_) return out;
   for (;;) {
-    const size_t n = uffd_.read_events(messages);
-    for (size_t i = 0; i < n; ++i) {
-      const auto& m = messages[i];
-      if (m.event == UFFD_EVENT_PAGEFAULT)
-        out.faults.push_back(m.arg.pagefault.address);
-      else if (m.event != UFFD_EVENT_REMOVE || own_discard == nullptr ||
-               m.arg.remove.start < own_discard->begin || own_discard->end < m.arg.remove.end)
-        book(m);
+    // Faults come first, so as many reads as there are faults bring nothing else (but when a signal takes
+    // one back in this very moment). Without the number, nothing is read while a call is under way.
+    const auto faults = uffd_.pending_faults();
+    const bool changing = uffd_.changing();
+    const size_t most = std::min(faults.value_or(changing ? 0 : kEventsPerRead), kEventsPerRead);
+    const size_t n = most > 0 ? read_calls(most, own_discard, out, calls) : 0;
+    if (n == 0 && !changing && faults.value_or(0) == 0) return out;
+    if (calls.empty() && !changing) continue;
+    if (!alone()) {
+      book_set(own_discard, out, calls);
+    } else {
+      const Booking booking(record_);
+      if (calls.empty() && read_calls(1, own_discard, out, calls) == 0) sched_yield();
+      for (const auto& m : calls) book(std::span(&m, 1), out.children);
     }
-    if (n == kEventsPerRead) continue;
-    end_deferral();
-    out.children = std::exchange(born_, {});
-    return out;
+    calls.clear();
   }
 }
 
-// Books one event. Events of different threads may be read in another order than the kernel did what they
-// tell of: a thread gives up an address, a second one moves its memory there, and the second one's event
-// comes first. A move onto an address that we still think taken therefore waits for the event that frees it.
-void ProcessMemory::book(const uffd_msg& m) {
-  if (!try_book(m)) {
-    deferred_.push_back(m);
-    return;
-  }
-  for (bool progress = true; progress && !deferred_.empty();) {
-    progress = false;
-    const std::vector<uffd_msg> waiting = std::exchange(deferred_, {});
-    for (const auto& w : waiting) {
-      if (try_book(w))
-        progress = true;
-      else
-        deferred_.push_back(w);
-    }
+// Nobody else can make a call before the event of the one under way has been read.
+bool ProcessMemory::alone() const {
+  if (pid_ == 0) return true;
+  try {
+    return threads_of(pid_).size() <= 1;
+  } catch (const Error&) {
+    return true;  // it is gone
   }
 }
 
-bool ProcessMemory::try_book(const uffd_msg& m) {
-  if (m.event == UFFD_EVENT_REMAP) {
+// Sorts up to `most` messages into faults and calls; returns their number.
+size_t ProcessMemory::read_calls(size_t most, const AddressRange* own_discard, DrainedEvents& out,
+                                 std::vector<uffd_msg>& calls) {
+  uffd_msg messages[kEventsPerRead];
+  const size_t n = uffd_.read_events(std::span(messages).first(most));
+  for (size_t i = 0; i < n; ++i) {
+    const auto& m = messages[i];
+    if (m.event == UFFD_EVENT_PAGEFAULT)
+      out.faults.push_back(m.arg.pagefault.address);
+    else if (m.event != UFFD_EVENT_REMOVE || own_discard == nullptr ||
+             m.arg.remove.start < own_discard->begin || own_discard->end < m.arg.remove.end)
+      calls.push_back(m);
+  }
+  return n;
+}
+
+// Reads and books all calls under way. A thread whose event was read goes no further than the end of its
+// call. The tracer before us (an eviction, the set before this one) may still be letting its threads go; a
+// debugger stays, and is lived with: the calls are then booked in the order read.
+void ProcessMemory::book_set(const AddressRange* own_discard, DrainedEvents& out,
+                             std::vector<uffd_msg>& calls) {
+  auto deadline = std::chrono::steady_clock::now() + kTracerPatience;
+  for (bool done = false, last = false;;) {
+    run_as_tracer([&] {
+      const auto held = hold_threads(pid_, kHoldTimeout);
+      if (!held && !last) return;
+      const Booking booking(record_);
+      while (read_calls(kEventsPerRead, own_discard, out, calls) > 0 || uffd_.changing()) sched_yield();
+      done = true;
+      if (held && held->complete()) return book(calls, out.children);
+      for (const auto& m : calls) book(std::span(&m, 1), out.children);
+    });
+    if (done) return;
+    nanosleep(&kTracerPause, nullptr);
+    const auto now = std::chrono::steady_clock::now();
+    if (traced_by_us(pid_)) deadline = now + kTracerPatience;
+    last = now > deadline;
+  }
+}
+
+// Books a set of calls of which none had returned when the last one began.
+void ProcessMemory::book(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born) {
+  if (!calls.empty()) fault_point("restore.booking");
+  std::vector<MappingChange> changes;
+  for (const auto& m : calls) {
     const auto& r = m.arg.remap;
-    if (segments_.overlaps(r.to, r.to + r.len)) return false;
-    segments_.move(r.from, r.to, r.len);
-    // The kernel also reports the old place as unmapped, maybe when somebody else lives there already.
-    expected_unmaps_.push_back({r.from, r.from + r.len});
-    return true;
+    if (m.event == UFFD_EVENT_REMAP)
+      changes.push_back({MappingChange::Kind::move, r.from, r.from + r.len, r.to});
+    else if (m.event == UFFD_EVENT_UNMAP)
+      changes.push_back({MappingChange::Kind::unmap, m.arg.remove.start, m.arg.remove.end, 0});
+    else if (m.event == UFFD_EVENT_REMOVE)
+      changes.push_back({MappingChange::Kind::discard, m.arg.remove.start, m.arg.remove.end, 0});
   }
-  if (m.event == UFFD_EVENT_FORK) {
-    // The child's memory is as ours was, moves included that we cannot book yet. Until we can, the kernel
-    // refuses to place pages, so that what is missing stays the same.
-    if (!deferred_.empty()) return false;
-    born_.push_back(fork(Uffd(UniqueFd(static_cast<int>(m.arg.fork.ufd)))));
-    return true;
+  // What was missing when the set began was missing when the child was made: nothing is placed meanwhile.
+  for (const auto& m : calls) {
+    if (m.event != UFFD_EVENT_FORK) continue;
+    born.push_back(fork(Uffd(UniqueFd(static_cast<int>(m.arg.fork.ufd)))));
+    const auto child = born.back();
+    if (!changes.empty()) child->catch_up(changes, born);
   }
-  const AddressRange range{m.arg.remove.start, m.arg.remove.end};
-  if (m.event == UFFD_EVENT_REMOVE) {
-    for (const auto& w : deferred_)
-      if (w.event == UFFD_EVENT_REMAP && range.begin < w.arg.remap.to + w.arg.remap.len &&
-          w.arg.remap.to < range.end)
-        return false;  // speaks of what is to be moved there
-    forget(range.begin, range.end);
-  } else if (m.event == UFFD_EVENT_UNMAP) {
-    const auto expected =
-        std::find_if(expected_unmaps_.begin(), expected_unmaps_.end(),
-                     [&](const AddressRange& e) { return e.begin == range.begin && e.end == range.end; });
-    if (expected != expected_unmaps_.end()) {
-      expected_unmaps_.erase(expected);
-      return true;
-    }
-    forget(range.begin, range.end);
-    segments_.remove(range.begin, range.end);
-  }
-  return true;
+  const Applied applied = apply_together(segments_, changes);
+  forget(applied.unwanted);
+  note_moves(applied.moved);
 }
 
-// A thread is between entering a call that changes mappings and the reading of its event.
-bool ProcessMemory::changing() const {
-  uint64_t done = 0;
-  return uffd_.zero(kNowhere, 1, done) == UffdResult::again;
+void ProcessMemory::note_moves(std::span<const Segment> moved) {
+  if (record_ == nullptr) return;
+  for (const auto& s : moved) {
+    if (!any_missing(s.origin, s.end - s.begin)) continue;
+    const uint32_t n = record_->count;
+    if (n < ChangeRecord::kMaxMoves) record_->moves[n] = {s.origin, s.begin, s.end - s.begin};
+    record_->count = std::min(n, ChangeRecord::kMaxMoves) + 1;
+  }
 }
 
-// When the kernel says that no call is under way, nothing that we wait for can come any more.
-void ProcessMemory::end_deferral() {
-  if (deferred_.empty() && expected_unmaps_.empty()) return;
-  if (changing()) return;
-  expected_unmaps_.clear();
-  for (const auto& m : std::exchange(deferred_, {})) {
-    if (m.event == UFFD_EVENT_REMAP) {
-      forget(m.arg.remap.to, m.arg.remap.to + m.arg.remap.len);
-      segments_.remove(m.arg.remap.to, m.arg.remap.to + m.arg.remap.len);
+bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
+  for (const auto& run : layout_.runs) {
+    if (run.process != process_) continue;
+    const uint64_t b = std::max(origin, run.address);
+    const uint64_t e = std::min(origin + bytes, run.address + run.count * kPageBytes);
+    for (uint64_t a = b; a < e; a += kPageBytes) {
+      const PageState s = state(run.first_page + (a - run.address) / kPageBytes);
+      if (s == PageState::evicted || s == PageState::evicting) return true;
     }
-    (void)try_book(m);
   }
-  expected_unmaps_.clear();
+  return false;
+}
+
+void ProcessMemory::take_up_record() {
+  if (record_ == nullptr) return;
+  const uint32_t count = record_->count;
+  const bool unknown = record_->booking != 0 || count > ChangeRecord::kMaxMoves;
+  if (unknown && any_missing(0, kMaxUserAddress))
+    throw Error(Code::lost, "the agent was killed while the program changed its mappings",
+                "pid " + std::to_string(pid_), "start a new instance");
+  record_->booking = 0;
+  for (uint32_t i = 0; i < std::min(count, ChangeRecord::kMaxMoves); ++i) {
+    const MovedPages& m = record_->moves[i];
+    segments_.put(m.origin, m.address, m.bytes);
+  }
+}
+
+uint64_t ProcessMemory::address_of(uint64_t page) const {
+  const PageRun& run = layout_.run_of(page);
+  const auto where = segments_.place_of(run.address + (page - run.first_page) * kPageBytes);
+  return where.bytes == 0 ? 0 : where.address;
+}
+
+// The child runs already. It has one thread, so it gets no further than one call of its own between two of
+// our looks, and whatever that call speaks of was there when it was born.
+void ProcessMemory::catch_up(std::span<const MappingChange> changes,
+                             std::vector<std::shared_ptr<ProcessMemory>>& grandchildren) {
+  std::vector<uffd_msg> own;
+  DrainedEvents events;
+  const auto registered = [&](uint64_t address) {
+    for (;;) {
+      const UffdResult result = uffd_.look(address);
+      for (const auto& m : own) {
+        const bool moved = m.event == UFFD_EVENT_REMAP && address - m.arg.remap.from < m.arg.remap.len;
+        const bool unmapped =
+            m.event == UFFD_EVENT_UNMAP && address >= m.arg.remove.start && address < m.arg.remove.end;
+        if (moved || unmapped) return true;
+      }
+      // As in place_once: the mapping is looked for before it is looked whether mappings change.
+      if (result != UffdResult::again && !(result == UffdResult::unmapped && uffd_.changing()))
+        return result == UffdResult::ok;
+      if (read_calls(1, nullptr, events, own) == 0) sched_yield();
+    }
+  };
+  forget(apply_together(segments_, inherited(segments_, changes, registered)).unwanted);
+  for (const auto& m : own) book(std::span(&m, 1), grandchildren);
+  for (uint64_t address : events.faults) wake(address);  // it faults once more, when it is served
 }
 
 uint64_t ProcessMemory::missing_page_at(uint64_t address) {
@@ -250,7 +340,7 @@ Code ProcessMemory::place_once(uint64_t page, uint64_t count, const std::byte* b
       // The kernel looks for the mapping before it looks whether mappings change: it may just have moved. No
       // event can have been read since we took the lock, so asking now tells the two apart.
       if (placed > 0) return Code::ok;  // what is left is looked at by itself
-      if (changing()) return Code::busy;
+      if (uffd_.changing()) return Code::busy;
       set_state(page + placed, PageState::resident);
       uffd_.wake(where.address + placed * kPageBytes, 1);
       ++done;
@@ -282,48 +372,41 @@ Code ProcessMemory::place(uint64_t first_page, uint64_t count, const std::byte* 
 }
 
 // The program runs on while its mappings are given back one by one, so one that moves or grows may slip
-// through a pass. A move shows as an event, growth in a second look at the maps; then there is another pass.
+// through a pass. The kernel is asked of each whether it is still registered, until a pass finds none.
 void ProcessMemory::unregister_all() {
   const std::unique_lock lock(mutex_);
   if (!uffd_ || pid_ == 0 || gone()) return;  // a forked child's only descriptor is ours: closing it does all
   try {
-    std::vector<AddressRange> given_back;
     for (int pass = 0; pass < kMaxUnregisterPasses; ++pass) {
-      const size_t before = given_back.size();
-      unregister_new(given_back);
-      if (settle_events())
-        given_back.clear();
-      else if (given_back.size() == before)
-        return;
+      const bool some = unregister_registered();
+      if (!settle_events() && !some) return;
     }
   } catch (const Error&) {
     gone_ = true;
   }
 }
 
-// Gives back what is not in `given_back` (ascending) yet, and adds it there.
-void ProcessMemory::unregister_new(std::vector<AddressRange>& given_back) {
-  const auto by_end = [](const AddressRange& a, const AddressRange& b) { return a.end < b.end; };
-  std::vector<AddressRange> fresh;
+bool ProcessMemory::unregister_registered() {
+  bool some = false;
   uint64_t last_end = 0;
   const auto vmas = read_maps(pid_);
   for (size_t i = 0; i < vmas.size(); ++i) {
     const Vma& v = vmas[i];
-    const bool ours = v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
     // It may grow while we look, a stack downwards: the gap on that side is given back with it, so that no
     // mapping is ever cut in two.
     const uint64_t next_begin = i + 1 < vmas.size() ? std::max(vmas[i + 1].begin, v.end) : v.end;
     const AddressRange range{v.kind == VmaKind::stack ? last_end : v.begin,
                              v.kind == VmaKind::stack || next_begin > kMaxUserAddress ? v.end : next_begin};
     last_end = v.end;
-    const auto near = std::lower_bound(given_back.begin(), given_back.end(), range, by_end);
-    const bool known = near != given_back.end() && near->begin <= v.begin;
-    if (!ours || known) continue;
-    (void)uffd_.unregister(range.begin, range.end);
-    fresh.push_back(range);
+    const UffdResult result = uffd_.look(v.begin);
+    if (result == UffdResult::gone) throw Error(Code::process_gone, "its memory is gone");
+    if (result != UffdResult::ok && result != UffdResult::again) continue;
+    some = true;
+    // Something that cannot be registered may have come to lie in the gap.
+    if (result == UffdResult::ok && uffd_.unregister(range.begin, range.end) != 0)
+      (void)uffd_.unregister(v.begin, v.end);
   }
-  given_back.insert(given_back.end(), fresh.begin(), fresh.end());
-  std::sort(given_back.begin(), given_back.end(), by_end);
+  return some;
 }
 
 // A call of the program that began before the last mapping was given back waits for its event to be read.
@@ -340,7 +423,7 @@ bool ProcessMemory::settle_events() {
       if (m.event == UFFD_EVENT_PAGEFAULT) uffd_.wake(m.arg.pagefault.address & ~(kPageBytes - 1), 1);
       moved |= m.event == UFFD_EVENT_REMAP;
     }
-    if (n == 0 && !changing()) return moved;
+    if (n == 0 && !uffd_.changing()) return moved;
   }
 }
 

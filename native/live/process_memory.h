@@ -1,10 +1,14 @@
 // The memory of one process (or of a child forked while pages were missing) as the fault server sees it:
 // its userfaultfd, where the image's pages belong, and which of them are still out.
 //
-// The rule that keeps bytes right: a page is placed only under the shared lock and only while its state says
+// The rules that keep bytes right. A page is placed only under the shared lock and only while its state says
 // `evicted`; events are read only under the exclusive lock, and what they say is booked before it is given
 // up. The kernel refuses to place pages (EAGAIN) from the moment a thread enters munmap, mremap, fork or
 // MADV_DONTNEED until its event has been read, so an old page can never land where the program has moved on.
+//
+// Events of several threads come in another order than the kernel acted. So before the first of them is read
+// every thread is told to stop on its way back to user mode, and reading goes on until no call is under way:
+// then no thread has made two calls, and the calls of the set are booked as one (mapping_change.h).
 #pragma once
 
 #include <atomic>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "live/huge_pages.h"
+#include "live/mapping_change.h"
 #include "live/segments.h"
 #include "live/uffd.h"
 #include "memory/image.h"
@@ -45,6 +50,12 @@ class ProcessMemory : public Placer {
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
+  // Where to keep what must outlive the agent (in the sandbox file); a forked child has no such place.
+  void keep_record(ChangeRecord& record) { record_ = &record; }
+  // Takes up the moves of an agent before us. Throws lost when they are not all known.
+  void take_up_record();
+  // Where an image page is now; 0 when its place was unmapped.
+  uint64_t address_of(uint64_t page) const;
   // What was huge before the eviction; not known of a process that was adopted.
   void set_huge_pages(HugePages huge) { huge_ = std::move(huge); }
   const HugePages& huge_pages() const { return huge_; }
@@ -57,8 +68,9 @@ class ProcessMemory : public Placer {
   bool claim(uint64_t page);
   void unclaim(uint64_t page);
 
-  // Reads all queued events and books them. Never blocks on the sandbox. A removal inside `own_discard` (the
-  // kernel tells of each mapping by itself) is the driver's and means nothing.
+  // Reads all queued events and books them; no call that changes mappings is under way then. Threads of the
+  // sandbox may be stopped for some 100 us. A removal inside `own_discard` (the kernel tells of each mapping
+  // by itself) is the driver's and means nothing.
   DrainedEvents drain(const AddressRange* own_discard = nullptr);
 
   // Image page behind an address, kNoPage when it is not of the image or not out.
@@ -85,13 +97,19 @@ class ProcessMemory : public Placer {
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
-  void forget(uint64_t begin, uint64_t end);
-  void book(const uffd_msg& m);
-  bool try_book(const uffd_msg& m);
-  void end_deferral();
-  bool changing() const;
+  // Of a child just forked: takes over those changes of its parent that it was born with.
+  void catch_up(std::span<const MappingChange> changes,
+                std::vector<std::shared_ptr<ProcessMemory>>& grandchildren);
+  void forget(std::span<const AddressRange> origins);
+  bool alone() const;
+  size_t read_calls(size_t most, const AddressRange* own_discard, DrainedEvents& out,
+                    std::vector<uffd_msg>& calls);
+  void book_set(const AddressRange* own_discard, DrainedEvents& out, std::vector<uffd_msg>& calls);
+  void book(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
+  void note_moves(std::span<const Segment> moved);
+  bool any_missing(uint64_t origin, uint64_t bytes) const;
   bool settle_events();
-  void unregister_new(std::vector<AddressRange>& given_back);
+  bool unregister_registered();  // true when there were any, or it could not be told
   void set_state(uint64_t page, PageState state);
   Code place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done);
 
@@ -108,9 +126,7 @@ class ProcessMemory : public Placer {
   std::atomic<bool> gone_{false};
   mutable std::shared_mutex mutex_;
   Segments segments_;
-  std::vector<uffd_msg> deferred_;                    // moves onto addresses not yet known to be free
-  std::vector<AddressRange> expected_unmaps_;         // old places of moves
-  std::vector<std::shared_ptr<ProcessMemory>> born_;  // children not handed out yet
+  ChangeRecord* record_ = nullptr;
   std::function<void()> on_events_;
 };
 

@@ -24,6 +24,7 @@ void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
     self->drain(memory, faults);
     for (uint64_t address : faults) self->host_.fault_later(self, memory, address);
   });
+  if (memory->pid() != 0) memory->keep_record(file_->changes()[memory->process()]);
   const std::lock_guard lock(mutex_);
   memories_.push_back(std::move(memory));
 }

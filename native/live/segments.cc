@@ -34,20 +34,29 @@ void Segments::remove(uint64_t begin, uint64_t end) {
   segments_.insert(segments_.begin() + first, rest.begin(), rest.end());
 }
 
-void Segments::move(uint64_t from, uint64_t to, uint64_t length) {
-  std::vector<Segment> moving;
-  for (const auto& s : segments_) {
-    const uint64_t b = std::max(s.begin, from), e = std::min(s.end, from + length);
-    if (b < e) moving.push_back({to + (b - from), to + (e - from), s.origin + (b - s.begin)});
+std::vector<Segment> Segments::take(uint64_t begin, uint64_t end) {
+  std::vector<Segment> taken;
+  for (auto s = first_ending_after(segments_, begin); s != segments_.end() && s->begin < end; ++s) {
+    const uint64_t b = std::max(s->begin, begin), e = std::min(s->end, end);
+    taken.push_back({b, e, s->origin + (b - s->begin)});
   }
-  remove(from, from + length);
-  remove(to, to + length);
-  for (const auto& s : moving) add(s.begin, s.end, s.origin);
+  remove(begin, end);
+  return taken;
 }
 
-bool Segments::overlaps(uint64_t begin, uint64_t end) const {
+void Segments::put(uint64_t origin, uint64_t address, uint64_t bytes) {
+  const std::vector<Segment> before = segments_;
+  for (const auto& s : before) {
+    const uint64_t b = std::max(s.origin, origin), e = std::min(s.origin + (s.end - s.begin), origin + bytes);
+    if (b < e) remove(s.begin + (b - s.origin), s.begin + (e - s.origin));
+  }
+  add(address, address + bytes, origin);
+}
+
+std::optional<uint64_t> Segments::first_in(uint64_t begin, uint64_t end) const {
   const auto s = first_ending_after(segments_, begin);
-  return s != segments_.end() && s->begin < end;
+  if (s == segments_.end() || s->begin >= end) return std::nullopt;
+  return std::max(s->begin, begin);
 }
 
 std::optional<uint64_t> Segments::origin_of(uint64_t address) const {
@@ -63,15 +72,6 @@ Segments::Place Segments::place_of(uint64_t origin) const {
   if (s == segments_.end() || !inside(*s)) return {};
   const uint64_t address = s->begin + (origin - s->origin);
   return {address, s->end - address};
-}
-
-std::vector<AddressRange> Segments::origins_in(uint64_t begin, uint64_t end) const {
-  std::vector<AddressRange> out;
-  for (auto s = first_ending_after(segments_, begin); s != segments_.end() && s->begin < end; ++s) {
-    const uint64_t b = std::max(s->begin, begin), e = std::min(s->end, end);
-    out.push_back({s->origin + (b - s->begin), s->origin + (e - s->begin)});
-  }
-  return out;
 }
 
 }  // namespace medes

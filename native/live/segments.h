@@ -20,17 +20,18 @@ class Segments {
  public:
   void add(uint64_t begin, uint64_t end, uint64_t origin);
   void remove(uint64_t begin, uint64_t end);  // unmapped or given back: the image has no say there any more
-  void move(uint64_t from, uint64_t to, uint64_t length);  // mremap; what was at `to` is replaced
+  std::vector<Segment> take(uint64_t begin, uint64_t end);  // removes, and returns what was there
+  // What the image has at [origin, origin + bytes) is at `address`, wherever it was before.
+  void put(uint64_t origin, uint64_t address, uint64_t bytes);
 
-  bool overlaps(uint64_t begin, uint64_t end) const;
+  // The first address of [begin, end) that is of the image.
+  std::optional<uint64_t> first_in(uint64_t begin, uint64_t end) const;
   std::optional<uint64_t> origin_of(uint64_t address) const;
   // Where `origin` is now, and how many bytes from there on stay together (0 when it is nowhere).
   struct Place {
     uint64_t address = 0, bytes = 0;
   };
   Place place_of(uint64_t origin) const;
-  // Image addresses behind [begin, end), before a removal.
-  std::vector<AddressRange> origins_in(uint64_t begin, uint64_t end) const;
   std::span<const Segment> all() const { return segments_; }
   bool moved() const { return moved_; }
 

@@ -1,10 +1,13 @@
 // Stopping and releasing all threads of a set of processes.
 #include <sched.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <ctime>
+#include <exception>
+#include <thread>
 
 #include "common/error.h"
 #include "live/ptrace_calls.h"
@@ -13,6 +16,8 @@
 
 namespace medes {
 namespace {
+
+constexpr unsigned kRoundsPerLook = 16;
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -37,6 +42,24 @@ bool is_dead(const std::string& status) {
   return status.find("\nState:\tZ") != std::string::npos || status.find("\nState:\tX") != std::string::npos;
 }
 
+bool sleeps_in_kernel(const Tracee& t) {
+  try {
+    return status_of(t.pid, t.tid).find("\nState:\tD") != std::string::npos;
+  } catch (const Error&) {
+    return true;  // it has ended: nothing to wait for
+  }
+}
+
+// It has ended, or is a worker of io_uring, which never gets to user mode and cannot be traced.
+bool runs_no_code(pid_t pid, pid_t tid) {
+  try {
+    const std::string status = status_of(pid, tid);
+    return is_dead(status) || status.starts_with("Name:\tiou-");
+  } catch (const Error&) {
+    return true;
+  }
+}
+
 enum class Wait { stopped, not_yet, gone };
 
 // One look at a thread that was asked to stop. A signal on its way is delivered first: the thread then
@@ -58,7 +81,20 @@ Wait poll_stop(Tracee& t) {
 
 }  // namespace
 
-StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline) {
+void run_as_tracer(const std::function<void()>& work) {
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline, Sleepers sleepers)
+    : sleepers_(sleepers), pids_(pids.begin(), pids.end()) {
   try {
     // A running thread may make another while we look, so look again until nothing new is found.
     for (bool found = true; found;) {
@@ -93,6 +129,7 @@ void StoppedProcesses::seize(pid_t pid, pid_t tid) {
     throw;
   }
   if (is_dead(status)) return;  // a main thread that has exited while others run
+  if (sleepers_ == Sleepers::leave && runs_no_code(pid, tid)) return;
   uint64_t options = trace::kOptionSysgood;
   if (field_of(status, "Seccomp") != 0) options |= trace::kOptionSuspendSeccomp;
   if (trace::request(trace::kSeize, tid, 0, options) < 0) {
@@ -124,7 +161,12 @@ void StoppedProcesses::wait_for_stops(TimePoint deadline) {
       ++i;
     }
     if (stopped_ == threads_.size()) return;
-    if (std::chrono::steady_clock::now() > deadline)
+    const bool late = std::chrono::steady_clock::now() > deadline;
+    if (sleepers_ == Sleepers::leave) {
+      if (late || (++rounds % kRoundsPerLook == 0 && only_sleepers_left())) return;
+      continue;  // the wait is shorter than giving up the core would be
+    }
+    if (late)
       throw Error(Code::busy, "a thread does not stop: it sleeps in the kernel",
                   "thread " + std::to_string(threads_[stopped_].tid), "try again when the sandbox is idle");
     if (++rounds < 64) {
@@ -133,6 +175,53 @@ void StoppedProcesses::wait_for_stops(TimePoint deadline) {
       const timespec pause{0, 50'000};
       nanosleep(&pause, nullptr);
     }
+  }
+}
+
+bool StoppedProcesses::only_sleepers_left() const {
+  return std::all_of(threads_.begin() + static_cast<ptrdiff_t>(stopped_), threads_.end(), sleeps_in_kernel);
+}
+
+bool StoppedProcesses::complete() const {
+  const auto is_ours = [this](pid_t tid) {
+    return std::any_of(threads_.begin(), threads_.end(), [tid](const Tracee& t) { return t.tid == tid; });
+  };
+  for (pid_t pid : pids_) {
+    try {
+      for (pid_t tid : medes::threads_of(pid))
+        if (!is_ours(tid) && !runs_no_code(pid, tid)) return false;
+    } catch (const Error&) {  // the process is gone
+    }
+  }
+  return true;
+}
+
+bool traced_by_us(pid_t pid) {
+  const auto by_us = [pid](pid_t tid) {
+    try {
+      const uint64_t tracer = field_of(status_of(pid, tid), "TracerPid");
+      return tracer != 0 && access(("/proc/self/task/" + std::to_string(tracer)).c_str(), F_OK) == 0;
+    } catch (const Error&) {
+      return false;  // it has ended
+    }
+  };
+  try {
+    const auto threads = medes::threads_of(pid);
+    return std::any_of(threads.begin(), threads.end(), by_us);
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseconds timeout) {
+  const pid_t pids[] = {pid};
+  try {
+    auto held =
+        std::make_unique<StoppedProcesses>(pids, std::chrono::steady_clock::now() + timeout, Sleepers::leave);
+    for (const auto& t : held->stopped()) restart_epoll_wait(t);
+    return held;
+  } catch (const Error&) {
+    return nullptr;
   }
 }
 
@@ -148,15 +237,17 @@ std::vector<Tracee> StoppedProcesses::threads_of(pid_t pid) const {
 void StoppedProcesses::release() noexcept {
   for (size_t i = 0; i < threads_.size(); ++i) {
     Tracee& t = threads_[i];
-    if (i >= stopped_) {
-      // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this
-      // tracing thread ends.
-      for (int tries = 0; tries < 20 && poll_stop(t) == Wait::not_yet; ++tries) {
-        const timespec pause{0, 100'000};
-        nanosleep(&pause, nullptr);
-      }
+    // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this tracing
+    // thread ends.
+    bool stopped = i < stopped_;
+    const int most = sleepers_ == Sleepers::leave ? 1 : 20;
+    for (int tries = 0; tries < most && !stopped; ++tries) {
+      stopped = poll_stop(t) != Wait::not_yet;
+      if (stopped || tries + 1 == most) break;
+      const timespec pause{0, 100'000};
+      nanosleep(&pause, nullptr);
     }
-    (void)trace::request(PTRACE_DETACH, t.tid, 0, 0);
+    if (stopped) (void)trace::request(PTRACE_DETACH, t.tid, 0, 0);
   }
   threads_.clear();
   stopped_ = 0;

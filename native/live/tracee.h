@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -28,27 +29,48 @@ struct Tracee {
   bool group_stopped = false;  // by SIGSTOP and the like: it stays so
 };
 
+// Threads that sleep in the kernel where nothing interrupts them (a vfork, a call whose userfaultfd event
+// nobody has read) cannot be stopped there; they stop on their way back to user mode.
+enum class Sleepers : uint8_t { refuse, leave };
+
 // All threads of some processes, stopped from construction until release() or destruction.
 class StoppedProcesses {
  public:
-  // Throws traced, process_gone, permission_denied, or busy when a thread does not stop by the deadline
-  // (it sleeps in the kernel where nothing interrupts it, a vfork for example); all are let go then.
-  StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline);
+  // Throws traced, process_gone, permission_denied, or, when sleepers are refused, busy for a thread that
+  // does not stop by the deadline; all are let go then. With sleepers left it waits no longer than it must.
+  StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline, Sleepers sleepers = Sleepers::refuse);
   ~StoppedProcesses();
   StoppedProcesses(const StoppedProcesses&) = delete;
   StoppedProcesses& operator=(const StoppedProcesses&) = delete;
 
   std::span<const Tracee> threads() const { return threads_; }
+  std::span<const Tracee> stopped() const { return std::span(threads_).first(stopped_); }
   std::vector<Tracee> threads_of(pid_t pid) const;
+  bool complete() const;    // no thread is there that is not one of ours
   void release() noexcept;  // idempotent
 
  private:
   bool seize_new_threads(pid_t pid);
   void seize(pid_t pid, pid_t tid);
   void wait_for_stops(TimePoint deadline);
+  bool only_sleepers_left() const;
+  const Sleepers sleepers_;
+  const std::vector<pid_t> pids_;
   std::vector<Tracee> threads_;
   size_t stopped_ = 0;  // threads_[0 … stopped_) have stopped
 };
+
+// ptrace belongs to a thread, and ends with it: whatever `work` could not detach from in time (a thread
+// asleep in the kernel) is let go when its own thread ends.
+void run_as_tracer(const std::function<void()>& work);
+
+// While it lives no thread of the process begins a second call: each was told to stop on its way back to user
+// mode, though some may not have got there by the timeout, and complete() tells afterwards whether one was
+// born meanwhile. Nothing when somebody else traces a thread, or the process is gone. Only as a tracer
+// (run_as_tracer), and once in each: a thread that did not stop is let go by the end of the tracer.
+std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseconds timeout);
+// A thread of this program (an eviction, say) traces one of the process's.
+bool traced_by_us(pid_t pid);
 
 user_regs_struct registers_of(const Tracee& thread);  // throws process_gone
 

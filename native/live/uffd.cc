@@ -1,11 +1,15 @@
 #include "live/uffd.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 
 #include "common/limits.h"
 
@@ -14,6 +18,8 @@ namespace {
 
 constexpr uint64_t kFeatures =
     UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+
+constexpr uint64_t kNowhere = 1u << 20;  // an address no program maps: asking about it changes nothing
 
 UffdResult result_of(int err) {
   switch (err) {
@@ -98,6 +104,34 @@ size_t Uffd::read_events(std::span<uffd_msg> out) const {
     if (n < 0 && errno == EINTR) continue;
     return 0;
   }
+}
+
+std::optional<size_t> Uffd::pending_faults() {
+  if (!info_)
+    info_ = UniqueFd(open(("/proc/self/fdinfo/" + std::to_string(fd())).c_str(), O_RDONLY | O_CLOEXEC));
+  char text[512];
+  const ssize_t n = info_ ? pread(info_.get(), text, sizeof text - 1, 0) : -1;
+  if (n <= 0) return std::nullopt;
+  text[n] = 0;
+  constexpr char kName[] = "\npending:";
+  const char* at = std::strstr(text, kName);
+  if (at == nullptr) return std::nullopt;
+  return std::strtoull(at + sizeof kName - 1, nullptr, 10);
+}
+
+bool Uffd::changing() const {
+  uint64_t done = 0;
+  return zero(kNowhere, 1, done) == UffdResult::again;
+}
+
+// A copy from memory that cannot be read goes as far as finding the mapping, and no further.
+UffdResult Uffd::look(uint64_t address) const {
+  static const void* const unreadable =
+      mmap(nullptr, kPageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (unreadable == MAP_FAILED) return UffdResult::failed;
+  uint64_t done = 0;
+  const UffdResult result = copy(address, static_cast<const std::byte*>(unreadable), 1, done);
+  return result == UffdResult::failed || result == UffdResult::exists ? UffdResult::ok : result;
 }
 
 uint64_t Uffd::inode() const {

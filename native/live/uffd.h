@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "common/bytes.h"
@@ -30,7 +31,10 @@ class Uffd {
   explicit Uffd(UniqueFd fd) : fd_(std::move(fd)) {}
   int fd() const { return fd_.get(); }
   explicit operator bool() const { return static_cast<bool>(fd_); }
-  void close() { fd_.reset(); }
+  void close() {
+    fd_.reset();
+    info_.reset();
+  }
 
   // The handshake that switches on the events of this driver. False when it was done before.
   bool enable();  // throws unsupported, permission_denied, io
@@ -43,13 +47,19 @@ class Uffd {
   UffdResult zero(uint64_t address, uint64_t count, uint64_t& done) const;
   void wake(uint64_t address, uint64_t count) const;
 
-  // Reads what is queued, never blocks; returns the number of messages.
+  // Reads what is queued, never blocks; returns the number of messages. Faults come before other events.
   size_t read_events(std::span<uffd_msg> out) const;
+  std::optional<size_t> pending_faults();  // that wait to be read; nothing when the kernel does not say
+  // A thread is between entering a call that changes mappings and having had its event read.
+  bool changing() const;
+  // Whether the address lies in a registered mapping; nothing is placed. `changing` hides it (again).
+  UffdResult look(uint64_t address) const;
 
   uint64_t inode() const;  // tells this userfaultfd from others of the process; 0 if unknown
 
  private:
   UniqueFd fd_;
+  UniqueFd info_;  // its file in /proc/self/fdinfo
 };
 
 // Takes a copy of descriptor `fd` of process `pid`. Throws process_gone, not_found, permission_denied.

@@ -35,7 +35,10 @@ constexpr uint64_t kEntryGuard = 1ull << 58, kEntryFile = 1ull << 61, kEntrySwap
 enum Support : int { unknown, with_guard, without_guard, absent };
 std::atomic<int> g_support{unknown};
 
+// Ascending: a table that changes while the kernel walks it may be reported twice.
 void append(std::vector<PageSpan>& out, uint64_t begin, uint64_t end) {
+  if (!out.empty()) begin = std::max(begin, out.back().address + out.back().count * kPageBytes);
+  if (begin >= end) return;
   if (!out.empty() && out.back().address + out.back().count * kPageBytes == begin)
     out.back().count += (end - begin) / kPageBytes;
   else

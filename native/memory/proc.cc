@@ -20,6 +20,8 @@
 namespace medes {
 namespace {
 
+constexpr int kMapsTries = 100;
+
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 std::string proc_path(pid_t pid, const char* name) { return "/proc/" + std::to_string(pid) + "/" + name; }
 
@@ -158,10 +160,19 @@ std::vector<Vma> parse_maps(const std::string& text) {
   return vmas;
 }
 
+// The kernel hands the file out in pieces; mappings that change in between can make it contradict itself.
 std::vector<Vma> read_maps(pid_t pid) {
-  auto vmas = parse_maps(read_proc_file(proc_path(pid, "maps"), pid));
-  if (vmas.empty()) throw Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
-  return vmas;
+  for (int tries = 0; tries < kMapsTries; ++tries) {
+    const std::string text = read_proc_file(proc_path(pid, "maps"), pid);
+    if (text.empty()) throw Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
+    try {
+      return parse_maps(text);
+    } catch (const Error& e) {
+      if (e.code != Code::corrupt) throw;
+    }
+  }
+  throw Error(Code::busy, "its mappings change faster than they can be read", pid_object(pid),
+              "try again later");
 }
 
 ProcessStat read_stat(pid_t pid) {

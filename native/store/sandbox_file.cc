@@ -18,7 +18,10 @@ Bytes header_prefix(const SandboxHeader& header) {
   return {reinterpret_cast<const std::byte*>(&header), offsetof(SandboxHeader, header_checksum)};
 }
 
-uint64_t states_offset(uint64_t process_count) { return round_up(process_count * sizeof(UffdRecord), 64); }
+uint64_t changes_offset(uint64_t process_count) { return round_up(process_count * sizeof(UffdRecord), 64); }
+uint64_t states_offset(uint64_t process_count) {
+  return round_up(changes_offset(process_count) + process_count * sizeof(ChangeRecord), 64);
+}
 
 // Offsets follow from the lengths alone; a header that says otherwise is refused.
 void set_offsets(SandboxHeader& h) {
@@ -91,7 +94,8 @@ std::shared_ptr<SandboxFile> SandboxFile::create(const std::string& path, Bytes 
   copy(kPageBytes, meta);
   copy(header.layout_offset, layout_bytes);
   copy(header.encoded_offset, encoded_blob);
-  // Fresh pages are zero: every page state is `resident`, and the records need only their "none" value.
+  // Fresh pages are zero: every page state is `resident`, nothing has moved, and the records of descriptors
+  // need only their "none" value.
   static_assert(static_cast<uint8_t>(PageState::resident) == 0);
   for (uint64_t i = 0; i < header.process_count; ++i) {
     const UffdRecord none;
@@ -137,6 +141,11 @@ uint64_t SandboxFile::file_bytes() const { return impl_->header.file_bytes; }
 std::span<UffdRecord> SandboxFile::uffds() {
   return {reinterpret_cast<UffdRecord*>(impl_->changing.writable_bytes().data()),
           impl_->header.process_count};
+}
+
+std::span<ChangeRecord> SandboxFile::changes() {
+  std::byte* changes = impl_->changing.writable_bytes().data() + changes_offset(impl_->header.process_count);
+  return {reinterpret_cast<ChangeRecord*>(changes), impl_->header.process_count};
 }
 
 std::span<std::atomic<uint8_t>> SandboxFile::page_states() {

@@ -3,8 +3,9 @@
 //   4096              meta: the agent's bytes
 //   layout_offset     ImageLayout::serialise, 64-byte aligned
 //   encoded_offset    the encoded image, 4 KiB aligned; carries its own checksums
-//   mutable_offset    one UffdRecord a process, then (64-byte aligned) one state byte an image page;
-//                     4 KiB aligned and mapped on its own, the only part that is mapped writable
+//   mutable_offset    one UffdRecord a process, then one ChangeRecord a process, then one state byte an image
+//                     page, each part 64-byte aligned; the whole 4 KiB aligned and mapped on its own, the
+//                     only part that is mapped writable
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,7 @@
 namespace medes {
 
 inline constexpr uint64_t kSandboxMagic = 0x3158425344454Dull;  // "MEDSBX1\0"
-inline constexpr uint32_t kSandboxVersion = 1;
+inline constexpr uint32_t kSandboxVersion = 2;
 
 struct SandboxHeader {
   uint64_t magic;
@@ -44,6 +45,8 @@ static_assert(offsetof(UffdRecord, fd) == 4);
 static_assert(offsetof(UffdRecord, start_time_ticks) == 8);
 static_assert(offsetof(UffdRecord, inode) == 16);
 static_assert(offsetof(UffdRecord, frame_address) == 24);
+static_assert(sizeof(ChangeRecord) == 8 + ChangeRecord::kMaxMoves * 24);
+static_assert(sizeof(std::atomic<uint32_t>) == 4 && std::atomic<uint32_t>::is_always_lock_free);
 static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
 
 }  // namespace medes

@@ -1,12 +1,14 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
 
 #include "common/error.h"
 #include "live/fault_server.h"
+#include "live/mapping_change.h"
 #include "live/segments.h"
 #include "live/signal_frame.h"
 #include "restore/working_set.h"
@@ -23,21 +25,47 @@ TEST(Segments, FindsOriginsAndPlaces) {
   EXPECT_EQ(s.place_of(0x1f000).address, 0x1f000u);
   EXPECT_EQ(s.place_of(0x1f000).bytes, 0x1000u);
   EXPECT_EQ(s.place_of(0x30000).bytes, 0u);
-  EXPECT_TRUE(s.overlaps(0x1f000, 0x41000));
-  EXPECT_FALSE(s.overlaps(0x20000, 0x40000));
+  EXPECT_EQ(s.first_in(0x1f000, 0x41000), 0x1f000u);
+  EXPECT_EQ(s.first_in(0x20000, 0x41000), 0x40000u);
+  EXPECT_FALSE(s.first_in(0x20000, 0x40000));
+}
+
+MappingChange moved(uint64_t from, uint64_t to, uint64_t length) {
+  return {MappingChange::Kind::move, from, from + length, to};
+}
+MappingChange unmapped(uint64_t begin, uint64_t end) { return {MappingChange::Kind::unmap, begin, end, 0}; }
+MappingChange discarded(uint64_t begin, uint64_t end) {
+  return {MappingChange::Kind::discard, begin, end, 0};
+}
+
+std::vector<AddressRange> apply(Segments& s, std::vector<MappingChange> changes) {
+  return apply_together(s, changes).unwanted;
 }
 
 TEST(Segments, AMoveTakesTheOriginAlong) {
   Segments s;
   s.add(0x10000, 0x20000, 0x10000);
-  s.move(0x14000, 0x80000, 0x4000);
+  apply(s, {moved(0x14000, 0x80000, 0x4000)});
   EXPECT_TRUE(s.moved());
   EXPECT_EQ(s.origin_of(0x81000), 0x15000u);
   EXPECT_FALSE(s.origin_of(0x15000));
   EXPECT_EQ(s.place_of(0x15000).address, 0x81000u);
   EXPECT_EQ(s.place_of(0x13000).bytes, 0x1000u);
-  s.move(0x80000, 0x14000, 0x4000);  // and back again
+  apply(s, {moved(0x80000, 0x14000, 0x4000)});  // and back again
   EXPECT_EQ(s.place_of(0x15000).address, 0x15000u);
+}
+
+TEST(Segments, PutOverridesWhateverWasThere) {
+  Segments s;
+  for (uint64_t a = 0x10000; a <= 0x30000; a += 0x10000) s.add(a, a + 0x8000, a);
+  s.put(0x10000, 0x20000, 0x8000);  // a went where b was,
+  s.put(0x30000, 0x10000, 0x4000);  // the first half of c where a was
+  EXPECT_EQ(s.origin_of(0x21000), 0x11000u);
+  EXPECT_EQ(s.origin_of(0x11000), 0x31000u);
+  EXPECT_EQ(s.place_of(0x21000).bytes, 0u);
+  EXPECT_FALSE(s.origin_of(0x31000));
+  EXPECT_EQ(s.origin_of(0x35000), 0x35000u);
+  EXPECT_FALSE(s.origin_of(0x15000));
 }
 
 // Against the plainest model there is: a map from page to origin.
@@ -57,7 +85,7 @@ TEST(Segments, RandomOperationsAgreeWithAModel) {
       }
       const uint64_t to = (a + n + random() % 32) % 128;
       if (to < a + n && a < to + n) continue;  // mremap refuses overlapping places
-      s.move(a * kPageBytes, to * kPageBytes, n * kPageBytes);
+      apply(s, {moved(a * kPageBytes, to * kPageBytes, n * kPageBytes)});
       std::map<uint64_t, uint64_t> moving;
       for (uint64_t p = a; p < a + n; ++p)
         if (model.contains(p)) moving[to + p - a] = model[p];
@@ -71,6 +99,62 @@ TEST(Segments, RandomOperationsAgreeWithAModel) {
         ASSERT_EQ(*origin, model[p] * kPageBytes);
         ASSERT_EQ(s.place_of(*origin).address, p * kPageBytes);
       }
+    }
+  }
+}
+
+bool same_range(const AddressRange& r, uint64_t begin, uint64_t end) {
+  return r.begin == begin && r.end == end;
+}
+
+TEST(MappingChanges, ASetIsTheSameInAnyOrder) {
+  // One thread unmaps b, a second moves a there, a third moves c to where a was and gives back part of d.
+  // The kernel reports the old place of a move as unmapped, too.
+  std::vector<MappingChange> set = {unmapped(0x20000, 0x28000), moved(0x10000, 0x20000, 0x8000),
+                                    unmapped(0x10000, 0x18000), moved(0x30000, 0x10000, 0x8000),
+                                    unmapped(0x30000, 0x38000), discarded(0x42000, 0x44000)};
+  std::mt19937 random(7);
+  for (int round = 0; round < 50; ++round) {
+    Segments s;
+    for (uint64_t a = 0x10000; a <= 0x40000; a += 0x10000) s.add(a, a + 0x8000, a);
+    const auto gone = apply(s, set);
+    EXPECT_EQ(s.origin_of(0x21000), 0x11000u);
+    EXPECT_EQ(s.origin_of(0x11000), 0x31000u);
+    EXPECT_FALSE(s.origin_of(0x30000));
+    EXPECT_EQ(s.origin_of(0x42000), 0x42000u);  // still registered, though its bytes are unwanted
+    ASSERT_EQ(gone.size(), 2u);
+    EXPECT_TRUE(
+        std::any_of(gone.begin(), gone.end(), [](const auto& r) { return same_range(r, 0x20000, 0x28000); }));
+    EXPECT_TRUE(
+        std::any_of(gone.begin(), gone.end(), [](const auto& r) { return same_range(r, 0x42000, 0x44000); }));
+    std::shuffle(set.begin(), set.end(), random);
+  }
+}
+
+// A fork between any two of these calls: the child's page tables tell which of them it was born with.
+TEST(MappingChanges, AChildIsBornWithWhatWasDoneBefore) {
+  const std::vector<std::vector<MappingChange>> calls = {
+      {unmapped(0x20000, 0x28000)},
+      {moved(0x10000, 0x20000, 0x8000), unmapped(0x10000, 0x18000)},
+      {moved(0x30000, 0x10000, 0x8000), unmapped(0x30000, 0x38000)},
+      {moved(0x40000, 0x30000, 0x8000), unmapped(0x40000, 0x48000)}};
+  std::mt19937 random(11);
+  for (size_t done = 0; done <= calls.size(); ++done) {
+    Segments before;
+    for (uint64_t a = 0x10000; a <= 0x40000; a += 0x10000) before.add(a, a + 0x8000, a);
+    Segments child = before;
+    std::vector<MappingChange> set;
+    for (size_t i = 0; i < calls.size(); ++i) {
+      if (i < done) (void)apply_together(child, calls[i]);
+      set.insert(set.end(), calls[i].begin(), calls[i].end());
+    }
+    for (int round = 0; round < 20; ++round) {
+      std::shuffle(set.begin(), set.end(), random);
+      Segments found = before;
+      (void)apply_together(
+          found, inherited(before, set, [&](uint64_t a) { return child.origin_of(a).has_value(); }));
+      for (uint64_t a = 0x10000; a < 0x50000; a += kPageBytes)
+        ASSERT_EQ(found.origin_of(a), child.origin_of(a)) << "done " << done << " address " << std::hex << a;
     }
   }
 }

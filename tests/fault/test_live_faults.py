@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from medes import native
+from medes.errors import LostError
 from tests.support.live import Program
 
 pytestmark = pytest.mark.live
@@ -50,6 +51,10 @@ RESTORE_POINTS = [
     "restore.place",
     "restore.unregister",
 ]
+MAP_POINT = "restore.booking"  # what the program did to its mappings is read, and not booked
+FILL = "globals().update(m=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)) or m.write(b'medes!' * 170000)"
+MOVE = "m.resize(1 << 27)"  # mremap: too large for its place
+DIGEST = "hashlib.sha256(m[:1020000]).hexdigest()"
 
 
 def _kill_at(point: str, pid: int, folder: Path, until: str, program: Program | None = None) -> None:
@@ -135,9 +140,50 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
             server.close()
 
 
+def _victim(program: Program, folder: Path, point: str = "") -> subprocess.Popen[str]:
+    """The small agent with a slow restore under way."""
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "tests.fault.live_victim", str(program.pid), str(folder), "linger"],
+        cwd=ROOT,
+        env={**os.environ, "MEDES_FAULT": point},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdout is not None
+    assert [agent.stdout.readline(), agent.stdout.readline()] == ["dormant\n", "restoring\n"]
+    return agent
+
+
+def test_memory_that_moved_before_the_kill_is_found(tmp_path: Path) -> None:
+    with Program() as program:
+        program.ask("exec " + FILL)
+        digest = program.ask("exec " + DIGEST)
+        with _victim(program, tmp_path) as agent:
+            program.ask("exec " + MOVE)
+            agent.kill()
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert live.evict_result["evicted_pages"] > 256, "the restore was over before the kill"
+        assert program.ask("exec " + DIGEST) == digest
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        assert program.ask("exec " + DIGEST) == digest
+        server.close()
+
+
+def test_killed_while_mappings_change_is_lost_rather_than_wrong(tmp_path: Path) -> None:
+    with Program() as program:
+        program.ask("exec " + FILL)
+        with _victim(program, tmp_path, MAP_POINT) as agent:
+            program.tell("exec " + MOVE)
+            assert agent.wait(WAIT_S) == -signal.SIGKILL
+        with pytest.raises(LostError):
+            _adopt(tmp_path)
+
+
 def test_every_point_of_the_source_is_killed_once() -> None:
     found = set()
     for source in (ROOT / "native").rglob("*.cc"):
         if source.parent.name in ("live", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    assert found == set(EVICT_POINTS) | set(RESTORE_POINTS)
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, MAP_POINT}
