@@ -26,12 +26,13 @@ class Candidates:
         self._agent = agent
         self._domain = domain
         self._prints = prints
+        self._gathered: native.Locations | None = None  # the own index's answer, for the first use
         self._remote: list[tuple[int, Lookup]] = []  # by the first page they are about
         self.note = ""
 
     async def gather(self) -> None:
         """Asks the controller if the local index leaves much open. Never raises: a lookup is only a hint."""
-        local = await self._local()
+        local = self._gathered = await self._local()
         pages = self._prints.page_count
         unmatched = await self._agent.in_ops(local.unmatched_pages)
         if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
@@ -57,8 +58,10 @@ class Candidates:
         return await self._agent.in_ops(index.lookup, self._prints.hashes, self._prints.samples_per_page)
 
     async def locations(self, *, remote: bool) -> native.Locations:
-        """Fresh each time (a base may just have been published). Without remote: this node's bases only."""
-        found = await self._local()
+        """Without remote: this node's bases only. Looked up anew from the second time on: a base may have been
+        published meanwhile."""
+        found = self._gathered or await self._local()
+        self._gathered = None
         if remote and self._remote:
             try:
                 for first_page, answer in self._remote:
