@@ -22,10 +22,14 @@ HASH_BYTES = 8
 class Candidates:
     """Locations of one image's fingerprints, and the bases they are in."""
 
-    def __init__(self, agent: Agent, domain: str, prints: native.Fingerprints) -> None:
+    def __init__(
+        self, agent: Agent, domain: str, prints: native.Fingerprints, pages_taken_over: int = 0
+    ) -> None:
+        """`pages_taken_over` of the image have no samples because the last dedup's form of them is used again."""
         self._agent = agent
         self._domain = domain
-        self._prints = prints
+        self.prints = prints
+        self._pages_taken_over = pages_taken_over
         self._gathered: native.Locations | None = None  # the own index's answer, for the first use
         self._remote: list[tuple[int, Lookup]] = []  # by the first page they are about
         self.note = ""
@@ -33,12 +37,12 @@ class Candidates:
     async def gather(self) -> None:
         """Asks the controller if the local index leaves much open. Never raises: a lookup is only a hint."""
         local = self._gathered = await self._local()
-        pages = self._prints.page_count
-        unmatched = await self._agent.in_ops(local.unmatched_pages)
+        pages = self.prints.page_count
+        unmatched = await self._agent.in_ops(local.unmatched_pages) - self._pages_taken_over
         if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
             return
         try:
-            self._remote = await self._ask(await self._agent.in_ops(local.remaining, self._prints.hashes))
+            self._remote = await self._ask(await self._agent.in_ops(local.remaining, self.prints.hashes))
         except MedesError as error:
             self._remote = []
             self.note = f"registry not asked, own bases only: {error}"
@@ -46,16 +50,16 @@ class Candidates:
     async def _ask(self, hashes: bytes) -> list[tuple[int, Lookup]]:
         """The registry's answers, for so many pages at a time as it takes. Pages that the node's own bases explain
         have no hashes any more: asking for them is free."""
-        k = self._prints.samples_per_page
+        k = self.prints.samples_per_page
         answers = []
-        for first in range(0, self._prints.page_count, LOOKUP_PAGES_MAX):
+        for first in range(0, self.prints.page_count, LOOKUP_PAGES_MAX):
             part = hashes[first * k * HASH_BYTES : (first + LOOKUP_PAGES_MAX) * k * HASH_BYTES]
             answers.append((first, await self._agent.controller.lookup(self._domain, part, k)))
         return answers
 
     async def _local(self) -> native.Locations:
         index = self._agent.bases.index(self._domain)
-        return await self._agent.in_ops(index.lookup, self._prints.hashes, self._prints.samples_per_page)
+        return await self._agent.in_ops(index.lookup, self.prints.hashes, self.prints.samples_per_page)
 
     async def locations(self, *, remote: bool) -> native.Locations:
         """Without remote: this node's bases only. Looked up anew from the second time on: a base may have been

@@ -206,7 +206,18 @@ class Agent:
     # --- memory --------------------------------------------------------------------------------------------
     @property
     def patch_store_bytes(self) -> int:
-        return sum(e.evicted.file.file_bytes for e in self.entries.values() if e.evicted is not None)
+        dedupd = sum(e.evicted.file.file_bytes for e in self.entries.values() if e.evicted is not None)
+        return dedupd + self.previous_bytes
+
+    @property
+    def previous_bytes(self) -> int:
+        """Kept of warm sandboxes to make their next dedup op cheaper."""
+        return sum(e.previous.file.file_bytes for e in self.entries.values() if e.previous is not None)
+
+    def drop_previous(self) -> None:
+        """Memory is short: the next dedup ops encode everything again."""
+        for entry in self.entries.values():
+            entry.previous = None
 
     def count_remote(self, transport: str, pages: int) -> None:
         """Adds base pages that were read from peers."""
@@ -218,7 +229,7 @@ class Agent:
     def used_bytes(self) -> int:
         """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
         usage = self.usage()
-        return usage.warm_bytes + usage.kept_bytes + usage.base_bytes
+        return usage.warm_bytes + usage.kept_bytes + usage.base_bytes + self.previous_bytes
 
     def usage(self) -> NodeUsage:
         states = [e.state for e in list(self.entries.values())]

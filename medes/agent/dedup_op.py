@@ -30,6 +30,7 @@ from medes.errors import (
     CancelledError,
     CorruptError,
     DeadlineExceededError,
+    InternalError,
     MedesError,
     NotFoundError,
     PeerUnreachableError,
@@ -82,6 +83,9 @@ class DedupOp:
         self.base_bytes_added = 0
         self.remote_pages = self.remote_bytes_encoded = 0  # read of peers while encoding
         self.file: native.SandboxFile | None = None
+        # A base must be made of all pages, so nothing is taken over then.
+        self.previous = None if make_base else entry.previous
+        self.reuse: native.Reuse | None = None
         self.cancel = native.CancelFlag()
         entry.cancel = self.cancel
 
@@ -105,11 +109,13 @@ class DedupOp:
             with self._stage("capture"):
                 image = await self.agent.in_ops(driver.capture, pids)
             point("dedup.captured")
-            with self._stage("fingerprint"):
-                k = self.agent.bases.samples_per_page
-                prints = await self.agent.in_ops(native.fingerprint, image, k)
+            if self.previous is not None:
+                with self._stage("reuse"):
+                    self.reuse = await self.agent.in_ops(native.Reuse, image, self.previous.file)
+                self.notes.append(f"{self.reuse.pages} pages as at the last dedup")
+            prints = await self._fingerprint(image)
             candidates = await self._candidates(image, prints)
-            planned, encoded = await self._plan_and_encode(image, prints, candidates)
+            planned, encoded = await self._plan_and_encode(image, candidates)
             point("dedup.encoded")
             self._check()
             self.file = await self._write_file(image, encoded, planned)
@@ -151,45 +157,75 @@ class DedupOp:
         if self.entry.requests or self.cancel.cancelled:
             raise CancelledError("a request arrived: the sandbox stays warm", object=self.entry.id)
 
+    async def _fingerprint(self, image: native.MemoryImage) -> native.Fingerprints:
+        """Of the pages that are not taken over from the last dedup."""
+        with self._stage("fingerprint"):
+            k = self.agent.bases.samples_per_page
+            make = native.fingerprint if self.reuse is None else self.reuse.fingerprint
+            return await self.agent.in_ops(make, image, k)
+
+    async def _afresh(self, image: native.MemoryImage) -> Candidates:
+        """Candidates for all pages, none of which is taken over any more."""
+        self.reuse = self.previous = None
+        candidates = Candidates(self.agent, self.entry.spec.domain, await self._fingerprint(image))
+        with self._stage("lookup"):
+            await candidates.gather()
+        return candidates
+
     async def _candidates(self, image: native.MemoryImage, prints: native.Fingerprints) -> Candidates:
         """Where base pages may lie, after this sandbox has become a base itself if it should."""
         spec = self.entry.spec
-        candidates = Candidates(self.agent, spec.domain, prints)
+        taken_over = self.reuse.pages if self.reuse is not None else 0
+        candidates = Candidates(self.agent, spec.domain, prints, taken_over)
         with self._stage("lookup"):
             await candidates.gather()
         if self.make_base:
-            await self._make_base(image, prints, candidates, "asked for")
+            await self._make_base(image, candidates, "asked for")
         else:
             advised, reason = await self._advice(candidates)
             if advised:
-                await self._make_base(image, prints, candidates, reason)
+                if self.reuse is not None:
+                    candidates = await self._afresh(image)
+                await self._make_base(image, candidates, reason)
         if candidates.note:
             self.notes.append(candidates.note)
         return candidates
 
     async def _plan_and_encode(
-        self, image: native.MemoryImage, prints: native.Fingerprints, candidates: Candidates
+        self, image: native.MemoryImage, candidates: Candidates
     ) -> tuple[Planned, native.EncodedImage]:
         """With every base that can be had; with this node's own when a holder of others fails on the way."""
+        if self.reuse is not None:
+            try:
+                return await self._attempt(image, candidates, remote=True)
+            except CancelledError:
+                raise
+            except (*REMOTE_ERRORS, InternalError) as error:
+                # A base of the last dedup is gone, for one: nothing pinned it while the sandbox was warm.
+                self.notes.append(f"nothing taken over from the last dedup: {error}")
+                self._unpin_all()
+                candidates = await self._afresh(image)
         try:
-            return await self._attempt(image, prints, candidates, remote=True)
+            return await self._attempt(image, candidates, remote=True)
         except CancelledError:
             raise
         except REMOTE_ERRORS as error:
             self.notes.append(f"remote bases not used: {error}")
-            unpin(self.agent, self.holder, self.pins)
-            self.pins = {}
-            return await self._attempt(image, prints, candidates, remote=False)
+            self._unpin_all()
+            return await self._attempt(image, candidates, remote=False)
+
+    def _unpin_all(self) -> None:
+        unpin(self.agent, self.holder, self.pins)
+        self.pins = {}
 
     async def _attempt(
         self,
         image: native.MemoryImage,
-        prints: native.Fingerprints,
         candidates: Candidates,
         *,
         remote: bool,
     ) -> tuple[Planned, native.EncodedImage]:
-        planned = await self._pinned_plan(image, prints, candidates, remote=remote)
+        planned = await self._pinned_plan(image, candidates, remote=remote)
         with self._stage("encode"):
             return planned, await self.agent.in_ops(self._encode, image, planned)
 
@@ -209,12 +245,10 @@ class DedupOp:
                 await candidates.gather()
         return advised, reason
 
-    async def _make_base(
-        self, image: native.MemoryImage, prints: native.Fingerprints, candidates: Candidates, reason: str
-    ) -> None:
+    async def _make_base(self, image: native.MemoryImage, candidates: Candidates, reason: str) -> None:
         with self._stage("base"):
             locations = await candidates.locations(remote=True)
-            plan = await self.agent.in_ops(native.plan_windows, image, prints, locations)
+            plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
             pages = await self.agent.in_ops(plan.uncovered_pages)
             if not pages:
                 self.notes.append("no base made: existing bases cover every page")
@@ -226,20 +260,23 @@ class DedupOp:
     async def _pinned_plan(
         self,
         image: native.MemoryImage,
-        prints: native.Fingerprints,
         candidates: Candidates,
         *,
         remote: bool,
     ) -> Planned:
         with self._stage("plan"):
             locations = await candidates.locations(remote=remote)
-            plan = await self.agent.in_ops(native.plan_windows, image, prints, locations)
+            plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
+            if self.reuse is not None:
+                plan = await self.agent.in_ops(self.reuse.plan, plan)
         planned = Planned(plan, native.BaseSet())
         by_node: dict[str, list[int]] = {}
         for base_id in plan.base_ids:
             node_id = self.agent.node_id
             if base_id not in self.agent.bases.bases:
                 descriptor = candidates.descriptors.get(base_id)
+                if descriptor is None and self.previous is not None:
+                    descriptor = self.previous.descriptors.get(base_id)
                 if descriptor is None:
                     raise NotFoundError("its holder is not known", object=f"base {base_id:016x}")
                 planned.descriptors[base_id] = descriptor
@@ -282,7 +319,7 @@ class DedupOp:
                 add_remote(planned.bases, descriptor, reader)
 
     def _encode(self, image: native.MemoryImage, planned: Planned) -> native.EncodedImage:
-        return native.encode(image, planned.plan, planned.bases, cancel=self.cancel)
+        return native.encode(image, planned.plan, planned.bases, cancel=self.cancel, reuse=self.reuse)
 
     async def _write_file(
         self, image: native.MemoryImage, encoded: native.EncodedImage, planned: Planned
@@ -290,6 +327,9 @@ class DedupOp:
         agent = self.agent
         limit = agent.settings.patch_store_limit_bytes
         used = agent.patch_store_bytes
+        if used + encoded.blob_bytes > limit and agent.previous_bytes:
+            agent.drop_previous()
+            used = agent.patch_store_bytes
         if used + encoded.blob_bytes > limit:
             raise StoreFullError(
                 f"{encoded.blob_bytes} bytes of patches do not fit: {used} of {limit} are used",
@@ -356,6 +396,7 @@ class DedupOp:
         live.set_working_set(packed)
         evicted.remote_bytes_before = self.remote_bytes_encoded
         entry.evicted = evicted
+        entry.previous = None
         entry.cancel = None
         return evicted
 
@@ -377,7 +418,7 @@ class DedupOp:
         """The eviction failed half-way: what has gone must come back from the sandbox file, or is lost."""
         agent, entry, file = self.agent, self.entry, self.file
         assert file is not None
-        entry.cancel = None
+        entry.cancel = entry.previous = None
         try:
             live = await agent.in_ops(agent.driver_of(entry).adopt, file, planned.bases)
         except MedesError as second:

@@ -17,7 +17,7 @@ from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, pages_by_transport, unpin
 from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
-from medes.agent.sandbox import Evicted, SandboxEntry
+from medes.agent.sandbox import Evicted, Previous, SandboxEntry
 from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
     DeadlineExceededError,
@@ -214,6 +214,8 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
     entry.evicted = None
     entry.kept_bytes = 0
+    if not agent.pressure.high:
+        entry.previous = Previous(evicted.file, evicted.descriptors)
     point("restore.settled")
     evicted.file.unlink()
     point("restore.unlinked")

@@ -87,6 +87,17 @@ class Evicted:
         return self.live
 
 
+@dataclass(slots=True)
+class Previous:
+    """The dedup'd form that a warm sandbox was restored from: the next dedup op takes over what did not change.
+
+    The file has no name any more; its memory goes with this object. Its bases are not pinned: the op asks anew.
+    """
+
+    file: native.SandboxFile
+    descriptors: dict[int, BaseDescriptor]  # of the remote bases
+
+
 class SandboxEntry:
     """One sandbox. All fields are the event loop's; ops hold `lock` while they change the state."""
 
@@ -99,6 +110,7 @@ class SandboxEntry:
         self.requests = 0  # begun and not yet ended
         self.cancel: native.CancelFlag | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
+        self.previous: Previous | None = None
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0

@@ -117,6 +117,8 @@ class Timers:
         agent = self._agent
         used = agent.used_bytes()
         agent.pressure = self._read_pressure(used, agent.settings.memory_limit_bytes)
+        if agent.pressure.high:
+            agent.drop_previous()
         room = PRESSURE_DEDUPS_AT_ONCE - len(self._busy)
         if agent.pressure.high and room > 0:
             views = [view_of(agent, e) for e in agent.entries.values() if not e.lock.locked()]

@@ -150,12 +150,29 @@ def encode(
     group_pages: int | None = None,
     cancel: CancelFlag | None = None,
     simd: str = "best",
+    reuse: Reuse | None = None,
 ) -> EncodedImage:
     """(nogil) Fetches the windows' extents, encodes, decodes and compares every page (verify before evict).
 
     Bases of the plan that are not in `bases` are not used. group_pages: 1 to 64 pages are compressed together
     (default 16); 0 stores patches uncompressed. Raises cancelled, the error of a failed fetch, corrupt.
     """
+
+class Reuse:
+    """Which pages of an image an earlier sandbox file of the same processes has, by address and checksum."""
+
+    def __init__(self, image: MemoryImage, previous: SandboxFile) -> None:
+        """(nogil) Reads the image once. Keeps `previous` alive."""
+
+    @property
+    def pages(self) -> int:
+        """How many are taken over."""
+
+    def fingerprint(self, image: MemoryImage, samples_per_page: int = 8) -> Fingerprints:
+        """(nogil) Of the other pages; those that are taken over have no samples."""
+
+    def plan(self, plan: WindowPlan) -> WindowPlan:
+        """(nogil) The plan for encode(reuse=self): the earlier bases are among its base_ids. Raises limit_exceeded."""
 
 class CancelFlag:
     def cancel(self) -> None: ...

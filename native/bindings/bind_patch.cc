@@ -1,7 +1,9 @@
 #include "bindings/bindings.h"
 #include "common/error.h"
 #include "patch/encoder.h"
+#include "patch/reuse.h"
 #include "patch/window_plan.h"
+#include "store/sandbox_file.h"
 #include "transport/base_set.h"
 
 namespace medes::bindings {
@@ -45,10 +47,11 @@ nb::bytes decode_page(const Encoded& self, uint64_t page, BaseSet& bases) {
 
 std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const WindowPlan& plan, BaseSet& bases,
                                 const std::string& codec, std::optional<size_t> group_pages,
-                                const CancelFlag* cancel, const std::string& simd) {
+                                const CancelFlag* cancel, const std::string& simd, const Reuse* reuse) {
   if (codec != "windowed") throw Error(Code::invalid_argument, "unknown codec", codec, "use windowed");
   EncodeOptions options;
   options.cancel = cancel;
+  options.reuse = reuse;
   options.simd = parse_simd(simd);
   if (group_pages) {
     options.compress_groups = *group_pages > 0;
@@ -134,7 +137,32 @@ void register_patch(nb::module_& m) {
           nb::arg("image"), nb::arg("bases"));
 
   m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
-        nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best");
+        nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best",
+        nb::arg("reuse").none() = nb::none());
+
+  nb::class_<Reuse>(m, "Reuse")
+      .def(
+          "__init__",
+          [](Reuse* self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> previous) {
+            nb::gil_scoped_release release;
+            new (self) Reuse(*image, previous->layout(), previous->encoded());
+          },
+          nb::arg("image"), nb::arg("previous"), nb::keep_alive<1, 3>())
+      .def_prop_ro("pages", &Reuse::reused)
+      .def(
+          "fingerprint",
+          [](const Reuse& self, std::shared_ptr<MemoryImage> image, uint32_t samples_per_page) {
+            nb::gil_scoped_release release;
+            return fingerprint_changed(*image, samples_per_page, self);
+          },
+          nb::arg("image"), nb::arg("samples_per_page") = kDefaultSamples)
+      .def(
+          "plan",
+          [](const Reuse& self, const WindowPlan& plan) {
+            nb::gil_scoped_release release;
+            return plan_with_reuse(plan, self);
+          },
+          nb::arg("plan"));
 }
 
 }  // namespace medes::bindings

@@ -440,6 +440,48 @@ void EncodedImage::extents(uint64_t first, uint64_t count, std::vector<Extent>& 
   }
 }
 
+bool EncodedImage::stored_windows(uint64_t page, Scratch& s, StoredPage& out) const {
+  if (page >= page_count()) return false;
+  const uint64_t group = page / impl_->header.group_pages;
+  if ((s.serial != impl_->serial || s.group != group) && !impl_->load_group(group, s)) return false;
+  const size_t index = page % impl_->header.group_pages;
+  out.entry_kind = static_cast<uint8_t>(blob::entry_kind(s.entries[index]));
+  out.windows = {s.windows[index], s.window_count[index]};
+  out.length = blob::entry_length(s.entries[index]);
+  out.payload = {};
+  return true;
+}
+
+bool EncodedImage::stored_page(uint64_t page, Scratch& s, StoredPage& out) const {
+  if (!stored_windows(page, s, out)) return false;
+  const size_t index = page % impl_->header.group_pages, length = out.length;
+  if (length == 0) return true;
+  if (blob::in_direct(out.entry_kind)) {
+    out.payload =
+        impl_->payload.subspan(s.index.payload_offset + s.index.packed_bytes + s.offset[index], length);
+    return true;
+  }
+  if (!s.unpacked && !impl_->unpack(s)) return false;
+  out.payload = {s.packed + s.offset[index], length};
+  return true;
+}
+
+bool EncodedImage::stored_group(uint64_t group, Scratch& s, StoredGroup& out) const {
+  if (group >= impl_->group_count()) return false;
+  if ((s.serial != impl_->serial || s.group != group) && !impl_->load_group(group, s)) return false;
+  const blob::Group& g = s.index;  // its bounds were checked when it was loaded
+  out = {impl_->payload.subspan(g.payload_offset, size_t{g.packed_bytes} + g.direct_bytes),
+         g.packed_bytes,
+         g.unpacked_bytes,
+         g.direct_bytes,
+         g.reference,
+         impl_->pages_in_group(group)};
+  return true;
+}
+
+const std::vector<SlideTable>& EncodedImage::slides() const { return impl_->tables; }
+const Dictionary& EncodedImage::dictionary() const { return impl_->dictionary; }
+
 std::unique_ptr<EncodedImage::Scratch, void (*)(EncodedImage::Scratch*)> EncodedImage::make_scratch() {
   std::unique_ptr<Scratch, void (*)(Scratch*)> s(new Scratch, [](Scratch* p) {
     ZSTD_freeDCtx(p->zstd);

@@ -24,6 +24,25 @@ struct EncodedStats {
   uint64_t windows = 0;      // base windows used by patch and identical pages
 };
 
+class SlideTable;
+struct Dictionary;
+
+// One page as it is stored. Views into the image or a scratch, valid until that is used again.
+struct StoredPage {
+  uint8_t entry_kind = 0;  // blob::EntryKind
+  Bytes payload;
+  size_t length = 0;                  // of the payload, also when that was not asked for
+  std::span<const uint64_t> windows;  // in the image's slots
+};
+
+// A whole group as it is stored.
+struct StoredGroup {
+  Bytes payload;  // packed part, then direct part
+  uint32_t packed_bytes = 0, unpacked_bytes = 0, direct_bytes = 0;
+  uint64_t reference = 0;
+  size_t pages = 0;
+};
+
 inline constexpr size_t kMaxGroupPages = 64;  // pages whose patches one unpacking yields
 
 // A validated, read-only view over a blob; owns only the lookup tables made from it. Copies share them; const
@@ -52,6 +71,13 @@ class EncodedImage {
 
   // Covers all that the group's pages are decoded from, bases and their tables apart.
   uint64_t group_digest(uint64_t group) const;
+  // For an encoder that takes pages over into another image: a page's windows, and its unpacked payload too.
+  // False when malformed.
+  bool stored_windows(uint64_t page, Scratch& scratch, StoredPage& out) const;
+  bool stored_page(uint64_t page, Scratch& scratch, StoredPage& out) const;
+  bool stored_group(uint64_t group, Scratch& scratch, StoredGroup& out) const;
+  const std::vector<SlideTable>& slides() const;  // by slot
+  const Dictionary& dictionary() const;
 
   Bytes blob() const;
   uint32_t group_pages() const;

@@ -11,6 +11,7 @@
 #include "common/thread_pool.h"
 #include "patch/group_verifier.h"
 #include "patch/page_encoder.h"
+#include "patch/reuse.h"
 #include "patch/varint.h"
 #include "transport/base_set.h"
 
@@ -41,9 +42,14 @@ bool window_fits(uint64_t window, std::span<const BaseView> views) {
   return bytes >= kPageBytes && window_unit(window) * kWindowStep <= bytes - kPageBytes;
 }
 
-// One table a slot, from a quarter of the pages and their best windows.
+bool is_reused(const Reuse* reuse, uint64_t page) {
+  return reuse != nullptr && reuse->old_page(page) != Reuse::kNoPage;
+}
+
+// One table a slot, from a quarter of the pages and their best windows. Pages that are taken over were coded
+// by the tables of their time, which come first.
 std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan& plan,
-                                     std::span<const BaseView> views) {
+                                     std::span<const BaseView> views, const Reuse* reuse) {
   const uint64_t pages = image.page_count();
   const size_t tasks = static_cast<size_t>((pages + kLearnTask - 1) / kLearnTask);
   std::vector<std::vector<std::unique_ptr<SlideLearner>>> learners(tasks);
@@ -54,7 +60,7 @@ std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan&
       const uint64_t last = std::min<uint64_t>(pages, (task + 1) * kLearnTask);
       for (uint64_t page = task * kLearnTask; page < last; page += kLearnStride) {
         const uint64_t window = plan.windows(page)[0];
-        if (!window_fits(window, views)) continue;
+        if (is_reused(reuse, page) || !window_fits(window, views)) continue;
         const BaseView& view = views[window_slot(window)];
         auto& learner = own[window_slot(window)];
         if (!learner) learner = std::make_unique<SlideLearner>(image.layout().space, view.space);
@@ -64,7 +70,8 @@ std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan&
     }
   });
   std::vector<SlideTable> tables;
-  for (size_t slot = 0; slot < views.size(); ++slot) {
+  if (reuse != nullptr) tables = reuse->encoded().slides();
+  for (size_t slot = tables.size(); slot < views.size(); ++slot) {
     SlideLearner* all = nullptr;
     for (auto& own : learners) {
       if (!own[slot]) continue;
@@ -197,9 +204,10 @@ class BlobEncoder {
       : image_(image), plan_(plan), views_(views), options_(options) {}
 
   std::vector<std::byte> run() {
-    tables_ = learn_slides(image_, plan_, views_);
+    tables_ = learn_slides(image_, plan_, views_, options_.reuse);
     for (size_t i = 0; i < views_.size(); ++i) bases_.push_back({views_[i].bytes, tables_[i].predictor()});
-    dictionary_ = learn_dictionary(image_, plan_, bases_, options_.simd);
+    dictionary_ = options_.reuse != nullptr ? options_.reuse->encoded().dictionary()
+                                            : learn_dictionary(image_, plan_, bases_, options_.simd);
     base_section_ = make_base_section();
     const uint64_t pages = image_.page_count();
     checksums_.resize(pages);
@@ -208,10 +216,11 @@ class BlobEncoder {
     ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask, [&](size_t begin, size_t end) {
       PageEncoder encoder(bases_, dictionary_, options_.simd);
       GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_);
+      const auto scratch = EncodedImage::make_scratch();
       std::vector<std::byte> packed, direct;
       for (size_t g = begin; g < end; ++g) {
         check_cancelled(options_.cancel);
-        encode_group(g, encoder, packed, direct);
+        if (!take_over_group(g, *scratch)) encode_group(g, encoder, *scratch, packed, direct);
         verify_group(g, verifier);
       }
     });
@@ -226,9 +235,64 @@ class BlobEncoder {
     return static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first_page(g)));
   }
 
+  EncodedPage encode_page(uint64_t page, PageEncoder& encoder, EncodedImage::Scratch& scratch,
+                          Bytes& payload) {
+    if (!is_reused(options_.reuse, page)) {
+      const EncodedPage e = encoder.encode(words_of(image_, page), plan_.windows(page));
+      payload = {encoder.payload(), e.length};
+      return e;
+    }
+    StoredPage stored;
+    if (!options_.reuse->encoded().stored_page(options_.reuse->old_page(page), scratch, stored))
+      throw Error(Code::corrupt, "a page cannot be taken over", "page " + std::to_string(page));
+    payload = stored.payload;
+    EncodedPage e;
+    e.kind = static_cast<EntryKind>(stored.entry_kind);
+    e.length = payload.size();
+    e.window_count = stored.windows.size();
+    std::copy(stored.windows.begin(), stored.windows.end(), e.windows);
+    return e;
+  }
+
+  // A group all of whose pages were one group before is stored as it was, compressed bytes and all.
+  bool take_over_group(uint64_t g, EncodedImage::Scratch& scratch) {
+    const uint64_t first = first_page(g);
+    const size_t count = pages_in(g);
+    if (!is_reused(options_.reuse, first)) return false;
+    const EncodedImage& before = options_.reuse->encoded();
+    const uint64_t old = options_.reuse->old_page(first);
+    if (before.group_pages() != options_.group_pages || old % options_.group_pages != 0) return false;
+    for (size_t i = 1; i < count; ++i)
+      if (options_.reuse->old_page(first + i) != old + i) return false;
+    StoredGroup stored;
+    if (!before.stored_group(old / options_.group_pages, scratch, stored) || stored.pages != count ||
+        (!options_.compress_groups && stored.packed_bytes != stored.unpacked_bytes))
+      return false;
+    GroupOutput& out = groups_[g];
+    out.index.reference = stored.reference;
+    out.index.packed_bytes = stored.packed_bytes;
+    out.index.unpacked_bytes = stored.unpacked_bytes;
+    out.index.direct_bytes = stored.direct_bytes;
+    out.payload.assign(stored.payload.begin(), stored.payload.end());
+    out.payload.resize(stored.payload.size() + kPayloadPadding);
+    for (size_t i = 0; i < count; ++i) {
+      StoredPage page;
+      if (!before.stored_windows(old + i, scratch, page))
+        throw Error(Code::corrupt, "a page cannot be taken over", "page " + std::to_string(first + i));
+      EncodedPage e;
+      e.window_count = page.windows.size();
+      std::copy(page.windows.begin(), page.windows.end(), e.windows);
+      checksums_[first + i] = before.checksum(old + i);
+      entries_[first + i] = blob::pack_entry(static_cast<EntryKind>(page.entry_kind), page.length);
+      if (e.window_count != 0) put_windows(out.windows, e, out.index.reference, i);
+      out.window_count += e.window_count;
+    }
+    return true;
+  }
+
   // `packed` and `direct` are buffers kept from group to group.
-  void encode_group(uint64_t g, PageEncoder& encoder, std::vector<std::byte>& packed,
-                    std::vector<std::byte>& direct) {
+  void encode_group(uint64_t g, PageEncoder& encoder, EncodedImage::Scratch& scratch,
+                    std::vector<std::byte>& packed, std::vector<std::byte>& direct) {
     GroupOutput& out = groups_[g];
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
@@ -238,15 +302,16 @@ class BlobEncoder {
     for (size_t i = 0; i < count; ++i) {
       const uint64_t page = first + i;
       // The windows lie anywhere: no hardware prefetcher finds them.
-      if (page + 1 < image_.page_count())
+      if (page + 1 < image_.page_count() && !is_reused(options_.reuse, page + 1))
         encoder.prefetch(words_of(image_, page + 1), plan_.windows(page + 1));
-      const EncodedPage e = encoder.encode(words_of(image_, page), plan_.windows(page));
       checksums_[page] = checksum64({image_.page(page), kPageBytes});
+      Bytes payload;
+      const EncodedPage e = encode_page(page, encoder, scratch, payload);
       entries_[page] = blob::pack_entry(e.kind, e.length);
       put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
       auto& part = blob::in_packed(static_cast<unsigned>(e.kind)) ? packed : direct;
-      part.insert(part.end(), encoder.payload(), encoder.payload() + e.length);
+      part.insert(part.end(), payload.begin(), payload.end());
     }
     out.index.unpacked_bytes = static_cast<uint32_t>(packed.size());
     out.index.direct_bytes = static_cast<uint32_t>(direct.size());
@@ -427,6 +492,12 @@ std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& p
                 std::to_string(options.group_pages));
   }
   if (options.simd > best_simd()) throw Error(Code::unsupported, "SIMD level", simd_name(options.simd));
+  if (options.reuse != nullptr &&
+      (options.reuse->page_count() != image.page_count() ||
+       options.reuse->encoded().base_ids().size() > views.size() ||
+       !std::equal(options.reuse->encoded().base_ids().begin(), options.reuse->encoded().base_ids().end(),
+                   plan.base_ids().begin())))
+    throw Error(Code::invalid_argument, "the plan was not made for this reuse");
   return BlobEncoder(image, plan, views, options).run();
 }
 

@@ -17,6 +17,7 @@
 namespace medes {
 
 class BaseSet;
+class Reuse;
 
 struct CancelFlag {
   std::atomic<bool> cancelled{false};
@@ -27,6 +28,7 @@ struct EncodeOptions {
   bool compress_groups = true;  // false: patches are stored as they are (any page reads alone, larger)
   SimdLevel simd = best_simd();
   const CancelFlag* cancel = nullptr;
+  const Reuse* reuse = nullptr;  // of this image; the plan must come from plan_with_reuse()
 };
 
 // The blob and its view.

@@ -40,6 +40,7 @@ class WindowPlan {
  private:
   friend WindowPlan plan_windows(uint64_t page_count, const Fingerprints& fingerprints,
                                  const Locations& locations);
+  friend WindowPlan plan_with_reuse(const WindowPlan& plan, const class Reuse& reuse);
   std::vector<uint64_t> base_ids_;
   std::vector<uint64_t> windows_;   // page_count * kMaxWindows
   std::vector<uint8_t> explained_;  // samples that the chosen windows explain

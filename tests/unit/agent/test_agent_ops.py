@@ -24,7 +24,7 @@ from medes.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from medes.types import Activity
+from medes.types import Activity, DedupReport
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
@@ -120,6 +120,53 @@ async def test_another_node_reads_the_base_over_tcp_and_pins_it(
     assert handlers.get(user.agent, "b").transport_by_peer == {"n0": "tcp"}
     await handlers.restore(user.agent, "b", eager=True)
     await until(lambda: holder.agent.pins.count(base.base_id) == 1, "the pin is given back")
+
+
+def _taken_over(report: DedupReport) -> int:
+    return sum(int(n.split()[0]) for n in report.notes if n.endswith("pages as at the last dedup"))
+
+
+async def test_a_second_dedup_takes_over_what_did_not_change(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    """Also what lies against a base of another node; and not once memory was short."""
+    holder = await make_agent("n0", controller.address)
+    user = await make_agent("n1", controller.address)
+    await register(holder, make_app(seed=1), "a")
+    app = make_app(seed=2)
+    await register(user, app, "b")
+    await handlers.dedup(holder.agent, "a")
+    first = (await handlers.dedup(user.agent, "b")).report
+    assert _taken_over(first) == 0
+    entry = user.agent.entries["b"]
+    for _ in range(2):
+        await handlers.restore(user.agent, "b", eager=True)
+        assert entry.previous is not None
+        assert user.agent.patch_store_bytes == entry.previous.file.file_bytes
+        again = (await handlers.dedup(user.agent, "b")).report
+        assert _taken_over(again) > sum(again.pages_by_kind) // 2
+        assert again.patch_bytes < 1.1 * first.patch_bytes
+        assert entry.previous is None
+    await handlers.restore(user.agent, "b", eager=True)
+    user.agent.drop_previous()
+    assert _taken_over((await handlers.dedup(user.agent, "b")).report) == 0
+    await handlers.restore(user.agent, "b", eager=True)
+    app.ask()
+
+
+async def test_a_second_dedup_whose_base_has_gone_encodes_everything(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> None:
+    daemon = await make_agent(controller=controller.address)
+    app = make_app()
+    await register(daemon, app, "s1")
+    await handlers.dedup(daemon.agent, "s1")
+    await handlers.restore(daemon.agent, "s1", eager=True)
+    assert len(await retire_unused(daemon.agent, set())) == 1
+    report = (await handlers.dedup(daemon.agent, "s1")).report
+    assert report.base_bytes_added > 0 or any("nothing taken over" in n for n in report.notes)
+    await handlers.restore(daemon.agent, "s1", eager=True)
+    app.ask()
 
 
 async def test_another_domain_never_sees_the_base(

@@ -1,0 +1,158 @@
+// A second encoding of the same memory takes over what did not change, and is as right as the first.
+#include "patch/reuse.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/error.h"
+#include "patch/encoder.h"
+#include "registry/fingerprint_index.h"
+#include "tests/engine_test_util.h"
+
+namespace medes {
+namespace {
+
+using testing::bytes_of;
+using testing::Random;
+using testing::Words;
+
+constexpr uint64_t kPages = 200, kWords = kPageBytes / 8;
+
+AddressSpace space_of_process() {
+  return {{{testing::kHeap, testing::kHeap + testing::kRegionBytes},
+           {testing::kMapped, testing::kMapped + testing::kRegionBytes}},
+          false};
+}
+
+std::shared_ptr<MemoryImage> image_of(const Words& words, uint64_t address) {
+  return MemoryImage::from_buffer(bytes_of(words), address, space_of_process());
+}
+
+class Sandbox {
+ public:
+  explicit Sandbox(std::vector<uint64_t> base_ids) {
+    for (uint64_t id : base_ids) add_base(id);
+  }
+  void add_base(uint64_t id) {
+    bases_.push_back(testing::heap_like(kPages, id));
+    const Fingerprints f = fingerprint_pages(bytes_of(bases_.back()), space_of_process(), 8);
+    index_.insert(id, f.hashes, f.positions, 8);
+  }
+  const Words& base(size_t i) const { return bases_[i]; }
+  std::vector<BaseView> views(const WindowPlan& plan) const {
+    std::vector<BaseView> out;
+    for (uint64_t id : plan.base_ids()) {
+      const auto same = [&](const Words& b) { return b == testing::heap_like(kPages, id); };
+      out.push_back({id, bytes_of(*std::find_if(bases_.begin(), bases_.end(), same)), space_of_process()});
+    }
+    return out;
+  }
+  WindowPlan plan(const MemoryImage& image, const Fingerprints& f) const {
+    return plan_windows(image.page_count(), f, index_.lookup(f.hashes, 8));
+  }
+  // Encodes, opens and verifies; `views` has those of the encoding's bases.
+  std::vector<std::byte> encode(const MemoryImage& image, const Reuse* reuse) {
+    EncodeOptions options;
+    options.reuse = reuse;
+    const Fingerprints f = reuse ? fingerprint_changed(image, 8, *reuse) : fingerprint_image(image, 8);
+    WindowPlan p = plan(image, f);
+    if (reuse) p = plan_with_reuse(p, *reuse);
+    auto blob = encode_blob(image, p, views(p), options);
+    verify_image(EncodedImage::open(blob), image, views(p));
+    return blob;
+  }
+
+ private:
+  std::vector<Words> bases_;
+  FingerprintIndex index_;
+};
+
+TEST(Reuse, TakesOverWhatDidNotChange) {
+  Sandbox sandbox({11});
+  Words words = testing::moved(sandbox.base(0), 0x40000, -0x9000, 20, 3);
+  const auto first = image_of(words, 0x10000);
+  const auto blob = sandbox.encode(*first, nullptr);
+  const EncodedImage encoded = EncodedImage::open(blob);
+
+  const Reuse all(*image_of(words, 0x10000), first->layout(), encoded);
+  EXPECT_EQ(all.reused(), kPages);
+  EXPECT_EQ(sandbox.encode(*first, &all), blob);
+
+  for (uint64_t page : {0u, 7u, 8u, 199u}) words[page * kWords + 5] ^= 0x1234567;
+  const auto second = image_of(words, 0x10000);
+  const Reuse most(*second, first->layout(), encoded);
+  EXPECT_EQ(most.reused(), kPages - 4);
+  EXPECT_EQ(most.old_page(7), Reuse::kNoPage);
+  EXPECT_EQ(most.old_page(9), 9u);
+  const Fingerprints f = fingerprint_changed(*second, 8, most), whole = fingerprint_image(*second, 8);
+  for (uint64_t page = 0; page < kPages; ++page)
+    for (size_t i = page * 8; i < page * 8 + 8; ++i)
+      EXPECT_EQ(f.hashes[i], most.old_page(page) == Reuse::kNoPage ? whole.hashes[i] : 0) << page;
+  (void)sandbox.encode(*second, &most);
+}
+
+// Pages come and go in front, so that no group holds the pages it held, and a base is there that was not.
+TEST(Reuse, SurvivesShiftsRoundAfterRound) {
+  Random random(99);
+  Sandbox sandbox({11, 12});
+  Words words = testing::moved(sandbox.base(0), 0x40000, -0x9000, 20, 3);
+  std::copy_n(sandbox.base(1).data(), 40 * kWords, words.data() + 100 * kWords);
+  std::fill_n(words.data() + 50 * kWords, kWords, 0);
+  for (size_t i = 0; i < kWords; ++i) words[60 * kWords + i] = random.next();  // stored as it is
+  uint64_t address = 0x100000;
+  auto image = image_of(words, address);
+  auto blob = sandbox.encode(*image, nullptr);
+  for (uint64_t round = 0; round < 8; ++round) {
+    const size_t drop = random.below(5) * kWords, grow = random.below(5) * kWords;
+    words.erase(words.begin(), words.begin() + static_cast<ptrdiff_t>(drop));
+    address += drop * 8;
+    const Words more = testing::heap_like(8, 1000 + round);
+    words.insert(words.end(), more.begin(), more.begin() + static_cast<ptrdiff_t>(grow));
+    for (int i = 0; i < 10; ++i) words[random.below(words.size())] += 1;
+    if (round == 3) {
+      sandbox.add_base(13);
+      std::copy_n(sandbox.base(2).data(), 20 * kWords, words.data() + 20 * kWords);
+    }
+    const auto next = image_of(words, address);
+    const EncodedImage encoded = EncodedImage::open(blob);
+    const Reuse reuse(*next, image->layout(), encoded);
+    EXPECT_GT(reuse.reused(), next->page_count() / 2);
+    for (uint64_t page = 0; page < next->page_count(); ++page)
+      if (reuse.old_page(page) != Reuse::kNoPage)
+        EXPECT_EQ(std::memcmp(next->page(page), image->page(reuse.old_page(page)), kPageBytes), 0);
+    auto again = sandbox.encode(*next, &reuse);
+    blob = std::move(again);
+    image = next;
+  }
+}
+
+TEST(Reuse, AnotherProcessHasNothingToTakeOver) {
+  Sandbox sandbox({11});
+  const auto first = image_of(sandbox.base(0), 0x10000);
+  const auto blob = sandbox.encode(*first, nullptr);
+  const auto second = image_of(sandbox.base(0), 0x10000);
+  second->layout().processes[0].start_time_ticks = 5;
+  EXPECT_EQ(Reuse(*second, first->layout(), EncodedImage::open(blob)).reused(), 0u);
+  const auto empty = image_of({}, 0x10000);
+  EXPECT_EQ(Reuse(*empty, first->layout(), EncodedImage::open(blob)).reused(), 0u);
+}
+
+TEST(Reuse, APlanThatWasNotMadeForItIsRefused) {
+  Sandbox sandbox({11});
+  const auto image = image_of(sandbox.base(0), 0x10000);
+  const auto blob = sandbox.encode(*image, nullptr);
+  const EncodedImage encoded = EncodedImage::open(blob);
+  const Reuse reuse(*image, image->layout(), encoded);
+  const auto shorter = image_of(testing::heap_like(3, 11), 0x10000);
+  EXPECT_THROW((void)fingerprint_changed(*shorter, 8, reuse), Error);
+  EncodeOptions options;
+  options.reuse = &reuse;
+  const WindowPlan none = sandbox.plan(*image, fingerprint_changed(*image, 8, reuse));
+  EXPECT_TRUE(none.base_ids().empty());
+  EXPECT_THROW((void)encode_blob(*image, none, {}, options), Error);
+}
+
+}  // namespace
+}  // namespace medes
