@@ -162,6 +162,8 @@ pairs = []
 for worker in range(3):
     down, up = os.pipe(), os.pipe()
     if os.fork() == 0:
+        for end in (down[1], *[d for d, _ in pairs]):
+            os.close(end)  # else no worker would see its parent go
         while os.read(down[0], 1):
             os.write(up[1], hashlib.sha256(b"".join(data)).hexdigest().encode())
         os._exit(0)
