@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -46,6 +47,12 @@ STOP_GRACE_S = 5.0
 TICK_S = 0.25
 
 
+def _use_all_descriptors() -> None:
+    """The hard limit becomes the soft one: a dedup'd process takes two descriptors here, a forked child one more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class AgentDaemon:
     """One agent of one node. `start`, then `stop`; both from the same event loop."""
 
@@ -72,6 +79,7 @@ class AgentDaemon:
     async def start(self) -> None:
         """Recovers and serves. Raises io, already_exists (another agent), unsupported (transport)."""
         settings = self.settings
+        _use_all_descriptors()
         make_reader = _reader_factory(settings)
         encrypted = bool(settings.tls.certificate)
         self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=encrypted)
