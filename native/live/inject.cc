@@ -110,20 +110,28 @@ bool has_signal_waiting(const Tracee& t) {
   return ((mask("\nSigPnd:") | mask("\nShdPnd:")) & ~mask("\nSigBlk:")) != 0;
 }
 
-// Next stop of the thread; throws process_gone when it ends instead.
+// Of a killed process the kernel reports the first thread only when all others have been collected, which
+// here happens when the tracer ends: its death has to be looked for.
+bool has_ended(const Tracee& t) {
+  const char state = read_stat(t.tid).state;  // throws process_gone
+  return state == 'Z' || state == 'X';
+}
+
+// Next stop of the thread; throws process_gone when it ends instead. It asks again and again rather than
+// sleep: injected calls take microseconds.
 int wait_for_stop(const Tracee& t, const std::function<void()>& while_waiting) {
-  for (;;) {
+  constexpr uint64_t kAsksPerLook = 256;
+  for (uint64_t asked = 1;; ++asked) {
     int status = 0;
-    const int block = while_waiting ? WNOHANG : 0;
-    const pid_t got = waitpid(t.tid, &status, __WALL | __WNOTHREAD | block);
-    if (got == 0) {
-      while_waiting();
-      continue;
-    }
+    const pid_t got = waitpid(t.tid, &status, __WALL | __WNOTHREAD | WNOHANG);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 || !WIFSTOPPED(status))
-      throw Error(Code::process_gone, "the process was killed", "pid " + std::to_string(t.pid));
-    return status;
+    const bool ended = got == 0 ? asked % kAsksPerLook == 0 && has_ended(t) : got < 0 || !WIFSTOPPED(status);
+    if (ended) throw Error(Code::process_gone, "the process was killed", "pid " + std::to_string(t.pid));
+    if (got != 0) return status;
+    if (while_waiting)
+      while_waiting();
+    else
+      sched_yield();
   }
 }
 

@@ -258,6 +258,8 @@ def test_top_outlasts_a_controller_restart_and_ends_with_ctrl_c(tmp_path: Path) 
             stdout=terminal,
             stderr=terminal,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},
+            # A shell that runs the tests in the background has them ignore SIGINT, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(terminal)
         seen = b""
