@@ -26,6 +26,8 @@ _ENTRY = struct.Struct("<QQff")
 _PAIR = struct.Struct("<QQ")
 _MAGIC = b"MWS1"
 
+YOUNG_RESTORES = 8  # a set made of fewer restores is a sample: what lies beside its pages is prefetched, too
+YOUNG_BLOCK_PAGES = 8
 PROBE_SLICES_MIN = 16
 PROBE_PAGES = 48  # some 15 us a fault: below one millisecond a restore
 DECAY = 0.5
@@ -49,6 +51,14 @@ def unpack_pages(packed: bytes) -> list[Page]:
 
 def pack_pages(pages: list[Page]) -> bytes:
     return b"".join(_PAIR.pack(*page) for page in pages)
+
+
+def _with_neighbours(pages: list[Page]) -> list[Page]:
+    """The aligned blocks that the pages lie in, in the order of their first pages. Those that an image does not have
+    are left out when it is restored."""
+    blocks = dict.fromkeys((key, offset - offset % YOUNG_BLOCK_PAGES) for key, offset in pages)
+    wide = [(key, first + n) for key, first in blocks for n in range(YOUNG_BLOCK_PAGES)]
+    return wide[:WORKING_SET_PAGES_MAX]
 
 
 class WorkingSet:
@@ -77,8 +87,8 @@ class WorkingSet:
 
     def _plan(self) -> tuple[bytes, frozenset[Page]]:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
-        if self.restores < 2:  # nothing is known of drift yet
-            return pack_pages(ordered), frozenset()
+        if self.restores < YOUNG_RESTORES:  # nothing is known of drift yet
+            return pack_pages(_with_neighbours(ordered)), frozenset()
         slices = max(PROBE_SLICES_MIN, len(ordered) // PROBE_PAGES)
         turn = self.restores % slices
         probe = frozenset(page for page in ordered if hash(page) % slices == turn)

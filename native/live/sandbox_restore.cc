@@ -22,6 +22,9 @@ constexpr int kBackgroundNice = 19;  // the sandbox's own threads come first
 // kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole.
 constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200};
 constexpr size_t kFetchAheadPages = 2048;
+// While a request runs its own faults fetch over the same connection: they wait for one of these batches at
+// most.
+constexpr size_t kFetchBesidePages = 128;
 // How long a base's node may be away before the sandbox counts as lost: an agent restarts in seconds.
 constexpr std::chrono::seconds kPeerPatience{20};
 constexpr std::chrono::milliseconds kPeerBackoffFirst{50}, kPeerBackoffMost{500};
@@ -262,13 +265,13 @@ void Sandbox::hold_background() {
   }
 }
 
-// Remote base pages come in ahead of everything else, in large batches: a demand fault then finds them there.
+// Remote base pages come in ahead of everything else: a demand fault then finds them there.
 void Sandbox::fetch_ahead() {
   for (const auto& memory : memories()) {
     std::vector<uint64_t> pages = evicted_pages(*memory);
-    for (size_t at = 0; at < pages.size(); at += kFetchAheadPages) {
+    for (size_t at = 0; at < pages.size(); at += kFetchBesidePages) {
       if (state() != LiveState::restoring || detached_ || memory->gone()) return;
-      const auto stretch = std::span(pages).subspan(at, std::min(kFetchAheadPages, pages.size() - at));
+      const auto stretch = std::span(pages).subspan(at, std::min(kFetchBesidePages, pages.size() - at));
       (void)rebuilder_.fetch(stretch,
                              kFetchTimeout);  // a failure shows again, and counts, when it is rebuilt
     }

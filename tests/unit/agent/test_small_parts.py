@@ -14,6 +14,7 @@ from medes.agent.pressure import available_ratio, judge, psi_some_avg10
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
     PROBE_SLICES_MIN,
+    YOUNG_RESTORES,
     WorkingSet,
     WorkingSetStore,
     pack_pages,
@@ -138,11 +139,19 @@ def test_packed_pages_come_back() -> None:
     assert unpack_pages(pack_pages(some)[:-1]) == some[:-1]
 
 
-def test_the_first_restores_order_is_the_next_ones_prefetch() -> None:
+def test_the_first_restores_order_is_the_next_ones_prefetch_with_what_lies_beside() -> None:
     ws = WorkingSet()
     ws.merge(pages(9, 2, 7))
     packed, probe = ws.prefetch()
-    assert (unpack_pages(packed), probe) == (pages(9, 2, 7), frozenset())
+    assert (unpack_pages(packed), probe) == (pages(*range(8, 16), *range(8)), frozenset())
+
+
+def test_a_set_of_many_restores_is_prefetched_as_it_is() -> None:
+    ws = WorkingSet()
+    for _ in range(YOUNG_RESTORES):
+        ws.merge(pages(9, 2, 7))
+    packed, probe = ws.prefetch()
+    assert set(unpack_pages(packed)) | probe == set(pages(9, 2, 7))
 
 
 def test_a_page_that_is_no_longer_touched_goes_and_one_that_is_stays() -> None:
@@ -163,7 +172,7 @@ def test_working_sets_survive_on_disk_and_damage_starts_a_new_one(tmp_path: Path
     store.get("d", "f").merge(pages(1, 2, 3))
     store.save("d", "f")
     again = WorkingSetStore(tmp_path)
-    assert unpack_pages(again.get("d", "f").prefetch()[0]) == pages(1, 2, 3)
+    assert unpack_pages(again.get("d", "f").prefetch()[0]) == pages(*range(8))
     assert len(again.get("other", "f")) == 0
     (file,) = tmp_path.glob("*.ws")
     data = bytearray(file.read_bytes())
