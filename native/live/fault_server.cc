@@ -70,8 +70,11 @@ struct FaultServer::Impl : SandboxHost {
   std::deque<std::pair<std::string, std::string>> events;
 
   std::mutex jobs_mutex;
-  std::condition_variable jobs_wake;
-  std::deque<std::function<void()>> urgent_jobs, jobs;
+  struct JobQueue {
+    std::deque<std::function<void()>> jobs;
+    std::condition_variable wake;
+  };
+  JobQueue urgent_jobs, jobs;  // under jobs_mutex
   bool closing = false;
 
   std::mutex later_mutex;
@@ -86,7 +89,7 @@ struct FaultServer::Impl : SandboxHost {
   void start(size_t fault_threads);
   void serve_faults();
   int next_event(epoll_event& e, Clock::time_point awake_until);
-  void run_jobs(std::deque<std::function<void()>>& queue);
+  void run_jobs(JobQueue& queue);
   void add_to_epoll(int fd, uint64_t id, uint32_t what);
   void serve_later(Rebuilder::Worker& worker);
 
@@ -170,15 +173,15 @@ void FaultServer::Impl::serve_later(Rebuilder::Worker& worker) {
   fault.sandbox->handle_fault(fault.memory, fault.address, worker);
 }
 
-void FaultServer::Impl::run_jobs(std::deque<std::function<void()>>& queue) {
+void FaultServer::Impl::run_jobs(JobQueue& queue) {
   for (;;) {
     std::function<void()> job;
     {
       std::unique_lock lock(jobs_mutex);
-      jobs_wake.wait(lock, [&] { return closing || !queue.empty(); });
+      queue.wake.wait(lock, [&] { return closing || !queue.jobs.empty(); });
       if (closing) return;
-      job = std::move(queue.front());
-      queue.pop_front();
+      job = std::move(queue.jobs.front());
+      queue.jobs.pop_front();
     }
     ++restores;
     job();
@@ -196,11 +199,12 @@ void FaultServer::Impl::emit(const std::string& path, const char* event) {
 }
 
 void FaultServer::Impl::enqueue(std::function<void()> job, bool urgent) {
+  JobQueue& queue = urgent ? urgent_jobs : jobs;
   {
     const std::lock_guard lock(jobs_mutex);
-    (urgent ? urgent_jobs : jobs).push_back(std::move(job));
+    queue.jobs.push_back(std::move(job));
   }
-  jobs_wake.notify_all();
+  queue.wake.notify_one();
 }
 
 void FaultServer::Impl::forget(const std::string& path) {
@@ -345,10 +349,11 @@ void FaultServer::close() {
   {
     const std::lock_guard lock(impl_->jobs_mutex);
     impl_->closing = true;
-    impl_->urgent_jobs.clear();
-    impl_->jobs.clear();
+    impl_->urgent_jobs.jobs.clear();
+    impl_->jobs.jobs.clear();
   }
-  impl_->jobs_wake.notify_all();
+  impl_->urgent_jobs.wake.notify_all();
+  impl_->jobs.wake.notify_all();
   signal_eventfd(impl_->stop.get());
   for (auto& t : impl_->threads) t.join();
   const std::lock_guard lock(impl_->later_mutex);

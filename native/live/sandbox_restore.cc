@@ -117,7 +117,7 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
   // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
   host_.enqueue(
       [self = shared_from_this(), memory, page] {
-        Rebuilder::Worker own;
+        static thread_local Rebuilder::Worker own;  // its buffers are too large to be made for a fault
         self->serve_page(memory, page, own);
       },
       true);
