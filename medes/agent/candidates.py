@@ -23,20 +23,31 @@ class Candidates:
     """Locations of one image's fingerprints, and the bases they are in."""
 
     def __init__(
-        self, agent: Agent, domain: str, prints: native.Fingerprints, pages_taken_over: int = 0
+        self,
+        agent: Agent,
+        domain: str,
+        prints: native.Fingerprints,
+        locations: native.Locations,
+        pages_taken_over: int = 0,
     ) -> None:
-        """`pages_taken_over` of the image have no samples because the last dedup's form of them is used again."""
+        """`locations`: of the prints, in the node's own index. `pages_taken_over` of the image have no samples because
+        the last dedup's form of them is used again."""
         self._agent = agent
         self._domain = domain
         self.prints = prints
         self._pages_taken_over = pages_taken_over
-        self._gathered: native.Locations | None = None  # the own index's answer, for the first use
+        self._found: native.Locations | None = locations  # the own index's answer, for the first use
         self._remote: list[tuple[int, Lookup]] = []  # by the first page they are about
         self.note = ""
 
-    async def gather(self) -> None:
-        """Asks the controller if the local index leaves much open. Never raises: a lookup is only a hint."""
-        local = self._gathered = await self._local()
+    async def look_up_again(self) -> None:
+        """A base has been published meanwhile, here or elsewhere. Never raises."""
+        self._found = await self._local()
+        await self.ask_controller()
+
+    async def ask_controller(self) -> None:
+        """Asks it if the own index leaves much open. Never raises: a lookup is only a hint."""
+        local = self._found or await self._local()
         pages = self.prints.page_count
         unmatched = await self._agent.in_ops(local.unmatched_pages) - self._pages_taken_over
         if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
@@ -64,8 +75,8 @@ class Candidates:
     async def locations(self, *, remote: bool) -> native.Locations:
         """Without remote: this node's bases only. Looked up anew from the second time on: a base may have been
         published meanwhile."""
-        found = self._gathered or await self._local()
-        self._gathered = None
+        found = self._found or await self._local()
+        self._found = None
         if remote and self._remote:
             try:
                 for first_page, answer in self._remote:

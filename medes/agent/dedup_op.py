@@ -1,6 +1,9 @@
 """The dedup op: warm → dedup. Every step up to the eviction can be undone and leaves the sandbox as it was.
 
-    capture → fingerprint → look up → (publish a base) → plan → pin → encode + verify → sandbox file → commit → evict
+    capture → survey (read, fingerprint, look up) → (publish a base) → plan → pin → encode + verify → sandbox file
+            → commit → evict
+
+Survey and encoding each read the sandbox's memory in small blocks while it runs on: an op needs no copy of it.
 
 Order matters twice. Pins are asked for under a journalled holder id, so that a restarted agent knows what to give
 back. The commit is journalled before the eviction, so that whatever instant the agent is killed at, the journal
@@ -109,12 +112,10 @@ class DedupOp:
             with self._stage("capture"):
                 image = await self.agent.in_ops(driver.capture, pids)
             point("dedup.captured")
-            if self.previous is not None:
-                with self._stage("reuse"):
-                    self.reuse = await self.agent.in_ops(native.Reuse, image, self.previous.file)
+            candidates = await self._survey(image)
+            if self.reuse is not None:
                 self.notes.append(f"{self.reuse.pages} pages as at the last dedup")
-            prints = await self._fingerprint(image)
-            candidates = await self._candidates(image, prints)
+            candidates = await self._with_base(image, candidates)
             planned, encoded = await self._plan_and_encode(image, candidates)
             point("dedup.encoded")
             self._check()
@@ -157,28 +158,28 @@ class DedupOp:
         if self.entry.requests or self.cancel.cancelled:
             raise CancelledError("a request arrived: the sandbox stays warm", object=self.entry.id)
 
-    async def _fingerprint(self, image: native.MemoryImage) -> native.Fingerprints:
-        """Of the pages that are not taken over from the last dedup."""
-        with self._stage("fingerprint"):
-            k = self.agent.bases.samples_per_page
-            make = native.fingerprint if self.reuse is None else self.reuse.fingerprint
-            return await self.agent.in_ops(make, image, k)
+    async def _survey(self, image: native.MemoryImage) -> Candidates:
+        """Where base pages may lie for the pages that are not taken over from the last dedup."""
+        bases = self.agent.bases
+        index = bases.index(self.entry.spec.domain)
+        previous = self.previous.file if self.previous is not None else None
+        with self._stage("survey"):
+            prints, locations, self.reuse = await self.agent.in_ops(
+                native.survey, image, bases.samples_per_page, index, previous, self.cancel
+            )
+        taken_over = self.reuse.pages if self.reuse is not None else 0
+        candidates = Candidates(self.agent, self.entry.spec.domain, prints, locations, taken_over)
+        with self._stage("lookup"):
+            await candidates.ask_controller()
+        return candidates
 
     async def _afresh(self, image: native.MemoryImage) -> Candidates:
         """Candidates for all pages, none of which is taken over any more."""
-        self.reuse = self.previous = None
-        candidates = Candidates(self.agent, self.entry.spec.domain, await self._fingerprint(image))
-        with self._stage("lookup"):
-            await candidates.gather()
-        return candidates
+        self.previous = None
+        return await self._survey(image)
 
-    async def _candidates(self, image: native.MemoryImage, prints: native.Fingerprints) -> Candidates:
-        """Where base pages may lie, after this sandbox has become a base itself if it should."""
-        spec = self.entry.spec
-        taken_over = self.reuse.pages if self.reuse is not None else 0
-        candidates = Candidates(self.agent, spec.domain, prints, taken_over)
-        with self._stage("lookup"):
-            await candidates.gather()
+    async def _with_base(self, image: native.MemoryImage, candidates: Candidates) -> Candidates:
+        """The candidates after this sandbox has become a base itself, if it should."""
         if self.make_base:
             await self._make_base(image, candidates, "asked for")
         else:
@@ -242,7 +243,7 @@ class DedupOp:
                 waited = True
                 advised, reason = await wants_base(self.agent, self.entry)
             if waited:
-                await candidates.gather()
+                await candidates.look_up_again()
         return advised, reason
 
     async def _make_base(self, image: native.MemoryImage, candidates: Candidates, reason: str) -> None:

@@ -110,6 +110,7 @@ class ImageDriver:
     event_fd = -1
 
     def capture(self, pids: list[int]) -> native.MemoryImage:
+        """A copy, which a restore is compared with."""
         return native.capture(pids)
 
     def evict(

@@ -15,7 +15,8 @@ class LiveDriver:
         self._server = native.FaultServer(threads)
 
     def capture(self, pids: list[int]) -> native.MemoryImage:
-        return native.capture(pids)
+        """A live image: the bytes stay in the sandbox until they are encoded, and are compared at the eviction."""
+        return native.attach(pids)
 
     def evict(
         self,

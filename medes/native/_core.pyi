@@ -16,7 +16,9 @@ def error_codes() -> list[str]: ...
 
 # --- memory -----------------------------------------------------------------------------------------------
 class MemoryImage:
-    """A captured image; see native/memory/image.h. Owns its pages; free it by dropping it."""
+    """See native/memory/image.h. Owns its pages (`capture`, `from_buffer`; free them by dropping it) or leaves them in
+    the processes (`attach`): a read then sees what is there now, zeros where a page has gone, and may raise
+    process_gone."""
 
     @staticmethod
     def from_buffer(data: bytes, address: int = 0, value_only: bool = True) -> MemoryImage: ...
@@ -42,8 +44,12 @@ def private_bytes(pids: list[int]) -> int:
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""
 
+def attach(pids: list[int]) -> MemoryImage:
+    """(nogil) A live image of the private pages that can leave the processes, which keep running. Takes no memory of
+    their size."""
+
 def capture(pids: list[int]) -> MemoryImage:
-    """(nogil) Copies the private pages that can leave the processes, which keep running."""
+    """(nogil) A copy of it."""
 
 # --- fingerprint ------------------------------------------------------------------------------------------
 class Fingerprints:
@@ -161,18 +167,23 @@ def encode(
 class Reuse:
     """Which pages of an image an earlier sandbox file of the same processes has, by address and checksum."""
 
-    def __init__(self, image: MemoryImage, previous: SandboxFile) -> None:
-        """(nogil) Reads the image once. Keeps `previous` alive."""
-
     @property
     def pages(self) -> int:
         """How many are taken over."""
 
-    def fingerprint(self, image: MemoryImage, samples_per_page: int = 8) -> Fingerprints:
-        """(nogil) Of the other pages; those that are taken over have no samples."""
-
     def plan(self, plan: WindowPlan) -> WindowPlan:
         """(nogil) The plan for encode(reuse=self): the earlier bases are among its base_ids. Raises limit_exceeded."""
+
+def survey(
+    image: MemoryImage,
+    samples_per_page: int,
+    index: FingerprintIndex,
+    previous: SandboxFile | None = None,
+    cancel: CancelFlag | None = None,
+) -> tuple[Fingerprints, Locations, Reuse | None]:
+    """(nogil) Reads every page once and, block by block on all cores: tells whether it is as in `previous`,
+    fingerprints the others and looks them up. A Reuse comes where there was a `previous`; pages that it takes over
+    have no samples. Raises cancelled, process_gone, permission_denied."""
 
 class CancelFlag:
     def cancel(self) -> None: ...

@@ -12,7 +12,9 @@ namespace {
 nb::bytes image_pages(const MemoryImage& image, uint64_t first, uint64_t count) {
   if (first > image.page_count() || count > image.page_count() - first)
     throw Error(Code::invalid_argument, "pages out of range", "image");
-  return to_bytes(image.bytes().subspan(first * kPageBytes, count * kPageBytes));
+  std::vector<std::byte> out(count * kPageBytes);
+  const std::byte* const bytes = image.read(first, count, out.data());
+  return to_bytes({bytes, out.size()});
 }
 
 }  // namespace
@@ -60,6 +62,9 @@ void register_memory(nb::module_& m) {
       "private_bytes", [](const std::vector<pid_t>& pids) { return private_bytes(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("process_start_time", &process_start_time, nb::arg("pid"));
+  m.def(
+      "attach", [](const std::vector<pid_t>& pids) { return attach(pids); }, nb::arg("pids"),
+      nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "capture", [](const std::vector<pid_t>& pids) { return capture(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());

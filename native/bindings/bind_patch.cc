@@ -2,6 +2,7 @@
 #include "common/error.h"
 #include "patch/encoder.h"
 #include "patch/reuse.h"
+#include "patch/survey.h"
 #include "patch/window_plan.h"
 #include "store/sandbox_file.h"
 #include "transport/base_set.h"
@@ -59,6 +60,30 @@ std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const Window
   }
   nb::gil_scoped_release release;
   return std::const_pointer_cast<Encoded>(encode_image(*image, plan, bases, options));
+}
+
+// The Reuse refers to the layouts of image and previous file: they live as long as it.
+struct SurveyedReuse {
+  std::shared_ptr<MemoryImage> image;
+  std::shared_ptr<SandboxFile> previous;
+  std::unique_ptr<Reuse> reuse;
+};
+
+nb::tuple survey(std::shared_ptr<MemoryImage> image, uint32_t samples_per_page, const FingerprintIndex& index,
+                 std::shared_ptr<SandboxFile> previous, const CancelFlag* cancel) {
+  EarlierImage earlier;
+  if (previous != nullptr)
+    earlier = {&previous->layout(), std::shared_ptr<const EncodedImage>(previous, &previous->encoded())};
+  Survey found = [&] {
+    nb::gil_scoped_release release;
+    return survey_image(*image, samples_per_page, index, earlier, cancel);
+  }();
+  std::shared_ptr<Reuse> reuse;
+  if (found.reuse != nullptr) {
+    auto kept = std::make_shared<SurveyedReuse>(image, previous, std::move(found.reuse));
+    reuse = std::shared_ptr<Reuse>(kept, kept->reuse.get());
+  }
+  return nb::make_tuple(std::move(found.fingerprints), std::move(found.locations), std::move(reuse));
 }
 
 }  // namespace
@@ -141,21 +166,7 @@ void register_patch(nb::module_& m) {
         nb::arg("reuse").none() = nb::none());
 
   nb::class_<Reuse>(m, "Reuse")
-      .def(
-          "__init__",
-          [](Reuse* self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> previous) {
-            nb::gil_scoped_release release;
-            new (self) Reuse(*image, previous->layout(), previous->encoded());
-          },
-          nb::arg("image"), nb::arg("previous"), nb::keep_alive<1, 3>())
       .def_prop_ro("pages", &Reuse::reused)
-      .def(
-          "fingerprint",
-          [](const Reuse& self, std::shared_ptr<MemoryImage> image, uint32_t samples_per_page) {
-            nb::gil_scoped_release release;
-            return fingerprint_changed(*image, samples_per_page, self);
-          },
-          nb::arg("image"), nb::arg("samples_per_page") = kDefaultSamples)
       .def(
           "plan",
           [](const Reuse& self, const WindowPlan& plan) {
@@ -163,6 +174,8 @@ void register_patch(nb::module_& m) {
             return plan_with_reuse(plan, self);
           },
           nb::arg("plan"));
+  m.def("survey", &survey, nb::arg("image"), nb::arg("samples_per_page"), nb::arg("index"),
+        nb::arg("previous").none() = nb::none(), nb::arg("cancel").none() = nb::none());
 }
 
 }  // namespace medes::bindings

@@ -19,6 +19,9 @@ namespace medes {
 using Bytes = std::span<const std::byte>;
 using MutableBytes = std::span<std::byte>;
 
+// Memory as the 8-byte words that it is made of here.
+inline const uint64_t* as_words(const std::byte* bytes) { return reinterpret_cast<const uint64_t*>(bytes); }
+
 class ByteReader {
  public:
   explicit ByteReader(Bytes data, std::string object = {}) : data_(data), object_(std::move(object)) {}

@@ -8,9 +8,15 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "common/checksum.h"
+
 namespace medes {
 
 uint64_t checksum64_avx512(const void* data, size_t length) noexcept { return XXH3_64bits(data, length); }
+Digest128 digest128_avx512(const void* data, size_t length, uint64_t seed) noexcept {
+  const XXH128_hash_t h = XXH3_128bits_withSeed(data, length, seed);
+  return {h.low64, h.high64};
+}
 
 }  // namespace medes
 

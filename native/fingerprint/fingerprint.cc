@@ -54,33 +54,60 @@ std::vector<AddressRange> pointer_ranges(const AddressSpace& space) {
           {0xffff'8000'0000'0000, 0xffff'ffff'ff00'0000}};
 }
 
-Fingerprints fingerprint_pages(Bytes pages, const AddressSpace& space, uint32_t samples_per_page,
-                               SimdLevel level) {
+struct Fingerprinter::Impl {
+  fp::SampleFn sample;
+  fp::Ranges ranges;
+  uint32_t k;
+};
+
+Fingerprinter::Fingerprinter(const AddressSpace& space, uint32_t samples_per_page, SimdLevel level) {
   if (samples_per_page < 1 || samples_per_page > kMaxSamples) {
     throw Error(Code::invalid_argument, "samples per page must be 1 to 16", std::to_string(samples_per_page));
   }
+  impl_ = std::make_unique<Impl>(Impl{kernel_for(level), prepare(space), samples_per_page});
+}
+
+Fingerprinter::~Fingerprinter() = default;
+
+Fingerprints Fingerprinter::make(uint64_t pages) const {
+  Fingerprints out;
+  out.page_count = pages;
+  out.samples_per_page = impl_->k;
+  out.hashes.resize(pages * impl_->k);
+  out.positions.resize(pages * impl_->k);
+  return out;
+}
+
+void Fingerprinter::add(const std::byte* pages, uint64_t first, uint64_t count, Fingerprints& out) const {
+  const uint32_t k = impl_->k;
+  for (uint64_t i = 0; i < count; ++i) {
+    const auto* words = reinterpret_cast<const uint64_t*>(pages + i * kPageBytes);
+    const size_t at = (first + i) * k;
+    fingerprint_page(impl_->sample, words, impl_->ranges, k, out.hashes.data() + at,
+                     out.positions.data() + at);
+  }
+}
+
+Fingerprints fingerprint_pages(Bytes pages, const AddressSpace& space, uint32_t samples_per_page,
+                               SimdLevel level) {
   if (pages.size() % kPageBytes != 0)
     throw Error(Code::invalid_argument, "length is no multiple of the page size");
-  const fp::SampleFn sample = kernel_for(level);
-  const fp::Ranges ranges = prepare(space);
-  Fingerprints out;
-  out.page_count = pages.size() / kPageBytes;
-  out.samples_per_page = samples_per_page;
-  out.hashes.resize(out.page_count * samples_per_page);
-  out.positions.resize(out.page_count * samples_per_page);
+  const Fingerprinter fingerprinter(space, samples_per_page, level);
+  Fingerprints out = fingerprinter.make(pages.size() / kPageBytes);
   ThreadPool::shared().parallel_for(out.page_count, kPagesPerTask, [&](size_t begin, size_t end) {
-    for (size_t page = begin; page < end; ++page) {
-      const size_t at = page * samples_per_page;
-      const auto* words = reinterpret_cast<const uint64_t*>(pages.data() + page * kPageBytes);
-      fingerprint_page(sample, words, ranges, samples_per_page, out.hashes.data() + at,
-                       out.positions.data() + at);
-    }
+    fingerprinter.add(pages.data() + begin * kPageBytes, begin, end - begin, out);
   });
   return out;
 }
 
 Fingerprints fingerprint_image(const MemoryImage& image, uint32_t samples_per_page, SimdLevel level) {
-  return fingerprint_pages(image.bytes(), image.layout().space, samples_per_page, level);
+  const Fingerprinter fingerprinter(image.layout().space, samples_per_page, level);
+  Fingerprints out = fingerprinter.make(image.page_count());
+  ThreadPool::shared().parallel_for(out.page_count, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
+    static thread_local const PageBuffer buffer(MemoryImage::kReadPages);
+    fingerprinter.add(image.read(begin, end - begin, buffer.data()), begin, end - begin, out);
+  });
+  return out;
 }
 
 }  // namespace medes

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "common/bytes.h"
@@ -30,8 +31,25 @@ struct Fingerprints {
   std::vector<uint8_t> positions;  // page_count * k, units of 16 bytes
 };
 
-// Fingerprints of pages back to back, on the shared pool. Throws invalid_argument for k outside 1 …
-// kMaxSamples or a length that is no multiple of the page.
+// Makes fingerprints of pages, any number at a time; const calls are safe from any thread.
+class Fingerprinter {
+ public:
+  // Throws invalid_argument for k outside 1 … kMaxSamples or too many ranges, unsupported for a level that
+  // this CPU does not run.
+  Fingerprinter(const AddressSpace& space, uint32_t samples_per_page, SimdLevel level = best_simd());
+  ~Fingerprinter();
+  // Room for `pages` fingerprints, all without samples.
+  Fingerprints make(uint64_t pages) const;
+  // Of `count` pages back to back, put at `first` of `out`, which make() made.
+  void add(const std::byte* pages, uint64_t first, uint64_t count, Fingerprints& out) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Fingerprints of pages back to back, on the shared pool. Throws as Fingerprinter, and invalid_argument for a
+// length that is no multiple of the page.
 Fingerprints fingerprint_pages(Bytes pages, const AddressSpace& space, uint32_t samples_per_page,
                                SimdLevel level = best_simd());
 Fingerprints fingerprint_image(const MemoryImage& image, uint32_t samples_per_page,

@@ -1,14 +1,11 @@
 #include "live/adopt.h"
 
-#include <sys/mman.h>
-#include <sys/syscall.h>
-
 #include <algorithm>
 #include <chrono>
-#include <optional>
 #include <thread>
 
 #include "common/error.h"
+#include "live/injected_discard.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
 
@@ -19,28 +16,6 @@ constexpr std::chrono::seconds kInjectedCallTimeout{5};
 
 bool evictable(const Vma& v) {
   return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
-}
-
-// The range of a MADV_DONTNEED that a dead agent injected into a thread and that still waits for its event
-// to be read. The stack pointer tells it from the program's own calls.
-std::optional<AddressRange> injected_discard(pid_t pid, uint64_t frame_address) {
-  for (pid_t tid : threads_of(pid)) {
-    std::string text;
-    try {
-      text = read_proc_file("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/syscall", pid,
-                            4096);
-    } catch (const Error&) {
-      continue;  // this thread has ended
-    }
-    long number = 0;
-    unsigned long long a[6] = {}, sp = 0;
-    if (sscanf(text.c_str(), "%ld %llx %llx %llx %llx %llx %llx %llx", &number, &a[0], &a[1], &a[2], &a[3],
-               &a[4], &a[5], &sp) != 8)
-      continue;
-    if (number == SYS_madvise && a[2] == MADV_DONTNEED && sp == frame_address)
-      return AddressRange{a[0], a[0] + a[1]};
-  }
-  return std::nullopt;
 }
 
 }  // namespace
@@ -116,11 +91,16 @@ bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
 // back. Its event must not be taken for the program's own wish to forget those pages.
 void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memory) {
   const auto deadline = std::chrono::steady_clock::now() + kInjectedCallTimeout;
-  while (const auto discard = injected_discard(record.pid, record.frame_address)) {
-    DrainedEvents events = memory.drain(&*discard);
-    // Nobody serves yet: those who wait fault once more later.
-    for (uint64_t address : events.faults) memory.wake(address);
-    for (auto& child : events.children) children_.push_back(std::move(child));
+  InjectedDiscard discard(record.pid, record.frame_address);
+  for (;;) {
+    const auto ranges = discard.left();
+    if (!ranges) return;
+    if (!ranges->empty()) {
+      DrainedEvents events = memory.drain(*ranges);
+      // Nobody serves yet: those who wait fault once more later.
+      for (uint64_t address : events.faults) memory.wake(address);
+      for (auto& child : events.children) children_.push_back(std::move(child));
+    }
     if (std::chrono::steady_clock::now() > deadline)
       throw Error(Code::io, "an interrupted eviction does not end", "pid " + std::to_string(record.pid));
     std::this_thread::sleep_for(std::chrono::microseconds(50));

@@ -27,6 +27,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kStopTimeout{1000};
 constexpr size_t kComparePages = 64;  // one read of the sandbox's memory: stays in the second-level cache
+constexpr uint64_t kPidfdSelf =
+    static_cast<uint64_t>(-10000);  // PIDFD_SELF_THREAD; the headers here are older
+constexpr size_t kDiscardsPerCall = Injector::kScratchBytes / sizeof(iovec);
+static_assert(sizeof(iovec) == sizeof(AddressRange));
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -223,13 +227,13 @@ std::vector<uint64_t> EvictOp::candidates(Process& p) {
   return out;
 }
 
-// Keeps those candidates whose bytes are still the captured ones.
+// Keeps those candidates whose bytes are still those that were encoded.
 void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
   const size_t blocks = (candidates.size() + kComparePages - 1) / kComparePages;
   std::vector<uint8_t> same(candidates.size(), 0);
   const auto& layout = image_.layout();
   ThreadPool::shared().parallel_for(blocks, 16, [&](size_t first, size_t last) {
-    const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kComparePages * kPageBytes);
+    static thread_local const PageBuffer buffer(kComparePages);
     for (size_t b = first; b < last; ++b) {
       const size_t at = b * kComparePages;
       const size_t n = std::min(kComparePages, candidates.size() - at);
@@ -245,12 +249,11 @@ void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
         remote[iovecs++] = {reinterpret_cast<void*>(run.address + (page - run.first_page) * kPageBytes),
                             kPageBytes};
       }
-      iovec local{buffer.get(), n * kPageBytes};
+      iovec local{buffer.data(), n * kPageBytes};
       const ssize_t got = process_vm_readv(p.pid, &local, 1, remote, iovecs, 0);
       const size_t whole = got < 0 ? 0 : static_cast<size_t>(got) / kPageBytes;
       for (size_t i = 0; i < whole; ++i)
-        same[at + i] =
-            std::memcmp(buffer.get() + i * kPageBytes, image_.page(candidates[at + i]), kPageBytes) == 0;
+        same[at + i] = image_.is_encoded(candidates[at + i], buffer.data() + i * kPageBytes);
     }
   });
   for (size_t i = 0; i < candidates.size(); ++i) {
@@ -335,33 +338,63 @@ std::vector<AddressRange> EvictOp::runs_to_discard(const Process& p) const {
   return out;
 }
 
+// An injected call costs some wake-ups of two threads, so one call gives back as many ranges as the kernel
+// lets it.
 void EvictOp::discard(Process& p, std::span<const AddressRange> ranges) {
+  for (size_t i = 0; i < ranges.size();) {
+    const size_t together =
+        discard_together(p, ranges.subspan(i, std::min(ranges.size() - i, kDiscardsPerCall)));
+    i += together;
+    if (together == 0) discard_alone(p, ranges[i++]);
+  }
+}
+
+long EvictOp::call_and_drain(Process& p, long number, std::span<const uint64_t> arguments) {
   uffd_msg messages[16];
-  // The call waits until its event has been read. Nobody but us can be the sender: all threads stand still.
-  const auto drain = [&] {
+  // The call waits until its events have been read. Nobody but us can be the sender: all threads stand still.
+  const long result = p.injector->call(number, arguments, [&] {
     fault_point("evict.discarding");
     if (p.uffd.read_events(messages) == 0) sched_yield();
-  };
-  for (const auto& r : ranges) {
-    const uint64_t arguments[] = {r.begin, r.end - r.begin, MADV_DONTNEED};
-    const long failed = p.injector->call(SYS_madvise, arguments, drain);
-    fault_point("evict.discarded_one");
-    if (failed == 0) continue;
-    // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
-    result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
-                            std::strerror(static_cast<int>(-failed)) + ")");
-    std::vector<PageSpan> left;
-    Pagemap(p.pid).present_pages(r.begin, r.end, left);
-    for (const auto& span : left)
-      for (uint64_t i = 0; i < span.count; ++i) {
-        const uint64_t page = image_.layout().find(p.index, span.address + i * kPageBytes);
-        if (page == ImageLayout::kNoPage) continue;
-        const auto it = std::lower_bound(p.pages.begin(), p.pages.end(), page);
-        if (it == p.pages.end() || *it != page) continue;
-        file_.page_states()[page].store(static_cast<uint8_t>(PageState::resident));
-        p.pages.erase(it);
-      }
-  }
+  });
+  fault_point("evict.discarded_one");
+  return result;
+}
+
+// Returns how many ranges, from the first on, are given back: none where the kernel cannot (Linux
+// before 6.14), or where the first one has to be looked at by itself.
+size_t EvictOp::discard_together(Process& p, std::span<const AddressRange> ranges) {
+  if (!discards_together_ || ranges.size() < 2) return 0;
+  iovec vector[kDiscardsPerCall];
+  for (size_t i = 0; i < ranges.size(); ++i)
+    vector[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].end - ranges[i].begin};
+  p.injector->write_scratch(0, vector, ranges.size_bytes());
+  const uint64_t arguments[] = {kPidfdSelf, p.injector->scratch(), ranges.size(), MADV_DONTNEED, 0};
+  const long bytes = call_and_drain(p, SYS_process_madvise, arguments);
+  if (bytes == -EBADF || bytes == -ENOSYS) discards_together_ = false;
+  uint64_t left = bytes > 0 ? static_cast<uint64_t>(bytes) : 0;
+  size_t done = 0;
+  for (; done < ranges.size() && vector[done].iov_len <= left; ++done) left -= vector[done].iov_len;
+  return done;
+}
+
+void EvictOp::discard_alone(Process& p, const AddressRange& r) {
+  const uint64_t arguments[] = {r.begin, r.end - r.begin, MADV_DONTNEED};
+  const long failed = call_and_drain(p, SYS_madvise, arguments);
+  if (failed == 0) return;
+  // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
+  result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
+                          std::strerror(static_cast<int>(-failed)) + ")");
+  std::vector<PageSpan> left;
+  Pagemap(p.pid).present_pages(r.begin, r.end, left);
+  for (const auto& span : left)
+    for (uint64_t i = 0; i < span.count; ++i) {
+      const uint64_t page = image_.layout().find(p.index, span.address + i * kPageBytes);
+      if (page == ImageLayout::kNoPage) continue;
+      const auto it = std::lower_bound(p.pages.begin(), p.pages.end(), page);
+      if (it == p.pages.end() || *it != page) continue;
+      file_.page_states()[page].store(static_cast<uint8_t>(PageState::resident));
+      p.pages.erase(it);
+    }
 }
 
 void EvictOp::evict(Process& p) {

@@ -61,6 +61,9 @@ class EvictOp {
   void roll_back();
   void evict(Process& p);
   void discard(Process& p, std::span<const AddressRange> ranges);
+  size_t discard_together(Process& p, std::span<const AddressRange> ranges);
+  void discard_alone(Process& p, const AddressRange& range);
+  long call_and_drain(Process& p, long number, std::span<const uint64_t> arguments);
   void set_states(const Process& p, PageState state);
   std::vector<AddressRange> runs_to_discard(const Process& p) const;
 
@@ -73,6 +76,7 @@ class EvictOp {
   std::vector<std::shared_ptr<ProcessMemory>> memories_;
   std::map<pid_t, OwnUffd> own_uffds_;
   EvictResult result_;
+  bool discards_together_ = true;
 };
 
 }  // namespace medes

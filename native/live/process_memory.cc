@@ -92,7 +92,7 @@ void ProcessMemory::forget(std::span<const AddressRange> origins) {
   }
 }
 
-DrainedEvents ProcessMemory::drain(const AddressRange* own_discard) {
+DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
   DrainedEvents out;
   std::vector<uffd_msg> calls;
   const std::unique_lock lock(mutex_);
@@ -103,14 +103,14 @@ DrainedEvents ProcessMemory::drain(const AddressRange* own_discard) {
     const auto faults = uffd_.pending_faults();
     const bool changing = uffd_.changing();
     const size_t most = std::min(faults.value_or(changing ? 0 : kEventsPerRead), kEventsPerRead);
-    const size_t n = most > 0 ? read_calls(most, own_discard, out, calls) : 0;
+    const size_t n = most > 0 ? read_calls(most, own_discards, out, calls) : 0;
     if (n == 0 && !changing && faults.value_or(0) == 0) return out;
     if (calls.empty() && !changing) continue;
     if (!alone()) {
-      book_set(own_discard, out, calls);
+      book_set(own_discards, out, calls);
     } else {
       const Booking booking(record_);
-      if (calls.empty() && read_calls(1, own_discard, out, calls) == 0) sched_yield();
+      if (calls.empty() && read_calls(1, own_discards, out, calls) == 0) sched_yield();
       for (const auto& m : calls) book(std::span(&m, 1), out.children);
     }
     calls.clear();
@@ -128,7 +128,7 @@ bool ProcessMemory::alone() const {
 }
 
 // Sorts up to `most` messages into faults and calls; returns their number.
-size_t ProcessMemory::read_calls(size_t most, const AddressRange* own_discard, DrainedEvents& out,
+size_t ProcessMemory::read_calls(size_t most, std::span<const AddressRange> own_discards, DrainedEvents& out,
                                  std::vector<uffd_msg>& calls) {
   uffd_msg messages[kEventsPerRead];
   const size_t n = uffd_.read_events(std::span(messages).first(most));
@@ -136,8 +136,10 @@ size_t ProcessMemory::read_calls(size_t most, const AddressRange* own_discard, D
     const auto& m = messages[i];
     if (m.event == UFFD_EVENT_PAGEFAULT)
       out.faults.push_back(m.arg.pagefault.address);
-    else if (m.event != UFFD_EVENT_REMOVE || own_discard == nullptr ||
-             m.arg.remove.start < own_discard->begin || own_discard->end < m.arg.remove.end)
+    else if (m.event != UFFD_EVENT_REMOVE ||
+             std::none_of(own_discards.begin(), own_discards.end(), [&](const AddressRange& own) {
+               return own.begin <= m.arg.remove.start && m.arg.remove.end <= own.end;
+             }))
       calls.push_back(m);
   }
   return n;
@@ -146,7 +148,7 @@ size_t ProcessMemory::read_calls(size_t most, const AddressRange* own_discard, D
 // Reads and books all calls under way. A thread whose event was read goes no further than the end of its
 // call. The tracer before us (an eviction, the set before this one) may still be letting its threads go; a
 // debugger stays, and is lived with: the calls are then booked in the order read.
-void ProcessMemory::book_set(const AddressRange* own_discard, DrainedEvents& out,
+void ProcessMemory::book_set(std::span<const AddressRange> own_discards, DrainedEvents& out,
                              std::vector<uffd_msg>& calls) {
   auto deadline = std::chrono::steady_clock::now() + kTracerPatience;
   for (bool done = false, last = false;;) {
@@ -154,7 +156,7 @@ void ProcessMemory::book_set(const AddressRange* own_discard, DrainedEvents& out
       const auto held = hold_threads(pid_, kHoldTimeout);
       if (!held && !last) return;
       const Booking booking(record_);
-      while (read_calls(kEventsPerRead, own_discard, out, calls) > 0 || uffd_.changing()) sched_yield();
+      while (read_calls(kEventsPerRead, own_discards, out, calls) > 0 || uffd_.changing()) sched_yield();
       done = true;
       if (held && held->complete()) return book(calls, out.children);
       for (const auto& m : calls) book(std::span(&m, 1), out.children);
@@ -253,7 +255,7 @@ void ProcessMemory::catch_up(std::span<const MappingChange> changes,
       // As in place_once: the mapping is looked for before it is looked whether mappings change.
       if (result != UffdResult::again && !(result == UffdResult::unmapped && uffd_.changing()))
         return result == UffdResult::ok;
-      if (read_calls(1, nullptr, events, own) == 0) sched_yield();
+      if (read_calls(1, {}, events, own) == 0) sched_yield();
     }
   };
   forget(apply_together(segments_, inherited(segments_, changes, registered)).unwanted);

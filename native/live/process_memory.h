@@ -69,9 +69,9 @@ class ProcessMemory : public Placer {
   void unclaim(uint64_t page);
 
   // Reads all queued events and books them; no call that changes mappings is under way then. Threads of the
-  // sandbox may be stopped for some 100 us. A removal inside `own_discard` (the kernel tells of each mapping
-  // by itself) is the driver's and means nothing.
-  DrainedEvents drain(const AddressRange* own_discard = nullptr);
+  // sandbox may be stopped for some 100 us. A removal inside one of `own_discards` (the kernel tells of each
+  // mapping by itself) is the driver's and means nothing.
+  DrainedEvents drain(std::span<const AddressRange> own_discards = {});
 
   // Image page behind an address, kNoPage when it is not of the image or not out.
   uint64_t missing_page_at(uint64_t address);
@@ -102,9 +102,9 @@ class ProcessMemory : public Placer {
                 std::vector<std::shared_ptr<ProcessMemory>>& grandchildren);
   void forget(std::span<const AddressRange> origins);
   bool alone() const;
-  size_t read_calls(size_t most, const AddressRange* own_discard, DrainedEvents& out,
+  size_t read_calls(size_t most, std::span<const AddressRange> own_discards, DrainedEvents& out,
                     std::vector<uffd_msg>& calls);
-  void book_set(const AddressRange* own_discard, DrainedEvents& out, std::vector<uffd_msg>& calls);
+  void book_set(std::span<const AddressRange> own_discards, DrainedEvents& out, std::vector<uffd_msg>& calls);
   void book(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
   void note_moves(std::span<const Segment> moved);
   bool any_missing(uint64_t origin, uint64_t bytes) const;

@@ -1,9 +1,10 @@
 #include "memory/capture.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 
 #include "common/error.h"
-#include "memory/page_copy.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
 #include "memory/program_data.h"
@@ -21,8 +22,24 @@ void check_tracer(pid_t pid) {
                 "detach the debugger first");
 }
 
+// Memory that cannot be read is left alone.
 bool can_go(const Vma& v) {
-  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
+  const bool anonymous = v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
+  return anonymous && (v.prot & PROT_READ) != 0;
+}
+
+// Enters what process `index` has to give, ascending; returns the page after the last.
+uint64_t enter_runs(uint32_t index, std::span<const PageSpan> spans, uint64_t page,
+                    std::vector<PageRun>& runs) {
+  for (const PageSpan& span : spans) {
+    PageRun* const last = runs.empty() ? nullptr : &runs.back();
+    if (last != nullptr && last->process == index && last->address + last->count * kPageBytes == span.address)
+      last->count += span.count;
+    else
+      runs.push_back({index, span.address, page, span.count});
+    page += span.count;
+  }
+  return page;
 }
 
 // Parts of `span` outside all of `keep` (ascending or not, few).
@@ -82,14 +99,12 @@ std::vector<PageSpan> wanted_pages(pid_t pid, std::span<const Vma> vmas, std::sp
 
 }  // namespace
 
-std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
+std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids) {
   if (pids.empty()) throw Error(Code::invalid_argument, "no process given");
   if (pids.size() > kMaxProcesses) throw Error(Code::limit_exceeded, "too many processes in one sandbox");
   ImageLayout layout;
-  std::vector<std::vector<PageSpan>> wanted(pids.size());
   std::vector<std::vector<FileRun>> file_runs(pids.size());
-  uint64_t total = 0;
-  for (size_t i = 0; i < pids.size(); ++i) {
+  for (uint32_t i = 0; i < pids.size(); ++i) {
     check_tracer(pids[i]);
     ProcessLayout process;
     process.pid = pids[i];
@@ -97,17 +112,17 @@ std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) {
     process.vmas = read_maps(pids[i]);
     std::vector<std::string> notes;
     const auto keep = pinned_ranges(pids[i], process.vmas, notes);
-    wanted[i] = wanted_pages(pids[i], process.vmas, keep, file_runs[i]);
-    for (const auto& span : wanted[i]) total += span.count;
+    const auto wanted = wanted_pages(pids[i], process.vmas, keep, file_runs[i]);
+    layout.page_count = enter_runs(i, wanted, layout.page_count, layout.runs);
     process.vmas = with_anonymous_runs(process.vmas, file_runs[i]);
     layout.processes.push_back(std::move(process));
   }
-  if (total > kMaxImagePages) throw Error(Code::limit_exceeded, "the sandbox has too many pages");
   layout.space = space_of(layout.processes);
-  auto image = std::make_shared<MemoryImage>(std::move(layout), total);
-  copy_pages(pids, wanted, *image);
+  auto image = MemoryImage::live(std::move(layout));
   image->set_file_runs(std::move(file_runs));
   return image;
 }
+
+std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids) { return attach(pids)->copy(); }
 
 }  // namespace medes

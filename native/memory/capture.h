@@ -1,4 +1,4 @@
-// Copies the private memory of a sandbox's processes into an image.
+// The private memory of a sandbox's processes as an image.
 #pragma once
 
 #include <sys/types.h>
@@ -10,9 +10,12 @@
 
 namespace medes {
 
-// Captures all processes (copy of every private resident page that can go) with them running; pages torn by
-// concurrent writes are found at eviction. Throws process_gone, permission_denied, traced, limit_exceeded,
+// A live image of all processes: what private resident pages they have that can go. They run on; what changes
+// under an op is found at eviction. Throws process_gone, permission_denied, traced, limit_exceeded,
 // unsupported (a device or asynchronous I/O owns pages of the process).
+std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids);
+
+// A copy of it, torn where the processes write meanwhile.
 std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids);
 
 }  // namespace medes

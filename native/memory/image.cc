@@ -1,16 +1,22 @@
 #include "memory/image.h"
 
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 
 #include "common/checksum.h"
 #include "common/error.h"
+#include "common/thread_pool.h"
+#include "memory/process_reader.h"
 
 namespace medes {
 namespace {
+
+constexpr size_t kCopyPages = 2048;  // 8 MiB: some milliseconds of work
 
 // Serialised layout: this header, then ranges, processes (each with its VMAs), runs; the checksum covers
 // everything after itself. Field order and sizes are drawn in docs/live-driver.md.
@@ -189,7 +195,18 @@ MemoryImage::MemoryImage(ImageLayout layout, size_t page_count) : layout_(std::m
   (void)madvise(p, mapped_bytes_, MADV_HUGEPAGE);
 }
 
-MemoryImage::~MemoryImage() { munmap(pages_, mapped_bytes_); }
+MemoryImage::MemoryImage(ImageLayout layout) : layout_(std::move(layout)), encoded_(layout_.page_count) {
+  if (getrandom(&seed_, sizeof seed_, 0) != sizeof seed_) throw errno_error(errno, "no random seed");
+}
+
+std::shared_ptr<MemoryImage> MemoryImage::live(ImageLayout layout) {
+  if (layout.page_count > kMaxImagePages) throw Error(Code::limit_exceeded, "image has too many pages");
+  return std::shared_ptr<MemoryImage>(new MemoryImage(std::move(layout)));
+}
+
+MemoryImage::~MemoryImage() {
+  if (pages_ != nullptr) munmap(pages_, mapped_bytes_);
+}
 
 std::shared_ptr<MemoryImage> MemoryImage::from_buffer(Bytes data, uint64_t address, AddressSpace space) {
   if (address % kPageBytes != 0)
@@ -211,5 +228,56 @@ std::shared_ptr<MemoryImage> MemoryImage::from_buffer(Bytes data, uint64_t addre
   if (!data.empty()) std::memcpy(image->pages_, data.data(), data.size());
   return image;
 }
+
+std::shared_ptr<MemoryImage> MemoryImage::copy() const {
+  auto out = std::make_shared<MemoryImage>(layout_, layout_.page_count);
+  out->file_runs_ = file_runs_;
+  ThreadPool::shared().parallel_for(page_count(), kCopyPages, [&](size_t begin, size_t end) {
+    const std::byte* const bytes = read(begin, end - begin, out->page(begin));
+    if (bytes != out->page(begin)) std::memcpy(out->page(begin), bytes, (end - begin) * kPageBytes);
+  });
+  return out;
+}
+
+const std::byte* MemoryImage::read(uint64_t first, uint64_t count, std::byte* buffer) const {
+  if (!is_live()) return page(first);
+  ProcessReader reader(layout_, buffer);
+  const uint64_t end = first + count;
+  for (uint64_t at = first; at < end;) {
+    const PageRun& run = layout_.run_of(at);
+    const uint64_t n = std::min(end, run.first_page + run.count) - at;
+    reader.add(run, at, n);
+    at += n;
+  }
+  reader.flush();
+  return buffer;
+}
+
+void MemoryImage::gather(std::span<const uint64_t> pages, std::byte* buffer) const {
+  if (!is_live()) {
+    for (uint64_t p : pages) {
+      std::memcpy(buffer, page(p), kPageBytes);
+      buffer += kPageBytes;
+    }
+    return;
+  }
+  ProcessReader reader(layout_, buffer);
+  for (uint64_t p : pages) reader.add(layout_.run_of(p), p, 1);
+  reader.flush();
+}
+
+void MemoryImage::note_encoded(uint64_t page, const std::byte* bytes) const {
+  if (is_live()) encoded_[page] = digest128({bytes, kPageBytes}, seed_);
+}
+
+bool MemoryImage::is_encoded(uint64_t page, const std::byte* bytes) const {
+  if (!is_live()) return std::memcmp(this->page(page), bytes, kPageBytes) == 0;
+  return encoded_[page] != Digest128{} && encoded_[page] == digest128({bytes, kPageBytes}, seed_);
+}
+
+PageBuffer::PageBuffer(uint64_t pages)
+    : bytes_(static_cast<std::byte*>(::operator new(pages* kPageBytes, std::align_val_t{kPageBytes}))) {}
+
+void PageBuffer::Free::operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{kPageBytes}); }
 
 }  // namespace medes

@@ -1,6 +1,6 @@
-// A captured memory image: what of a sandbox's memory lives in private pages, where it lies, and a
-// copy of the bytes. The unit of all work downstream is the *image page index*: 0 … page_count-1, in
-// process order, then ascending address.
+// A memory image: what of a sandbox's memory lives in private pages, where it lies, and the bytes. The unit
+// of all work downstream is the *image page index*: 0 … page_count-1, in process order, then ascending
+// address.
 #pragma once
 
 #include <sys/types.h>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/bytes.h"
+#include "common/checksum.h"
 #include "common/limits.h"
 
 namespace medes {
@@ -79,10 +80,16 @@ struct ImageLayout {
   static constexpr uint64_t kNoPage = ~0ull;
 };
 
-// Owns an anonymous mapping of page_count * 4096 bytes.
+// The bytes of an image are *copied* (captured, or from a buffer) or *live*: they stay in the processes,
+// which run on, and each read sees what is there at that moment. A live image costs no memory but its layout,
+// so that a dedup op needs none of the sandbox's size. Its pages are read in blocks of kReadPages, which stay
+// in a core's cache while they go through all the stages of an op.
 class MemoryImage {
  public:
-  MemoryImage(ImageLayout layout, size_t page_count);
+  static constexpr uint64_t kReadPages = 64;
+
+  MemoryImage(ImageLayout layout, size_t page_count);  // room for a copy of page_count pages
+  static std::shared_ptr<MemoryImage> live(ImageLayout layout);
   ~MemoryImage();
   MemoryImage(const MemoryImage&) = delete;
   MemoryImage& operator=(const MemoryImage&) = delete;
@@ -90,13 +97,29 @@ class MemoryImage {
   // An image of a flat buffer (length rounded up to a page with zeros): guest memory, an ELF load
   // image, a test. `address` is where byte 0 lies; value_only when maps are not known.
   static std::shared_ptr<MemoryImage> from_buffer(Bytes data, uint64_t address, AddressSpace space);
+  // A copy of a live image, read on all cores. Blocks. Throws as read().
+  std::shared_ptr<MemoryImage> copy() const;
 
   const ImageLayout& layout() const { return layout_; }
   ImageLayout& layout() { return layout_; }
   uint64_t page_count() const { return layout_.page_count; }
+  bool is_live() const { return pages_ == nullptr; }
+  // Of copied images only.
   const std::byte* page(uint64_t i) const { return pages_ + i * kPageBytes; }
   std::byte* page(uint64_t i) { return pages_ + i * kPageBytes; }
   Bytes bytes() const { return {pages_, static_cast<size_t>(page_count() * kPageBytes)}; }
+
+  // Pages first … first + count - 1, one after the other: in place, or read into `buffer` (count pages),
+  // which the answer then points to. A page that a running process does not have any more is zeros. Blocks.
+  // Throws process_gone, permission_denied. Safe from any thread.
+  const std::byte* read(uint64_t first, uint64_t count, std::byte* buffer) const;
+  // The same of ascending pages anywhere; always into `buffer`.
+  void gather(std::span<const uint64_t> pages, std::byte* buffer) const;
+
+  // What was encoded of a page of a live image, and whether other bytes are that: by a 128-bit digest with a
+  // seed of this image alone. A copied image has the bytes themselves. One thread a page at a time.
+  void note_encoded(uint64_t page, const std::byte* bytes) const;
+  bool is_encoded(uint64_t page, const std::byte* bytes) const;
 
   // Ascending; none where the image does not come from a process.
   std::span<const FileRun> file_runs(uint32_t process) const {
@@ -106,10 +129,27 @@ class MemoryImage {
   void set_file_runs(std::vector<std::vector<FileRun>> runs) { file_runs_ = std::move(runs); }
 
  private:
+  explicit MemoryImage(ImageLayout layout);
+
   ImageLayout layout_;
   std::vector<std::vector<FileRun>> file_runs_;  // by process
   std::byte* pages_ = nullptr;
   size_t mapped_bytes_ = 0;
+  uint64_t seed_ = 0;
+  mutable std::vector<Digest128> encoded_;  // of a live image, by page; all zero: not encoded yet
+};
+
+// Room for `pages` pages, aligned like them. Kept by a thread from block to block: fresh memory is slow.
+class PageBuffer {
+ public:
+  explicit PageBuffer(uint64_t pages);
+  std::byte* data() const { return bytes_.get(); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  std::unique_ptr<std::byte, Free> bytes_;
 };
 
 }  // namespace medes

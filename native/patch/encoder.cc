@@ -1,30 +1,19 @@
 #include "patch/encoder.h"
 
 #include <algorithm>
-#include <bit>
-#include <chrono>
 #include <cstring>
-#include <mutex>
 
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
 #include "patch/group_verifier.h"
+#include "patch/learn.h"
 #include "patch/page_encoder.h"
 #include "patch/reuse.h"
 #include "patch/varint.h"
-#include "transport/base_set.h"
+#include "patch/window_fetcher.h"
 
 namespace medes {
-namespace {
-
-using blob::EntryKind;
-
-constexpr size_t kLearnStride = 8;  // every fourth page suffices to learn the slides
-constexpr size_t kDictionaryStride = 16;
-constexpr size_t kLearnTask = 2048;  // pages; fixed, so that the table does not depend on the thread count
-constexpr size_t kGroupsPerTask = 16;
-constexpr auto kFetchTimeout = std::chrono::seconds(30);
 
 void check_cancelled(const CancelFlag* cancel) {
   if (cancel != nullptr && cancel->cancelled.load(std::memory_order_relaxed)) {
@@ -32,121 +21,11 @@ void check_cancelled(const CancelFlag* cancel) {
   }
 }
 
-const uint64_t* words_of(const MemoryImage& image, uint64_t page) {
-  return reinterpret_cast<const uint64_t*>(image.page(page));
-}
+namespace {
 
-bool window_fits(uint64_t window, std::span<const BaseView> views) {
-  if (window == kNoWindow) return false;
-  const uint64_t bytes = views[window_slot(window)].bytes.size();
-  return bytes >= kPageBytes && window_unit(window) * kWindowStep <= bytes - kPageBytes;
-}
+using blob::EntryKind;
 
-bool is_reused(const Reuse* reuse, uint64_t page) {
-  return reuse != nullptr && reuse->old_page(page) != Reuse::kNoPage;
-}
-
-// One table a slot, from a quarter of the pages and their best windows. Pages that are taken over were coded
-// by the tables of their time, which come first.
-std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan& plan,
-                                     std::span<const BaseView> views, const Reuse* reuse) {
-  const uint64_t pages = image.page_count();
-  const size_t tasks = static_cast<size_t>((pages + kLearnTask - 1) / kLearnTask);
-  std::vector<std::vector<std::unique_ptr<SlideLearner>>> learners(tasks);
-  ThreadPool::shared().parallel_for(tasks, 1, [&](size_t begin, size_t end) {
-    for (size_t task = begin; task < end; ++task) {
-      auto& own = learners[task];
-      own.resize(views.size());
-      const uint64_t last = std::min<uint64_t>(pages, (task + 1) * kLearnTask);
-      for (uint64_t page = task * kLearnTask; page < last; page += kLearnStride) {
-        const uint64_t window = plan.windows(page)[0];
-        if (is_reused(reuse, page) || !window_fits(window, views)) continue;
-        const BaseView& view = views[window_slot(window)];
-        auto& learner = own[window_slot(window)];
-        if (!learner) learner = std::make_unique<SlideLearner>(image.layout().space, view.space);
-        learner->add(words_of(image, page), reinterpret_cast<const uint64_t*>(
-                                                view.bytes.data() + window_unit(window) * kWindowStep));
-      }
-    }
-  });
-  std::vector<SlideTable> tables;
-  if (reuse != nullptr) tables = reuse->encoded().slides();
-  for (size_t slot = tables.size(); slot < views.size(); ++slot) {
-    SlideLearner* all = nullptr;
-    for (auto& own : learners) {
-      if (!own[slot]) continue;
-      if (all == nullptr) {
-        all = own[slot].get();
-      } else {
-        all->merge(*own[slot]);
-      }
-    }
-    tables.push_back(all != nullptr ? all->finish() : SlideTable());
-  }
-  return tables;
-}
-
-// Counts words in a fixed space: a cell keeps the word that leads among those that fall into it.
-class WordCounter {
- public:
-  void add(uint64_t word) {
-    Cell& cell = cells_[word * 0x9e3779b97f4a7c15ull >> (64 - kCellBits)];
-    if (cell.word == word) {
-      ++cell.lead;
-    } else if (cell.lead == 0) {
-      cell = {word, 1};
-    } else {
-      --cell.lead;
-    }
-  }
-  // The most frequent words first.
-  Dictionary dictionary() {
-    std::sort(cells_.begin(), cells_.end(), [](const Cell& a, const Cell& b) {
-      return a.lead != b.lead ? a.lead > b.lead : a.word < b.word;
-    });
-    Dictionary out;
-    for (size_t i = 0; i < kDictionaryWords && cells_[i].lead >= kDictionaryUses; ++i)
-      out.words[i] = cells_[i].word;
-    return out;
-  }
-
- private:
-  static constexpr int kCellBits = 13;
-  static constexpr uint32_t kDictionaryUses = 4;  // seen in a sixteenth of the pages
-  struct Cell {
-    uint64_t word = 0;
-    uint32_t lead = 0;
-  };
-  std::vector<Cell> cells_ = std::vector<Cell>(1u << kCellBits);
-};
-
-// The words that stand most often where the best window predicts something else, from a sixteenth of the
-// pages.
-Dictionary learn_dictionary(const MemoryImage& image, const WindowPlan& plan,
-                            std::span<const BaseWords> bases, SimdLevel simd) {
-  const PredictFn predict = predict_kernel(simd);
-  const DiffFn diff = diff_kernel(simd);
-  WordCounter counter;
-  alignas(64) uint64_t predicted[kWordsPerPage];
-  uint8_t masks[kLinesPerPage];
-  for (uint64_t page = 0; page < image.page_count(); page += kDictionaryStride) {
-    const uint64_t window = plan.windows(page)[0];
-    if (window == kNoWindow) continue;
-    const BaseWords& base = bases[window_slot(window)];
-    const uint64_t offset = window_unit(window) * kWindowStep;
-    if (base.bytes.size() < kPageBytes || offset > base.bytes.size() - kPageBytes) continue;
-    predict(base.predictor, reinterpret_cast<const uint64_t*>(base.bytes.data() + offset), predicted,
-            kAllLines);
-    diff(words_of(image, page), predicted, masks, kWordsPerPage);
-    for (size_t line = 0; line < kLinesPerPage; ++line) {
-      for (unsigned mask = masks[line]; mask != 0; mask &= mask - 1) {
-        const uint64_t w = words_of(image, page)[line * 8 + static_cast<size_t>(std::countr_zero(mask))];
-        if (w > 0xffff) counter.add(w);
-      }
-    }
-  }
-  return counter.dictionary();
-}
+constexpr size_t kGroupsPerTask = 16;
 
 // What encoding a group hands to the assembly.
 struct GroupOutput {
@@ -207,23 +86,14 @@ class BlobEncoder {
     tables_ = learn_slides(image_, plan_, views_, options_.reuse);
     for (size_t i = 0; i < views_.size(); ++i) bases_.push_back({views_[i].bytes, tables_[i].predictor()});
     dictionary_ = options_.reuse != nullptr ? options_.reuse->encoded().dictionary()
-                                            : learn_dictionary(image_, plan_, bases_, options_.simd);
+                                            : learn_dictionary(image_, plan_, views_, bases_, options_.simd);
     base_section_ = make_base_section();
     const uint64_t pages = image_.page_count();
     checksums_.resize(pages);
     entries_.resize(pages);
     groups_.resize((pages + options_.group_pages - 1) / options_.group_pages);
-    ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask, [&](size_t begin, size_t end) {
-      PageEncoder encoder(bases_, dictionary_, options_.simd);
-      GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_);
-      const auto scratch = EncodedImage::make_scratch();
-      std::vector<std::byte> packed, direct;
-      for (size_t g = begin; g < end; ++g) {
-        check_cancelled(options_.cancel);
-        if (!take_over_group(g, *scratch)) encode_group(g, encoder, *scratch, packed, direct);
-        verify_group(g, verifier);
-      }
-    });
+    ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask,
+                                      [&](size_t begin, size_t end) { encode_groups(begin, end); });
     std::vector<std::byte> blob = assemble();
     check_assembled(blob);
     return blob;
@@ -235,10 +105,36 @@ class BlobEncoder {
     return static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first_page(g)));
   }
 
-  EncodedPage encode_page(uint64_t page, PageEncoder& encoder, EncodedImage::Scratch& scratch,
-                          Bytes& payload) {
-    if (!is_reused(options_.reuse, page)) {
-      const EncodedPage e = encoder.encode(words_of(image_, page), plan_.windows(page));
+  // Reads a few groups at a time, which are then encoded and verified from the cache.
+  void encode_groups(size_t begin, size_t end) {
+    PageEncoder encoder(bases_, dictionary_, options_.simd);
+    GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_);
+    const auto scratch = EncodedImage::make_scratch();
+    std::vector<std::byte> packed, direct;
+    static thread_local const PageBuffer buffer(std::max<uint64_t>(MemoryImage::kReadPages, kMaxGroupPages));
+    const size_t together = std::max<size_t>(1, MemoryImage::kReadPages / options_.group_pages);
+    for (size_t at = begin; at < end; at += together) {
+      check_cancelled(options_.cancel);
+      const size_t stop = std::min(end, at + together);
+      const uint64_t first = first_page(at), count = first_page(stop - 1) + pages_in(stop - 1) - first;
+      if (options_.before_pages) options_.before_pages(first, count);
+      const std::byte* const bytes = image_.read(first, count, buffer.data());
+      for (uint64_t i = 0; i < count; ++i) {
+        checksums_[first + i] = checksum64({bytes + i * kPageBytes, kPageBytes});
+        image_.note_encoded(first + i, bytes + i * kPageBytes);
+      }
+      for (size_t g = at; g < stop; ++g) {
+        const std::byte* const pages = bytes + (first_page(g) - first) * kPageBytes;
+        if (!take_over_group(g, *scratch)) encode_group(g, pages, encoder, *scratch, packed, direct);
+        verify_group(g, pages, verifier);
+      }
+    }
+  }
+
+  EncodedPage encode_page(uint64_t page, const std::byte* bytes, PageEncoder& encoder,
+                          EncodedImage::Scratch& scratch, Bytes& payload) {
+    if (options_.reuse == nullptr || !options_.reuse->still_same(page, checksums_[page])) {
+      const EncodedPage e = encoder.encode(as_words(bytes), plan_.windows(page));
       payload = {encoder.payload(), e.length};
       return e;
     }
@@ -258,12 +154,14 @@ class BlobEncoder {
   bool take_over_group(uint64_t g, EncodedImage::Scratch& scratch) {
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
-    if (!is_reused(options_.reuse, first)) return false;
+    if (!is_taken_over(options_.reuse, first)) return false;
     const EncodedImage& before = options_.reuse->encoded();
     const uint64_t old = options_.reuse->old_page(first);
     if (before.group_pages() != options_.group_pages || old % options_.group_pages != 0) return false;
-    for (size_t i = 1; i < count; ++i)
-      if (options_.reuse->old_page(first + i) != old + i) return false;
+    for (size_t i = 0; i < count; ++i)
+      if (options_.reuse->old_page(first + i) != old + i ||
+          !options_.reuse->still_same(first + i, checksums_[first + i]))
+        return false;
     StoredGroup stored;
     if (!before.stored_group(old / options_.group_pages, scratch, stored) || stored.pages != count ||
         (!options_.compress_groups && stored.packed_bytes != stored.unpacked_bytes))
@@ -282,7 +180,6 @@ class BlobEncoder {
       EncodedPage e;
       e.window_count = page.windows.size();
       std::copy(page.windows.begin(), page.windows.end(), e.windows);
-      checksums_[first + i] = before.checksum(old + i);
       entries_[first + i] = blob::pack_entry(static_cast<EntryKind>(page.entry_kind), page.length);
       if (e.window_count != 0) put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
@@ -291,7 +188,7 @@ class BlobEncoder {
   }
 
   // `packed` and `direct` are buffers kept from group to group.
-  void encode_group(uint64_t g, PageEncoder& encoder, EncodedImage::Scratch& scratch,
+  void encode_group(uint64_t g, const std::byte* pages, PageEncoder& encoder, EncodedImage::Scratch& scratch,
                     std::vector<std::byte>& packed, std::vector<std::byte>& direct) {
     GroupOutput& out = groups_[g];
     const uint64_t first = first_page(g);
@@ -301,12 +198,12 @@ class BlobEncoder {
     direct.clear();
     for (size_t i = 0; i < count; ++i) {
       const uint64_t page = first + i;
+      const std::byte* const bytes = pages + i * kPageBytes;
       // The windows lie anywhere: no hardware prefetcher finds them.
-      if (page + 1 < image_.page_count() && !is_reused(options_.reuse, page + 1))
-        encoder.prefetch(words_of(image_, page + 1), plan_.windows(page + 1));
-      checksums_[page] = checksum64({image_.page(page), kPageBytes});
+      if (i + 1 < count && !is_taken_over(options_.reuse, page + 1))
+        encoder.prefetch(as_words(bytes + kPageBytes), plan_.windows(page + 1));
       Bytes payload;
-      const EncodedPage e = encode_page(page, encoder, scratch, payload);
+      const EncodedPage e = encode_page(page, bytes, encoder, scratch, payload);
       entries_[page] = blob::pack_entry(e.kind, e.length);
       put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
@@ -338,9 +235,9 @@ class BlobEncoder {
             std::span(checksums_).subspan(first, count), out.windows, out.stored()};
   }
 
-  void verify_group(uint64_t g, GroupVerifier& verifier) {
+  void verify_group(uint64_t g, const std::byte* pages, GroupVerifier& verifier) {
     const GroupBytes group = bytes_of(g);
-    const size_t wrong = verifier.first_wrong(group, image_.page(first_page(g)));
+    const size_t wrong = verifier.first_wrong(group, pages);
     if (wrong != group.entries.size()) {
       throw Error(Code::internal, "a page does not decode to what was encoded",
                   "page " + std::to_string(first_page(g) + wrong));
@@ -451,34 +348,6 @@ class BlobEncoder {
   std::vector<std::byte> base_section_;
 };
 
-// Views in the plan's slot order (empty where a base is not in the set), remote windows fetched.
-std::vector<BaseView> fetch(const WindowPlan& plan, BaseSet& bases) {
-  std::vector<BaseView> views(plan.base_ids().size());
-  std::vector<int64_t> remote_slot(views.size(), -1);
-  for (size_t i = 0; i < views.size(); ++i) {
-    try {
-      const uint32_t slot = bases.slot_of(plan.base_ids()[i]);
-      views[i] = bases.view(slot);
-      if (!bases.local(slot)) remote_slot[i] = slot;
-    } catch (const Error& e) {
-      if (e.code != Code::not_found) throw;
-    }
-  }
-  std::vector<Extent> extents;
-  for (uint64_t page = 0; page < plan.page_count(); ++page) {
-    for (uint64_t w : plan.windows(page)) {
-      if (!window_fits(w, views) || remote_slot[window_slot(w)] < 0) continue;
-      extents.push_back({static_cast<uint32_t>(remote_slot[window_slot(w)]),
-                         static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
-    }
-  }
-  if (!extents.empty()) {
-    const Code code = bases.ensure(extents, kFetchTimeout);
-    if (code != Code::ok) throw Error(code, "base pages could not be read");
-  }
-  return views;
-}
-
 }  // namespace
 
 std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
@@ -505,17 +374,20 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
                   const CancelFlag* cancel) {
   if (encoded.page_count() != image.page_count())
     throw Error(Code::corrupt, "page counts differ", "encoded image");
-  ThreadPool::shared().parallel_for(image.page_count(), 512, [&](size_t begin, size_t end) {
-    check_cancelled(cancel);
-    static thread_local const auto scratch = EncodedImage::make_scratch();
-    alignas(64) std::byte page[kPageBytes];
-    for (size_t i = begin; i < end; ++i) {
-      if (encoded.decode(i, views, page, *scratch) != Code::ok ||
-          std::memcmp(page, image.page(i), kPageBytes) != 0) {
-        throw Error(Code::corrupt, "decoded page differs from the image", "page " + std::to_string(i));
-      }
-    }
-  });
+  ThreadPool::shared().parallel_for(
+      image.page_count(), MemoryImage::kReadPages, [&](size_t begin, size_t end) {
+        check_cancelled(cancel);
+        static thread_local const auto scratch = EncodedImage::make_scratch();
+        static thread_local const PageBuffer buffer(MemoryImage::kReadPages);
+        const std::byte* const expected = image.read(begin, end - begin, buffer.data());
+        alignas(64) std::byte page[kPageBytes];
+        for (size_t i = begin; i < end; ++i) {
+          if (encoded.decode(i, views, page, *scratch) != Code::ok ||
+              std::memcmp(page, expected + (i - begin) * kPageBytes, kPageBytes) != 0) {
+            throw Error(Code::corrupt, "decoded page differs from the image", "page " + std::to_string(i));
+          }
+        }
+      });
 }
 
 void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
@@ -531,10 +403,14 @@ void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
 
 std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const WindowPlan& plan,
                                                 BaseSet& bases, const EncodeOptions& options) {
-  const std::vector<BaseView> views = fetch(plan, bases);
+  WindowFetcher fetcher(plan, bases);
+  fetcher.fetch_sample(kLearnStride);
   check_cancelled(options.cancel);
+  fetcher.run_ahead();
+  EncodeOptions fetching = options;
+  fetching.before_pages = [&fetcher](uint64_t first, uint64_t count) { fetcher.fetch(first, count); };
   auto out = std::make_shared<EncodedBlob>();
-  out->bytes = encode_blob(image, plan, views, options);
+  out->bytes = encode_blob(image, plan, fetcher.views(), fetching);
   out->image = EncodedImage::open(out->bytes);
   return out;
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -22,6 +23,8 @@ class Reuse;
 struct CancelFlag {
   std::atomic<bool> cancelled{false};
 };
+// Throws cancelled.
+void check_cancelled(const CancelFlag* cancel);
 
 struct EncodeOptions {
   size_t group_pages = 16;      // 1 … kMaxGroupPages pages are packed together
@@ -29,6 +32,9 @@ struct EncodeOptions {
   SimdLevel simd = best_simd();
   const CancelFlag* cancel = nullptr;
   const Reuse* reuse = nullptr;  // of this image; the plan must come from plan_with_reuse()
+  // Called before windows of pages first … first + count - 1 are looked at, from any thread; may block and
+  // throw.
+  std::function<void(uint64_t first, uint64_t count)> before_pages;
 };
 
 // The blob and its view.

@@ -5,12 +5,10 @@
 
 #include "common/checksum.h"
 #include "common/error.h"
-#include "common/thread_pool.h"
 
 namespace medes {
 namespace {
 
-constexpr size_t kPagesPerTask = 256;
 constexpr uint32_t kNoProcess = ~0u;
 
 // Index in `before` of each process of `now`.
@@ -32,53 +30,29 @@ bool may_be_taken_over(PageKind kind) {
 
 }  // namespace
 
-Reuse::Reuse(const MemoryImage& image, const ImageLayout& before, const EncodedImage& encoded)
-    : encoded_(encoded), old_pages_(image.page_count(), kNoPage) {
-  if (before.page_count != encoded.page_count())
+Reuse::Reuse(const ImageLayout& now, const ImageLayout& before, std::shared_ptr<const EncodedImage> encoded)
+    : now_(now),
+      before_(before),
+      encoded_(std::move(encoded)),
+      processes_(same_processes(now, before)),
+      old_pages_(now.page_count, kNoPage) {
+  if (before.page_count != encoded_->page_count())
     throw Error(Code::invalid_argument, "layout and encoded image are not of one image");
-  const ImageLayout& now = image.layout();
-  const auto processes = same_processes(now, before);
-  std::atomic<uint64_t> reused{0};
-  ThreadPool::shared().parallel_for(old_pages_.size(), kPagesPerTask, [&](size_t begin, size_t end) {
-    uint64_t found = 0;
-    for (size_t page = begin; page < end; ++page) {
-      const PageRun& run = now.run_of(page);
-      if (processes[run.process] == kNoProcess) continue;
-      const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
-      const uint64_t old = before.find(processes[run.process], address);
-      if (old == kNoPage || !may_be_taken_over(encoded.kind(old))) continue;
-      if (checksum64({image.page(page), kPageBytes}) != encoded.checksum(old)) continue;
-      old_pages_[page] = old;
-      ++found;
-    }
-    reused.fetch_add(found, std::memory_order_relaxed);
-  });
-  reused_ = reused.load();
 }
 
-Fingerprints fingerprint_changed(const MemoryImage& image, uint32_t samples_per_page, const Reuse& reuse) {
-  if (reuse.page_count() != image.page_count())
-    throw Error(Code::invalid_argument, "reuse is of another image");
-  Fingerprints out = fingerprint_pages({}, image.layout().space, samples_per_page);
-  const uint64_t pages = image.page_count();
-  out.page_count = pages;
-  out.hashes.resize(pages * samples_per_page);
-  out.positions.resize(pages * samples_per_page);
-  for (uint64_t page = 0; page < pages;) {
-    const uint64_t first = page;
-    while (page < pages && reuse.old_page(page) == Reuse::kNoPage) ++page;
-    if (page == first) {
-      ++page;
-      continue;
-    }
-    const Fingerprints part =
-        fingerprint_pages(image.bytes().subspan(first * kPageBytes, (page - first) * kPageBytes),
-                          image.layout().space, samples_per_page);
-    const auto at = static_cast<ptrdiff_t>(first * samples_per_page);
-    std::copy(part.hashes.begin(), part.hashes.end(), out.hashes.begin() + at);
-    std::copy(part.positions.begin(), part.positions.end(), out.positions.begin() + at);
+void Reuse::look(uint64_t first, uint64_t count, const std::byte* pages) {
+  uint64_t found = 0;
+  for (uint64_t page = first; page < first + count; ++page, pages += kPageBytes) {
+    const PageRun& run = now_.run_of(page);
+    if (processes_[run.process] == kNoProcess) continue;
+    const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
+    const uint64_t old = before_.find(processes_[run.process], address);
+    if (old == kNoPage || !may_be_taken_over(encoded_->kind(old))) continue;
+    if (checksum64({pages, kPageBytes}) != encoded_->checksum(old)) continue;
+    old_pages_[page] = old;
+    ++found;
   }
-  return out;
+  reused_.fetch_add(found, std::memory_order_relaxed);
 }
 
 WindowPlan plan_with_reuse(const WindowPlan& plan, const Reuse& reuse) {

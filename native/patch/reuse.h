@@ -4,9 +4,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "fingerprint/fingerprint.h"
 #include "memory/image.h"
 #include "patch/encoded_image.h"
 #include "patch/window_plan.h"
@@ -14,28 +14,37 @@
 namespace medes {
 
 // Which pages of an image an earlier encoded image of the same processes has, told by address and checksum.
-// What is taken over is verified like all the rest. Immutable; const calls are safe from any thread.
+// A page of a live image may change after it was looked at: who takes one over looks again (still_same), and
+// what is taken over is verified like all the rest.
 class Reuse {
  public:
-  // `before` and `encoded` are the earlier one's and outlive this object. Reads all of the image once. Pages
-  // that were stored without a base (compressed, raw) are not taken over: there may be one now.
-  Reuse(const MemoryImage& image, const ImageLayout& before, const EncodedImage& encoded);
+  // Knows of no page yet. `before` is the earlier image's layout.
+  Reuse(const ImageLayout& now, const ImageLayout& before, std::shared_ptr<const EncodedImage> encoded);
+
+  // Finds out about `count` pages from `first` on, whose bytes are `pages`; threads may do so side by side,
+  // each page once. Pages that were stored without a base (compressed, raw) are not taken over: there may be
+  // one now.
+  void look(uint64_t first, uint64_t count, const std::byte* pages);
 
   static constexpr uint64_t kNoPage = ImageLayout::kNoPage;
   uint64_t page_count() const { return old_pages_.size(); }
-  uint64_t reused() const { return reused_; }
+  uint64_t reused() const { return reused_.load(std::memory_order_relaxed); }
   // Page of the earlier image, kNoPage when there is none with the same bytes.
   uint64_t old_page(uint64_t page) const { return old_pages_[page]; }
-  const EncodedImage& encoded() const { return encoded_; }
+  // Whether the page is taken over and still has that checksum.
+  bool still_same(uint64_t page, uint64_t checksum) const {
+    return old_pages_[page] != kNoPage && checksum == encoded_->checksum(old_pages_[page]);
+  }
+  const EncodedImage& encoded() const { return *encoded_; }
 
  private:
-  const EncodedImage& encoded_;
+  const ImageLayout& now_;
+  const ImageLayout& before_;
+  const std::shared_ptr<const EncodedImage> encoded_;
+  std::vector<uint32_t> processes_;  // of `before`, for each of `now`
   std::vector<uint64_t> old_pages_;
-  uint64_t reused_ = 0;
+  std::atomic<uint64_t> reused_{0};
 };
-
-// As fingerprint_image, but pages that are taken over have no samples. Throws invalid_argument.
-Fingerprints fingerprint_changed(const MemoryImage& image, uint32_t samples_per_page, const Reuse& reuse);
 
 // The plan with the earlier image's bases in their old slots, the plan's others behind them, and the earlier
 // windows for pages that are taken over. Throws invalid_argument (a plan of another image), limit_exceeded,

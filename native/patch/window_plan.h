@@ -8,6 +8,7 @@
 
 #include "common/limits.h"
 #include "fingerprint/fingerprint.h"
+#include "patch/base_view.h"
 #include "registry/locations.h"
 
 namespace medes {
@@ -22,6 +23,12 @@ constexpr uint64_t pack_window(uint32_t slot, uint64_t unit) {
 }
 constexpr uint32_t window_slot(uint64_t w) { return static_cast<uint32_t>(w >> kWindowUnitBits); }
 constexpr uint64_t window_unit(uint64_t w) { return w & ((1ull << kWindowUnitBits) - 1); }
+// Whether it is one, and all of it lies in its base.
+inline bool window_fits(uint64_t window, std::span<const BaseView> views) {
+  if (window == kNoWindow) return false;
+  const uint64_t bytes = views[window_slot(window)].bytes.size();
+  return bytes >= kPageBytes && window_unit(window) * kWindowStep <= bytes - kPageBytes;
+}
 
 class WindowPlan {
  public:

@@ -117,26 +117,34 @@ void FingerprintIndex::lookup_block(const uint64_t* hashes, size_t count, uint64
   }
 }
 
+void FingerprintIndex::View::find(std::span<const uint64_t> hashes, uint64_t* out) const {
+  for (size_t i = 0; i < hashes.size(); i += kLookupBlock) {
+    const size_t n = std::min(kLookupBlock, hashes.size() - i);
+    index_.lookup_block(hashes.data() + i, n, out + i * kMaxLocations);
+  }
+}
+
+void FingerprintIndex::View::name_bases(Locations& found) const {
+  std::vector<uint32_t> slots(index_.bases_.size(), kNoSlot);
+  for (uint64_t& place : found.packed()) {
+    if (place == kNoLocation) continue;
+    const Location l = unpack_location(place);
+    if (slots[l.slot] == kNoSlot) slots[l.slot] = found.add_base(index_.bases_[l.slot].id);
+    place = pack_location(slots[l.slot], l.page, l.position);
+  }
+}
+
 Locations FingerprintIndex::lookup(std::span<const uint64_t> hashes, uint32_t k) const {
   if (k < 1 || k > kMaxSamples || hashes.size() % k != 0) {
     throw Error(Code::invalid_argument, "hashes do not fit k");
   }
   Locations out(hashes.size() / k, k);
-  std::shared_lock lock(mutex_);
-  uint64_t* packed = out.packed().data();
+  const View view(*this);
+  uint64_t* const packed = out.packed().data();
   ThreadPool::shared().parallel_for(hashes.size(), kLookupTask, [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; i += kLookupBlock) {
-      lookup_block(hashes.data() + i, std::min(kLookupBlock, end - i), packed + i * kMaxLocations);
-    }
+    view.find(hashes.subspan(begin, end - begin), packed + begin * kMaxLocations);
   });
-  // The index's slots become slots of the answer, in order of first use.
-  std::vector<uint32_t> slots(bases_.size(), kNoSlot);
-  for (uint64_t& place : out.packed()) {
-    if (place == kNoLocation) continue;
-    const Location l = unpack_location(place);
-    if (slots[l.slot] == kNoSlot) slots[l.slot] = out.add_base(bases_[l.slot].id);
-    place = pack_location(slots[l.slot], l.page, l.position);
-  }
+  view.name_bases(out);
   return out;
 }
 

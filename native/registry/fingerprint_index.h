@@ -29,6 +29,22 @@ class FingerprintIndex {
               uint32_t k);
   bool retire(uint64_t base_id);  // false when it was not there
   Locations lookup(std::span<const uint64_t> hashes, uint32_t k) const;
+
+  // The index standing still while an image is looked up in parts, from several threads. Short-lived: bases
+  // that are to join or leave wait for it.
+  class View {
+   public:
+    explicit View(const FingerprintIndex& index) : index_(index), lock_(index.mutex_) {}
+    // Puts up to kMaxLocations places a hash into `out`, whose other places are kNoLocation already. They
+    // name slots of the index until name_bases().
+    void find(std::span<const uint64_t> hashes, uint64_t* out) const;
+    // Makes the index's slots slots of `found`, in order of first use.
+    void name_bases(Locations& found) const;
+
+   private:
+    const FingerprintIndex& index_;
+    std::shared_lock<std::shared_mutex> lock_;
+  };
   std::vector<uint64_t> base_ids() const;
   IndexStats stats() const;
 

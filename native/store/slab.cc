@@ -6,8 +6,10 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 
 #include "common/checksum.h"
+#include "common/thread_pool.h"
 #include "store/shm_file.h"
 #include "store/slab_format.h"
 
@@ -84,11 +86,17 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
   ShmFileWriter file(path, header.file_bytes);
   std::byte* out = file.bytes().data();
   auto* table = reinterpret_cast<uint64_t*>(out + kPageBytes);
-  for (uint64_t i = 0; i < count; ++i) {
-    std::byte* copy = out + header.pages_offset + i * kPageBytes;
-    std::memcpy(copy, image.page(pages.empty() ? i : pages[i]), kPageBytes);
-    table[i] = checksum64({copy, kPageBytes});
+  std::vector<uint64_t> all;
+  if (pages.empty()) {
+    all.resize(count);
+    std::iota(all.begin(), all.end(), 0);
+    pages = all;
   }
+  ThreadPool::shared().parallel_for(count, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
+    std::byte* const copies = out + header.pages_offset;
+    image.gather(pages.subspan(begin, end - begin), copies + begin * kPageBytes);
+    for (size_t i = begin; i < end; ++i) table[i] = checksum64({copies + i * kPageBytes, kPageBytes});
+  });
   header.table_checksum = checksum64({out + kPageBytes, count * sizeof(uint64_t)});
   header.header_checksum = checksum64(header_prefix(header));
   std::memcpy(out, &header, sizeof header);

@@ -203,6 +203,118 @@ TEST(Capture, PagesThatCannotBeReadAreLeftOut) {
   close(ready[1]);
 }
 
+// A child whose memory the test reads while it changes it on command, one page index at a time.
+class Child {
+ public:
+  static constexpr uint64_t kPages = 300;
+  Child() {
+    memory_ = static_cast<char*>(
+        mmap(nullptr, kPages * kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    EXPECT_EQ(pipe(to_), 0);
+    EXPECT_EQ(pipe(from_), 0);
+    pid_ = fork();
+    if (pid_ == 0) run();
+    wait_for_child();
+  }
+  ~Child() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    munmap(memory_, kPages * kPageBytes);
+    for (int fd : {to_[0], to_[1], from_[0], from_[1]}) close(fd);
+  }
+  pid_t pid() const { return pid_; }
+  uint64_t address() const { return reinterpret_cast<uint64_t>(memory_); }
+  // Writes a byte of the page, or (from kPages on) gives page n - kPages back to the system.
+  void change(uint64_t n) {
+    EXPECT_EQ(write(to_[1], &n, sizeof n), static_cast<ssize_t>(sizeof n));
+    wait_for_child();
+  }
+
+ private:
+  void wait_for_child() {
+    char c;
+    EXPECT_EQ(read(from_[0], &c, 1), 1);
+  }
+  [[noreturn]] void run() {
+    for (uint64_t i = 0; i < kPages; ++i)
+      std::memset(memory_ + i * kPageBytes, static_cast<int>(i % 251) + 1, kPageBytes);
+    uint64_t n;
+    do {
+      (void)!write(from_[1], "r", 1);
+      if (read(to_[0], &n, sizeof n) != sizeof n) _exit(1);
+      if (n < kPages)
+        ++memory_[n * kPageBytes + 100];
+      else
+        munmap(memory_ + (n - kPages) * kPageBytes, kPageBytes);
+    } while (true);
+  }
+  char* memory_ = nullptr;
+  int to_[2], from_[2];
+  pid_t pid_ = 0;
+};
+
+TEST(LiveImage, ReadsWhatTheProcessHasNow) {
+  Child child;
+  const pid_t pid = child.pid();
+  const auto image = attach(std::span(&pid, 1));
+  ASSERT_TRUE(image->is_live());
+  const uint64_t first = image->layout().find(0, child.address());
+  ASSERT_NE(first, ImageLayout::kNoPage);
+  const PageBuffer buffer(Child::kPages);
+  const auto byte = [&](uint64_t i) { return static_cast<int>(buffer.data()[i * kPageBytes + 100]); };
+  EXPECT_EQ(image->read(first, Child::kPages, buffer.data()), buffer.data());
+  for (uint64_t i = 0; i < Child::kPages; ++i) ASSERT_EQ(byte(i), static_cast<int>(i % 251) + 1) << i;
+
+  child.change(7);
+  child.change(Child::kPages + 20);  // unmapped: reads as zeros, and its neighbours as ever
+  child.change(Child::kPages + 21);
+  (void)image->read(first, Child::kPages, buffer.data());
+  for (uint64_t i = 0; i < Child::kPages; ++i)
+    ASSERT_EQ(byte(i), i == 20 || i == 21 ? 0 : static_cast<int>(i % 251) + (i == 7 ? 2 : 1)) << i;
+
+  const uint64_t scattered[] = {first, first + 7, first + 20, first + 22, first + 299};
+  image->gather(scattered, buffer.data());
+  EXPECT_EQ(byte(0), 1);
+  EXPECT_EQ(byte(1), 9);
+  EXPECT_EQ(byte(2), 0);
+  EXPECT_EQ(byte(3), 23);
+  EXPECT_EQ(byte(4), 299 % 251 + 1);
+
+  const auto copy = image->copy();
+  EXPECT_FALSE(copy->is_live());
+  EXPECT_EQ(static_cast<int>(copy->page(first + 7)[100]), 9);
+  EXPECT_EQ(copy->read(first + 7, 1, buffer.data()), copy->page(first + 7));
+}
+
+TEST(LiveImage, TellsWhetherBytesAreThoseThatWereEncoded) {
+  Child child;
+  const pid_t pid = child.pid();
+  const auto image = attach(std::span(&pid, 1));
+  const PageBuffer buffer(1);
+  const uint64_t page = image->layout().find(0, child.address());
+  (void)image->read(page, 1, buffer.data());
+  EXPECT_FALSE(image->is_encoded(page, buffer.data()));  // nothing was
+  image->note_encoded(page, buffer.data());
+  EXPECT_TRUE(image->is_encoded(page, buffer.data()));
+  child.change(0);
+  (void)image->read(page, 1, buffer.data());
+  EXPECT_FALSE(image->is_encoded(page, buffer.data()));
+}
+
+TEST(LiveImage, AProcessThatHasExitedIsProcessGone) {
+  auto child = std::make_unique<Child>();
+  const pid_t pid = child->pid();
+  const auto image = attach(std::span(&pid, 1));
+  child.reset();
+  const PageBuffer buffer(1);
+  try {
+    (void)image->read(0, 1, buffer.data());
+    FAIL() << "read of a process that is gone";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code, Code::process_gone) << e.what();
+  }
+}
+
 // This test's own .data: in a file mapping, written, and told from its constants and its text.
 int g_written_data = 1;
 const int g_constant = 2;

@@ -8,6 +8,7 @@
 
 #include "common/error.h"
 #include "patch/encoder.h"
+#include "patch/survey.h"
 #include "registry/fingerprint_index.h"
 #include "tests/engine_test_util.h"
 
@@ -49,16 +50,18 @@ class Sandbox {
     }
     return out;
   }
-  WindowPlan plan(const MemoryImage& image, const Fingerprints& f) const {
-    return plan_windows(image.page_count(), f, index_.lookup(f.hashes, 8));
+  Survey survey(const MemoryImage& image, const ImageLayout* layout = nullptr,
+                const EncodedImage* encoded = nullptr) {
+    EarlierImage earlier;
+    if (encoded != nullptr) earlier = {layout, std::shared_ptr<const EncodedImage>(encoded, [](auto*) {})};
+    return survey_image(image, 8, index_, earlier);
   }
   // Encodes, opens and verifies; `views` has those of the encoding's bases.
-  std::vector<std::byte> encode(const MemoryImage& image, const Reuse* reuse) {
+  std::vector<std::byte> encode(const MemoryImage& image, const Survey& found) {
     EncodeOptions options;
-    options.reuse = reuse;
-    const Fingerprints f = reuse ? fingerprint_changed(image, 8, *reuse) : fingerprint_image(image, 8);
-    WindowPlan p = plan(image, f);
-    if (reuse) p = plan_with_reuse(p, *reuse);
+    options.reuse = found.reuse.get();
+    WindowPlan p = plan_windows(image.page_count(), found.fingerprints, found.locations);
+    if (found.reuse) p = plan_with_reuse(p, *found.reuse);
     auto blob = encode_blob(image, p, views(p), options);
     verify_image(EncodedImage::open(blob), image, views(p));
     return blob;
@@ -73,24 +76,39 @@ TEST(Reuse, TakesOverWhatDidNotChange) {
   Sandbox sandbox({11});
   Words words = testing::moved(sandbox.base(0), 0x40000, -0x9000, 20, 3);
   const auto first = image_of(words, 0x10000);
-  const auto blob = sandbox.encode(*first, nullptr);
+  const auto blob = sandbox.encode(*first, sandbox.survey(*first));
   const EncodedImage encoded = EncodedImage::open(blob);
 
-  const Reuse all(*image_of(words, 0x10000), first->layout(), encoded);
-  EXPECT_EQ(all.reused(), kPages);
-  EXPECT_EQ(sandbox.encode(*first, &all), blob);
+  const Survey all = sandbox.survey(*first, &first->layout(), &encoded);
+  EXPECT_EQ(all.reuse->reused(), kPages);
+  EXPECT_EQ(sandbox.encode(*first, all), blob);
 
   for (uint64_t page : {0u, 7u, 8u, 199u}) words[page * kWords + 5] ^= 0x1234567;
   const auto second = image_of(words, 0x10000);
-  const Reuse most(*second, first->layout(), encoded);
-  EXPECT_EQ(most.reused(), kPages - 4);
-  EXPECT_EQ(most.old_page(7), Reuse::kNoPage);
-  EXPECT_EQ(most.old_page(9), 9u);
-  const Fingerprints f = fingerprint_changed(*second, 8, most), whole = fingerprint_image(*second, 8);
+  const Survey most = sandbox.survey(*second, &first->layout(), &encoded);
+  EXPECT_EQ(most.reuse->reused(), kPages - 4);
+  EXPECT_EQ(most.reuse->old_page(7), Reuse::kNoPage);
+  EXPECT_EQ(most.reuse->old_page(9), 9u);
+  const Fingerprints whole = fingerprint_image(*second, 8);
   for (uint64_t page = 0; page < kPages; ++page)
     for (size_t i = page * 8; i < page * 8 + 8; ++i)
-      EXPECT_EQ(f.hashes[i], most.old_page(page) == Reuse::kNoPage ? whole.hashes[i] : 0) << page;
-  (void)sandbox.encode(*second, &most);
+      EXPECT_EQ(most.fingerprints.hashes[i],
+                most.reuse->old_page(page) == Reuse::kNoPage ? whole.hashes[i] : 0)
+          << page;
+  (void)sandbox.encode(*second, most);
+}
+
+// As when a live sandbox writes between the two passes: what is stored is what is there at the second.
+TEST(Reuse, APageThatChangesAfterTheSurveyIsEncodedAfresh) {
+  Sandbox sandbox({11});
+  const Words words = testing::moved(sandbox.base(0), 0x40000, -0x9000, 20, 3);
+  const auto image = image_of(words, 0x10000);
+  const auto blob = sandbox.encode(*image, sandbox.survey(*image));
+  const EncodedImage encoded = EncodedImage::open(blob);
+  const Survey found = sandbox.survey(*image, &image->layout(), &encoded);
+  ASSERT_EQ(found.reuse->reused(), kPages);
+  for (uint64_t page : {3u, 40u, 41u, 199u}) image->page(page)[1000] ^= std::byte{1};
+  (void)sandbox.encode(*image, found);  // verifies
 }
 
 // Pages come and go in front, so that no group holds the pages it held, and a base is there that was not.
@@ -103,7 +121,7 @@ TEST(Reuse, SurvivesShiftsRoundAfterRound) {
   for (size_t i = 0; i < kWords; ++i) words[60 * kWords + i] = random.next();  // stored as it is
   uint64_t address = 0x100000;
   auto image = image_of(words, address);
-  auto blob = sandbox.encode(*image, nullptr);
+  auto blob = sandbox.encode(*image, sandbox.survey(*image));
   for (uint64_t round = 0; round < 8; ++round) {
     const size_t drop = random.below(5) * kWords, grow = random.below(5) * kWords;
     words.erase(words.begin(), words.begin() + static_cast<ptrdiff_t>(drop));
@@ -117,12 +135,13 @@ TEST(Reuse, SurvivesShiftsRoundAfterRound) {
     }
     const auto next = image_of(words, address);
     const EncodedImage encoded = EncodedImage::open(blob);
-    const Reuse reuse(*next, image->layout(), encoded);
+    const Survey found = sandbox.survey(*next, &image->layout(), &encoded);
+    const Reuse& reuse = *found.reuse;
     EXPECT_GT(reuse.reused(), next->page_count() / 2);
     for (uint64_t page = 0; page < next->page_count(); ++page)
       if (reuse.old_page(page) != Reuse::kNoPage)
         EXPECT_EQ(std::memcmp(next->page(page), image->page(reuse.old_page(page)), kPageBytes), 0);
-    auto again = sandbox.encode(*next, &reuse);
+    auto again = sandbox.encode(*next, found);
     blob = std::move(again);
     image = next;
   }
@@ -131,25 +150,26 @@ TEST(Reuse, SurvivesShiftsRoundAfterRound) {
 TEST(Reuse, AnotherProcessHasNothingToTakeOver) {
   Sandbox sandbox({11});
   const auto first = image_of(sandbox.base(0), 0x10000);
-  const auto blob = sandbox.encode(*first, nullptr);
+  const auto blob = sandbox.encode(*first, sandbox.survey(*first));
+  const EncodedImage encoded = EncodedImage::open(blob);
   const auto second = image_of(sandbox.base(0), 0x10000);
   second->layout().processes[0].start_time_ticks = 5;
-  EXPECT_EQ(Reuse(*second, first->layout(), EncodedImage::open(blob)).reused(), 0u);
+  EXPECT_EQ(sandbox.survey(*second, &first->layout(), &encoded).reuse->reused(), 0u);
   const auto empty = image_of({}, 0x10000);
-  EXPECT_EQ(Reuse(*empty, first->layout(), EncodedImage::open(blob)).reused(), 0u);
+  EXPECT_EQ(sandbox.survey(*empty, &first->layout(), &encoded).reuse->reused(), 0u);
 }
 
 TEST(Reuse, APlanThatWasNotMadeForItIsRefused) {
   Sandbox sandbox({11});
   const auto image = image_of(sandbox.base(0), 0x10000);
-  const auto blob = sandbox.encode(*image, nullptr);
+  const auto blob = sandbox.encode(*image, sandbox.survey(*image));
   const EncodedImage encoded = EncodedImage::open(blob);
-  const Reuse reuse(*image, image->layout(), encoded);
+  const Survey found = sandbox.survey(*image, &image->layout(), &encoded);
   const auto shorter = image_of(testing::heap_like(3, 11), 0x10000);
-  EXPECT_THROW((void)fingerprint_changed(*shorter, 8, reuse), Error);
+  EXPECT_THROW((void)sandbox.survey(*image, &shorter->layout(), &encoded), Error);
   EncodeOptions options;
-  options.reuse = &reuse;
-  const WindowPlan none = sandbox.plan(*image, fingerprint_changed(*image, 8, reuse));
+  options.reuse = found.reuse.get();
+  const WindowPlan none = plan_windows(image->page_count(), found.fingerprints, found.locations);
   EXPECT_TRUE(none.base_ids().empty());
   EXPECT_THROW((void)encode_blob(*image, none, {}, options), Error);
 }

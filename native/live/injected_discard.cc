@@ -1,0 +1,83 @@
+#include "live/injected_discard.h"
+
+#include <limits.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#include <cstdio>
+#include <string>
+
+#include "common/error.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+struct SleepingCall {
+  long number = 0;
+  unsigned long long arguments[6] = {}, stack_pointer = 0;
+};
+
+std::string task_file(pid_t pid, pid_t tid, const char* name) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + name;
+  return read_proc_file(path, pid, 4096);
+}
+
+// Of what a call has to give back, by its arguments: one range, or several in the sandbox's memory.
+std::vector<AddressRange> ranges_of(pid_t pid, const SleepingCall& call) {
+  const auto& a = call.arguments;
+  if (call.number == SYS_madvise && a[2] == MADV_DONTNEED) return {{a[0], a[0] + a[1]}};
+  if (call.number != SYS_process_madvise || a[3] != MADV_DONTNEED || a[2] > IOV_MAX) return {};
+  std::vector<iovec> vector(a[2]);
+  const iovec local{vector.data(), vector.size() * sizeof(iovec)};
+  const iovec remote{reinterpret_cast<void*>(a[1]), local.iov_len};
+  if (process_vm_readv(pid, &local, 1, &remote, 1, 0) != static_cast<ssize_t>(local.iov_len)) return {};
+  std::vector<AddressRange> out;
+  for (const auto& v : vector) {
+    const auto begin = reinterpret_cast<uint64_t>(v.iov_base);
+    out.push_back({begin, begin + v.iov_len});
+  }
+  return out;
+}
+
+}  // namespace
+
+std::optional<std::vector<AddressRange>> InjectedDiscard::left() {
+  bool unknown = false;
+  for (pid_t tid : threads_of(pid_)) {
+    try {
+      const std::string text = task_file(pid_, tid, "syscall");
+      SleepingCall call;
+      auto& a = call.arguments;
+      const int fields = sscanf(text.c_str(), "%ld %llx %llx %llx %llx %llx %llx %llx", &call.number, &a[0],
+                                &a[1], &a[2], &a[3], &a[4], &a[5], &call.stack_pointer);
+      if (fields == 8) {
+        user_ticks_.erase(tid);
+        if (call.stack_pointer != frame_address_) continue;
+        if (auto ranges = ranges_of(pid_, call); !ranges.empty()) return ranges;
+      } else if (text.starts_with("running")) {
+        unknown |= may_be_inside(tid);
+      }
+    } catch (const Error& e) {
+      if (e.code != Code::process_gone) throw;  // else this thread has ended
+    }
+  }
+  if (unknown) return std::vector<AddressRange>{};
+  return std::nullopt;
+}
+
+// Between two of its events the call runs, and the kernel does not say where a running thread is. One that
+// has spent time in user mode since it was first seen is in no call of ours.
+bool InjectedDiscard::may_be_inside(pid_t tid) {
+  const std::string stat = task_file(pid_, tid, "stat");
+  const size_t close = stat.rfind(')');
+  unsigned long long user = 0;
+  if (close == std::string::npos ||
+      sscanf(stat.c_str() + close + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu", &user) != 1)
+    throw Error(Code::corrupt, "the stat file is not understood", "thread " + std::to_string(tid));
+  const auto [seen, fresh] = user_ticks_.try_emplace(tid, user);
+  return fresh || seen->second == user;
+}
+
+}  // namespace medes
