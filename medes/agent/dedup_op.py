@@ -131,7 +131,8 @@ class DedupOp:
             self._roll_back("warm again")
             raise
         evicted = await self._evict(image, planned)
-        self.agent.remote_index.used(d for i, d in evicted.descriptors.items() if i in self._pinned_ids())
+        pinned = [d for i, d in evicted.descriptors.items() if i in self._pinned_ids()]
+        self.agent.remote_index.used(entry.spec.domain, pinned)
         del image
         try:
             return await self._report(evicted, encoded, warm_bytes, start_s)

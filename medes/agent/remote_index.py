@@ -86,10 +86,12 @@ class RemoteIndex:
         return Lookup(packed, tuple(bases), ())
 
     # --- learning ------------------------------------------------------------------------------------------
-    def used(self, bases: Iterable[BaseDescriptor]) -> None:
-        """A dedup op committed with pins on these bases of other nodes: those that are not kept are learnt, in the
-        background. Never raises, does not block."""
+    def used(self, domain: str, bases: Iterable[BaseDescriptor]) -> None:
+        """A dedup op of this domain committed with pins on these bases of other nodes: those that are not kept are
+        learnt, in the background. Never raises, does not block."""
         for base in bases:
+            if base.domain != domain:  # a holder that errs about its base
+                continue
             known = self._kept.pop(base.base_id, None)
             if known is not None:
                 self._kept[base.base_id] = known

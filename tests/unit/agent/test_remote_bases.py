@@ -125,7 +125,7 @@ async def test_the_nodes_own_base_comes_first(make_agent: MakeAgent, make_app: M
     await user.dedup("b", 2)
     assert len(user.agent.bases.bases) == 1, "without a controller each node makes its own"
     user.agent.peers.learn(holder.agent.endpoints)
-    user.agent.remote_index.used([holder.agent.bases.get(holder.only_base).descriptor])
+    user.agent.remote_index.used("default", [holder.agent.bases.get(holder.only_base).descriptor])
     await until(lambda: user.learnt == [holder.only_base], "learnt")
     report = await user.dedup("c", 3)
     assert report.remote_pages_read == 0

@@ -66,7 +66,7 @@ class Made:
 
     async def learn(self, *bases: BaseDescriptor) -> None:
         for b in bases:
-            self.index.used([b])
+            self.index.used(b.domain, [b])
             assert await self.settle() == []
 
     async def finds(self, base_id: int, domain: str = "d") -> bool:
@@ -86,10 +86,10 @@ class Made:
 async def test_a_used_base_is_learnt_once_and_found_in_its_domain_only() -> None:
     made = Made()
     assert not await made.finds(1)
-    made.index.used([base(1)])
-    made.index.used([base(1)])
+    made.index.used("d", [base(1)])
+    made.index.used("d", [base(1)])
     assert await made.settle() == []
-    made.index.used([base(1)])
+    made.index.used("d", [base(1)])
     assert made.tasks == []
     assert made.holder.asked == [(1, K)]
     assert await made.finds(1)
@@ -98,10 +98,17 @@ async def test_a_used_base_is_learnt_once_and_found_in_its_domain_only() -> None
     assert made.index.used_bytes >= ONE_BYTES
 
 
+async def test_a_base_that_is_said_to_be_of_another_domain_is_not_learnt() -> None:
+    made = Made()
+    made.index.used("d", [base(1, "other"), base(2)])
+    assert await made.settle() == []
+    assert (made.holder.asked, made.index.base_ids) == ([(2, K)], [2])
+
+
 async def test_what_could_not_be_had_is_asked_for_at_the_next_use() -> None:
     made = Made()
     made.holder.error = NotFoundError("the base is retired", object="base 1")
-    made.index.used([base(1)])
+    made.index.used("d", [base(1)])
     assert [type(e) for e in await made.settle()] == [NotFoundError]
     assert not await made.finds(1)
     made.holder.error = None
@@ -157,7 +164,7 @@ async def test_a_forgotten_base_is_not_found_and_costs_nothing(forget: Callable[
 async def test_what_is_forgotten_on_its_way_does_not_arrive(forget: Callable[[RemoteIndex], None]) -> None:
     made = Made()
     gate = made.holder.gate = asyncio.Event()
-    made.index.used([base(1)])
+    made.index.used("d", [base(1)])
     await made.holder.started.wait()
     forget(made.index)
     gate.set()
@@ -191,7 +198,7 @@ async def test_a_base_forgotten_while_it_is_entered_is_not_found() -> None:
         return result
 
     made.index._run = forgetting
-    made.index.used([base(1)])
+    made.index.used("d", [base(1)])
     await made.settle()
     await made.settle()
     assert entered.is_set()
