@@ -130,6 +130,9 @@ class AgentSettings(Settings):
     )
     base_store_limit_bytes: int = setting(4 * GIB, "base pages held here", minimum=0)
     patch_store_limit_bytes: int = setting(8 * GIB, "patches and tables held here", minimum=0)
+    remote_index_limit_bytes: int = setting(
+        256 << 20, "fingerprints kept of bases of other nodes; 0: none", minimum=0
+    )
     idle_period_s: float = setting(
         60.0, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
     )

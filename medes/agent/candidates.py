@@ -1,4 +1,5 @@
-"""Where base pages for an image may lie: the node's own index first, the controller for what is left."""
+"""Where base pages for an image may lie: the node's own bases, then those of other nodes whose fingerprints it keeps
+(medes.agent.remote_index), then whatever the controller knows. Each is asked for what the ones before it left."""
 
 from __future__ import annotations
 
@@ -13,60 +14,95 @@ from medes.types import BaseDescriptor, NodeEndpoints
 
 log = logging.getLogger(__name__)
 
-# The controller is asked when more than this share of the pages is not explained by the node's own bases: a remote
-# window saves a few hundred bytes now and costs a network read at every restore.
+# Bases of other nodes are looked at when more than this share of the pages is not explained by the node's own, since a
+# remote window saves a few hundred bytes now and costs a network read at every restore; and the controller is asked
+# when as much is left after those that are known here.
 UNMATCHED_RATIO_MIN = 0.10
-HASH_BYTES = 8
+HASH_BYTES = PAGE_NUMBER_BYTES = 8
 
 
 class Candidates:
     """Locations of one image's fingerprints, and the bases they are in."""
 
     def __init__(
-        self,
-        agent: Agent,
-        domain: str,
-        prints: native.Fingerprints,
-        locations: native.Locations,
-        pages_taken_over: int = 0,
+        self, agent: Agent, domain: str, prints: native.Fingerprints, locations: native.Locations
     ) -> None:
-        """`locations`: of the prints, in the node's own index. `pages_taken_over` of the image have no samples because
-        the last dedup's form of them is used again."""
+        """`locations`: of the prints, in the node's own index. Pages without samples (zeros, or taken over from the last
+        dedup) want none."""
         self._agent = agent
         self._domain = domain
         self.prints = prints
-        self._pages_taken_over = pages_taken_over
-        self._found: native.Locations | None = locations  # the own index's answer, for the first use
-        self._remote: list[tuple[int, Lookup]] = []  # by the first page they are about
+        self._found: native.Locations | None = (
+            locations  # what the indexes of this node say, for the first use
+        )
+        # Answers about bases of other nodes, and the pages they are about.
+        self._kept: tuple[bytes, Lookup] | None = None
+        self._asked: list[tuple[bytes, Lookup]] = []
+        self._use_kept = True
         self.note = ""
 
-    async def look_up_again(self) -> None:
-        """A base has been published meanwhile, here or elsewhere. Never raises."""
-        self._found = await self._local()
-        await self.ask_controller()
+    async def gather(self) -> None:
+        """Looks further while much is left open. Never raises: a lookup is only a hint."""
+        found = self._found or await self._local()
+        self._found = found
+        self._kept, self._asked = None, []
+        by = "own"
+        open_pages, hashes = await self._open(found)
+        if open_pages and self._use_kept:
+            by = "remote"
+            await self._look_in_kept(found, open_pages, hashes)
+            if self._kept is not None:
+                open_pages, hashes = await self._open(found)
+        if open_pages:
+            by = "controller"
+            await self._look_at_controller(open_pages, hashes)
+        self._agent.observer.lookup(by)
 
-    async def ask_controller(self) -> None:
-        """Asks it if the own index leaves much open. Never raises: a lookup is only a hint."""
-        local = self._found or await self._local()
-        pages = self.prints.page_count
-        unmatched = await self._agent.in_ops(local.unmatched_pages) - self._pages_taken_over
-        if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:
-            return
-        try:
-            self._remote = await self._ask(await self._agent.in_ops(local.remaining, self.prints.hashes))
-        except MedesError as error:
-            self._remote = []
-            self.note = f"registry not asked, own bases only: {error}"
+    async def gather_again(self) -> None:
+        """A base has been published meanwhile, here or elsewhere."""
+        self._found = None
+        await self.gather()
 
-    async def _ask(self, hashes: bytes) -> list[tuple[int, Lookup]]:
-        """The registry's answers, for so many pages at a time as it takes. Pages that the node's own bases explain
-        have no hashes any more: asking for them is free."""
+    async def ask_anew(self) -> None:
+        """Gathers again without what this node keeps of other nodes' bases. What was found there is forgotten: it may be
+        old, and is learnt again if it is not."""
+        self._use_kept = False
+        if self._kept is not None:
+            self._agent.remote_index.forget([b.base_id for b in self._kept[1].bases])
+            await self.gather_again()
+
+    @property
+    def kept(self) -> bool:
+        """Whether bases were found in what this node keeps of other nodes'."""
+        return self._kept is not None
+
+    async def _open(self, found: native.Locations) -> tuple[bytes, bytes]:
+        """The pages that want more locations (packed u64) and their hashes; none if they are too few to look further."""
+        pages, hashes = await self._agent.in_ops(found.remaining, self.prints.hashes)
+        few = len(pages) // PAGE_NUMBER_BYTES <= self.prints.page_count * UNMATCHED_RATIO_MIN
+        return (b"", b"") if few else (pages, hashes)
+
+    async def _look_in_kept(self, found: native.Locations, pages: bytes, hashes: bytes) -> None:
+        """Adds to `found`."""
+        kept = await self._agent.remote_index.lookup(self._domain, hashes, self.prints.samples_per_page)
+        if kept is not None:
+            await self._agent.in_ops(found.merge, kept.locations, [b.base_id for b in kept.bases], pages)
+            self._kept = pages, kept
+
+    async def _look_at_controller(self, pages: bytes, hashes: bytes) -> None:
+        """The registry's answers, for so many pages at a time as it takes."""
         k = self.prints.samples_per_page
-        answers = []
-        for first in range(0, self.prints.page_count, LOOKUP_PAGES_MAX):
-            part = hashes[first * k * HASH_BYTES : (first + LOOKUP_PAGES_MAX) * k * HASH_BYTES]
-            answers.append((first, await self._agent.controller.lookup(self._domain, part, k)))
-        return answers
+        row = k * HASH_BYTES
+        try:
+            for first in range(0, len(pages) // PAGE_NUMBER_BYTES, LOOKUP_PAGES_MAX):
+                last = first + LOOKUP_PAGES_MAX
+                answer = await self._agent.controller.lookup(
+                    self._domain, hashes[first * row : last * row], k
+                )
+                self._asked.append((pages[first * PAGE_NUMBER_BYTES : last * PAGE_NUMBER_BYTES], answer))
+        except MedesError as error:
+            self._asked = []
+            self.note = f"registry not asked, bases known here only: {error}"
 
     async def _local(self) -> native.Locations:
         index = self._agent.bases.index(self._domain)
@@ -75,30 +111,30 @@ class Candidates:
     async def locations(self, *, remote: bool) -> native.Locations:
         """Without remote: this node's bases only. Looked up anew from the second time on: a base may have been
         published meanwhile."""
-        found = self._found or await self._local()
+        found = self._found if remote and self._found else await self._local()
         self._found = None
-        if remote and self._remote:
+        if remote and self._answers:
             try:
-                for first_page, answer in self._remote:
+                for pages, answer in self._answers:
                     base_ids = [b.base_id for b in answer.bases]
-                    await self._agent.in_ops(found.merge, answer.locations, base_ids, first_page)
+                    await self._agent.in_ops(found.merge, answer.locations, base_ids, pages)
             except MedesError as error:
                 self.note = f"the registry's answer is unusable, own bases only: {error}"
-                self._remote = []
+                self._kept, self._asked = None, []
                 return await self._local()
         return found
+
+    @property
+    def _answers(self) -> list[tuple[bytes, Lookup]]:
+        return [*([self._kept] if self._kept is not None else []), *self._asked]
 
     @property
     def descriptors(self) -> dict[int, BaseDescriptor]:
         """Remote bases of this domain by id; what another domain holds must not be used, whoever answered it."""
         own = self._agent.node_id
-        bases = (b for _, answer in self._remote for b in answer.bases)
+        bases = (b for _, answer in self._answers for b in answer.bases)
         return {b.base_id: b for b in bases if b.node_id != own and b.domain == self._domain}
 
     @property
     def endpoints(self) -> dict[str, NodeEndpoints]:
-        return {h.node_id: h for _, answer in self._remote for h in answer.holders}
-
-    @property
-    def known_bases(self) -> int:
-        return len(self._agent.bases.index(self._domain).base_ids()) + len(self.descriptors)
+        return {h.node_id: h for _, answer in self._asked for h in answer.holders}

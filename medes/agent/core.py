@@ -28,6 +28,7 @@ from medes.agent.peer_client import PeerClient
 from medes.agent.peers import PeerTable, ReaderFactory
 from medes.agent.pins import PinTable
 from medes.agent.pressure import Pressure
+from medes.agent.remote_index import RemoteIndex
 from medes.agent.sandbox import SandboxEntry
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import WorkingSetStore
@@ -102,6 +103,14 @@ class Agent:
             settings.transport == "rdma",
         )
         self.peers.on_endpoints = self._remember_peer
+        self.remote_index = RemoteIndex(
+            self.peers.fingerprints,
+            self.in_ops,
+            self.spawn,
+            lambda: self.bases.samples_per_page,
+            settings.remote_index_limit_bytes,
+        )
+        self.peers.on_away = self.remote_index.forget_node
         self.incarnation = secrets.token_hex(8)
         self.controller = ControllerLink(
             controller,
@@ -229,7 +238,8 @@ class Agent:
     def used_bytes(self) -> int:
         """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
         usage = self.usage()
-        return usage.warm_bytes + usage.kept_bytes + usage.base_bytes + self.previous_bytes
+        stores = usage.base_bytes + self.previous_bytes + self.remote_index.used_bytes
+        return usage.warm_bytes + usage.kept_bytes + stores
 
     def usage(self) -> NodeUsage:
         states = [e.state for e in list(self.entries.values())]
@@ -285,6 +295,7 @@ class Agent:
         if k != self.bases.samples_per_page:
             log.info("samples per page: %d → %d", self.bases.samples_per_page, k)
             self.bases.samples_per_page = k
+            self.remote_index.clear()
             found = await self.unannounced_bases(all_bases=True)
             self.bases.rebuild(found)
         if self.journal.state.node.get("samples_per_page") != k:

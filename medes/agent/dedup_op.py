@@ -132,6 +132,8 @@ class DedupOp:
             self._roll_back("warm again")
             raise
         evicted = await self._evict(image, planned)
+        pinned = [d for i, d in evicted.descriptors.items() if i in self._pinned_ids()]
+        self.agent.remote_index.used(entry.spec.domain, pinned)
         del image
         try:
             return await self._report(evicted, encoded, warm_bytes, start_s)
@@ -167,10 +169,9 @@ class DedupOp:
             prints, locations, self.reuse = await self.agent.in_ops(
                 native.survey, image, bases.samples_per_page, index, previous, self.cancel
             )
-        taken_over = self.reuse.pages if self.reuse is not None else 0
-        candidates = Candidates(self.agent, self.entry.spec.domain, prints, locations, taken_over)
+        candidates = Candidates(self.agent, self.entry.spec.domain, prints, locations)
         with self._stage("lookup"):
-            await candidates.ask_controller()
+            await candidates.gather()
         return candidates
 
     async def _afresh(self, image: native.MemoryImage) -> Candidates:
@@ -207,7 +208,7 @@ class DedupOp:
                 self._unpin_all()
                 candidates = await self._afresh(image)
         try:
-            return await self._attempt(image, candidates, remote=True)
+            return await self._remote_attempt(image, candidates)
         except CancelledError:
             raise
         except REMOTE_ERRORS as error:
@@ -215,7 +216,26 @@ class DedupOp:
             self._unpin_all()
             return await self._attempt(image, candidates, remote=False)
 
+    async def _remote_attempt(
+        self, image: native.MemoryImage, candidates: Candidates
+    ) -> tuple[Planned, native.EncodedImage]:
+        """Once more with the controller's answer when what this node had kept of other nodes' bases was old."""
+        try:
+            return await self._attempt(image, candidates, remote=True)
+        except NotFoundError as error:
+            if not candidates.kept:
+                raise
+            self.notes.append(f"a base known here is gone: {error}")
+            self._unpin_all()
+            await candidates.ask_anew()
+            return await self._attempt(image, candidates, remote=True)
+
+    def _pinned_ids(self) -> set[int]:
+        return {i for ids in self.pins.values() for i in ids}
+
     def _unpin_all(self) -> None:
+        """A plan came to nothing at a holder of its bases."""
+        self.agent.remote_index.forget(self._pinned_ids())
         unpin(self.agent, self.holder, self.pins)
         self.pins = {}
 
@@ -243,11 +263,12 @@ class DedupOp:
                 waited = True
                 advised, reason = await wants_base(self.agent, self.entry)
             if waited:
-                await candidates.look_up_again()
+                await candidates.gather_again()
         return advised, reason
 
     async def _make_base(self, image: native.MemoryImage, candidates: Candidates, reason: str) -> None:
         with self._stage("base"):
+            await candidates.ask_anew()  # or a base that is gone would seem to have these pages
             locations = await candidates.locations(remote=True)
             plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
             pages = await self.agent.in_ops(plan.uncovered_pages)

@@ -40,6 +40,8 @@ class AgentObserver(Observer):
             metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
         metrics.bases.set_function(lambda: len(agent.bases.bases))
         metrics.pins.set_function(lambda: sum(agent.pins.count(b) for b in list(agent.bases.bases)))
+        metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
+        metrics.remote_index_bases.set_function(lambda: float(len(agent.remote_index.base_ids)))
         metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
         limit = agent.settings.memory_limit_bytes
         metrics.memory_pressure.set_function(lambda: agent.used_bytes() / limit if limit else 0.0)
@@ -72,6 +74,9 @@ class AgentObserver(Observer):
 
     def remote_pages(self, transport: str, pages: int) -> None:
         self._metrics.base_pages_read.labels(transport).inc(pages)
+
+    def lookup(self, by: str) -> None:
+        self._metrics.lookups.labels(by).inc()
 
     def lost(self) -> None:
         self._metrics.sandboxes_lost.inc()

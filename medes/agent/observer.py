@@ -17,6 +17,9 @@ class Observer:
     def remote_pages(self, transport: str, pages: int) -> None:
         """Base pages read from peers."""
 
+    def lookup(self, by: str) -> None:
+        """Where the pages of an image were looked up. `by`: own, remote or controller, each after those before it."""
+
     def lost(self) -> None:
         """A sandbox was lost."""
 

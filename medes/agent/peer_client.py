@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from medes import native
-from medes.errors import PeerUnreachableError
+from medes.errors import CorruptError, PeerUnreachableError
 from medes.rpc.channel import aio_channel
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import peer_pb2, peer_pb2_grpc
@@ -15,6 +15,9 @@ from medes.transport.rdma import NO_RDMA, RdmaAnswer
 from medes.types import BaseDescriptor
 
 PEER_TIMEOUT_S = 5.0
+# The holder reads the whole base for it, after those who asked before.
+FINGERPRINTS_TIMEOUT_S = 60.0
+HASH_BYTES = 8
 
 
 def endpoint_to_proto(endpoint: native.RdmaEndpoint) -> peer_pb2.RdmaEndpoint:
@@ -109,6 +112,32 @@ class PeerClient:
             node_id=self._own_node, domains=list(domains), rdma_domains=list(rdma_domains)
         )
         await self._stub.KeepPages(request)
+
+    async def fingerprints(self, base: BaseDescriptor, samples_per_page: int) -> tuple[bytes, bytes]:
+        """Hashes (u64) and positions (u8) of all pages of a base of the peer, as native.Fingerprints has them.
+
+        Waits at most FINGERPRINTS_TIMEOUT_S. Raises not_found for a base that is gone or retired, busy, and corrupt
+        when the answer does not fit the base.
+        """
+        request = peer_pb2.ListFingerprintsRequest(
+            node_id=self._own_node,
+            domain=base.domain,
+            base_id=base.base_id,
+            samples_per_page=samples_per_page,
+        )
+        wanted = base.page_count * samples_per_page
+        hashes, positions = bytearray(), bytearray()
+        async for part in self._stub.ListFingerprints(request, timeout=FINGERPRINTS_TIMEOUT_S):
+            hashes += part.hashes
+            positions += part.positions
+            if len(positions) > wanted or len(hashes) != len(positions) * HASH_BYTES:
+                break
+        if len(positions) != wanted or len(hashes) != wanted * HASH_BYTES:
+            raise CorruptError(
+                f"{len(hashes)} bytes of hashes and {len(positions)} positions for {wanted} samples",
+                object=f"base {base.base_id:016x}",
+            )
+        return bytes(hashes), bytes(positions)
 
     async def close(self) -> None:
         await self._channel.close()

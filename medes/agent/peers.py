@@ -15,7 +15,7 @@ from typing import Protocol
 
 from medes import native
 from medes.agent.peer_client import PageAccess, PeerClient
-from medes.errors import MedesError, PeerUnreachableError, UnsupportedError
+from medes.errors import DeadlineExceededError, MedesError, PeerUnreachableError, UnsupportedError
 from medes.transport.rdma import RdmaAnswer, RdmaNode
 from medes.types import BaseDescriptor, NodeEndpoints
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROBE_BYTES = 16
 PROBE_TIMEOUT_S = 2.0
+AWAY = (PeerUnreachableError, DeadlineExceededError)
 
 
 class ReaderFactory(Protocol):
@@ -58,6 +59,8 @@ class PeerTable:
         self._pinning: dict[str, asyncio.Lock] = {}
         self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
         self.on_endpoints: Callable[[NodeEndpoints], None] = lambda endpoints: None
+        # Told of a node that did not answer when it was asked for pins or told that its pages are read.
+        self.on_away: Callable[[str], None] = lambda node_id: None
 
     def learn(self, endpoints: NodeEndpoints) -> None:
         """Remembers where a peer is; a peer that moved gets a new channel."""
@@ -87,7 +90,11 @@ class PeerTable:
     ) -> list[BaseDescriptor]:
         """Raises peer_unreachable, not_found. After an error the pin may or may not be there: unpin it."""
         async with self._pinning.setdefault(node_id, asyncio.Lock()):
-            return await self._client(node_id).pin(holder, domain, base_ids)
+            try:
+                return await self._client(node_id).pin(holder, domain, base_ids)
+            except AWAY:
+                self.on_away(node_id)
+                raise
 
     async def unpin(self, node_id: str, holder: str, base_ids: Iterable[int]) -> None:
         """Never raises: what the peer did not hear is owed and sent again by `pay_owed`."""
@@ -119,6 +126,10 @@ class PeerTable:
         return missing
 
     # --- pages ---------------------------------------------------------------------------------------------
+    async def fingerprints(self, base: BaseDescriptor, samples_per_page: int) -> tuple[bytes, bytes]:
+        """Hashes and positions of all pages of a peer's base. Raises peer_unreachable, not_found, busy, corrupt."""
+        return await self._client(base.node_id).fingerprints(base, samples_per_page)
+
     async def reader(self, node_id: str, domain: str) -> native.PageReader:
         """The reader of a peer's pages, opened on first use. Raises peer_unreachable, unauthenticated."""
         key = (node_id, domain)
@@ -176,6 +187,8 @@ class PeerTable:
                 await self._client(node_id).keep_pages(domains, rdma_domains)
             except MedesError as error:
                 log.info("%s was not told that its pages are in use: %s", node_id, error)
+                if isinstance(error, AWAY):
+                    self.on_away(node_id)
 
         used: dict[str, list[str]] = {}
         for node_id, domain in self._readers:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from medes.agent import handlers, peer_handlers
 from medes.agent.core import Agent
+from medes.agent.fingerprint_service import FingerprintService
 from medes.agent.peer_client import (
     endpoint_from_proto,
     endpoint_to_proto,
@@ -89,11 +91,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
 
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
-    """Pins and page access for other agents."""
+    """Pins, page access and fingerprints for other agents."""
 
     def __init__(self, agent: Agent, pages: peer_handlers.PageAccessTable) -> None:
         self._agent = agent
         self._pages = pages
+        self._fingerprints = FingerprintService(agent)
 
     def _check_node(self, context: Any, node_id: str) -> None:
         """Who may speak for a node, where the settings ask for certificates."""
@@ -136,3 +139,12 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         self._check_node(context, request.node_id)
         self._pages.keep(request.node_id, list(request.domains), list(request.rdma_domains))
         return peer_pb2.KeepPagesResponse()
+
+    async def ListFingerprints(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self._check_node(context, request.node_id)
+        parts = self._fingerprints.parts(
+            request.node_id, request.domain, request.base_id, request.samples_per_page
+        )
+        async with aclosing(parts):
+            async for hashes, positions in parts:
+                yield peer_pb2.FingerprintPart(hashes=hashes, positions=positions)

@@ -74,15 +74,14 @@ class Locations:
 
     @staticmethod
     def empty(page_count: int, samples_per_page: int) -> Locations: ...
-    def merge(self, packed: bytes, base_ids: list[int], first_page: int = 0) -> None:
-        """Adds locations packed as in controller.proto for the pages from first_page on; base_ids: slot → base id."""
+    def merge(self, packed: bytes, base_ids: list[int], pages: bytes) -> None:
+        """(nogil) Adds locations packed as in controller.proto, of which row i is of page pages[i] (packed u64);
+        base_ids: slot → base id. What is there stays. Raises invalid_argument, limit_exceeded."""
 
     def pack(self) -> tuple[bytes, list[int]]: ...
-    def unmatched_pages(self, samples_min: int = 2) -> int:
-        """How many pages have fewer than samples_min located samples."""
-
-    def remaining(self, hashes: bytes, samples_min: int = 2) -> bytes:
-        """The image's hashes with those of well-matched pages blanked: what is left to ask the controller for."""
+    def remaining(self, hashes: bytes, samples_min: int = 2) -> tuple[bytes, bytes]:
+        """(nogil) Of the image's hashes: the pages that want more locations, as packed u64, and their hashes row by row.
+        Pages that have no samples want none."""
 
     @property
     def page_count(self) -> int: ...

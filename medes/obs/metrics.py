@@ -122,6 +122,17 @@ class AgentMetrics:
         self.memory_bytes = gauge("memory_bytes", "Memory by kind: warm, kept, base.", "kind")
         self.bases = gauge("bases", "Bases held.")
         self.pins = gauge("pins", "Pins on bases held here.")
+        self.remote_index_bytes = gauge(
+            "remote_index_bytes", "Fingerprints kept of bases of other nodes: memory."
+        )
+        self.remote_index_bases = gauge(
+            "remote_index_bases", "Bases of other nodes found without the controller."
+        )
+        self.lookups = counter(
+            "lookups",
+            "Look-ups of dedup ops by the last that was asked: own, remote (kept of other nodes) or controller.",
+            "by",
+        )
         self.controller_connected = gauge("controller_connected", "1 while the controller answers.")
         self.memory_pressure = gauge("memory_pressure_ratio", "Share of the memory limit in use.")
         self.dedups = counter("dedups", "Dedup ops by outcome: done, cancelled or an error code.", "outcome")

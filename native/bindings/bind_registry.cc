@@ -18,17 +18,19 @@ std::span<const uint8_t> as_u8(const nb::bytes& b) {
   return {reinterpret_cast<const uint8_t*>(b.c_str()), b.size()};
 }
 
-nb::bytes remaining(const Locations& locations, const nb::bytes& hashes, uint32_t samples_min) {
+nb::tuple remaining(const Locations& locations, const nb::bytes& hashes, uint32_t samples_min) {
   const auto in = as_words(hashes);
-  const uint32_t k = locations.samples_per_page();
-  if (in.size() != locations.page_count() * k)
-    throw Error(Code::invalid_argument, "hashes are of another image");
-  std::vector<uint64_t> out(in.begin(), in.end());
-  for (uint64_t page = 0; page < locations.page_count(); ++page) {
-    if (locations.located(page) >= samples_min)
-      std::fill_n(out.begin() + static_cast<ptrdiff_t>(page * k), k, 0);
+  const size_t k = locations.samples_per_page();
+  std::vector<uint64_t> pages, out;
+  {
+    nb::gil_scoped_release release;
+    pages = locations.open_pages(in, samples_min);
+    for (uint64_t page : pages) {
+      const auto own = in.subspan(page * k, k);
+      out.insert(out.end(), own.begin(), own.end());
+    }
   }
-  return to_bytes(std::as_bytes(std::span(out)));
+  return nb::make_tuple(to_bytes(std::as_bytes(std::span(pages))), to_bytes(std::as_bytes(std::span(out))));
 }
 
 }  // namespace
@@ -43,17 +45,16 @@ void register_registry(nb::module_& m) {
       .def(
           "merge",
           [](Locations& self, const nb::bytes& packed, const std::vector<uint64_t>& ids,
-             uint64_t first_page) {
-            const auto words = as_words(packed);
+             const nb::bytes& pages) {
+            const auto words = as_words(packed), rows = as_words(pages);
             nb::gil_scoped_release release;
-            self.merge(words, ids, first_page);
+            self.merge(words, ids, rows);
           },
-          nb::arg("packed"), nb::arg("base_ids"), nb::arg("first_page") = 0)
+          nb::arg("packed"), nb::arg("base_ids"), nb::arg("pages"))
       .def("pack",
            [](const Locations& self) {
              return std::pair(to_bytes(std::as_bytes(self.packed())), self.base_ids());
            })
-      .def("unmatched_pages", &Locations::unmatched_pages, nb::arg("samples_min") = 2)
       .def("remaining", &remaining, nb::arg("hashes"), nb::arg("samples_min") = 2);
 
   nb::class_<FingerprintIndex>(m, "FingerprintIndex")

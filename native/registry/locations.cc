@@ -30,28 +30,28 @@ uint32_t Locations::add_base(uint64_t base_id) {
 }
 
 void Locations::merge(std::span<const uint64_t> packed, std::span<const uint64_t> base_ids,
-                      uint64_t first_page) {
+                      std::span<const uint64_t> pages) {
   const size_t page_places = size_t{samples_per_page_} * kMaxLocations;
-  if (first_page > page_count_ || packed.size() % page_places != 0 ||
-      packed.size() / page_places > page_count_ - first_page) {
-    throw Error(Code::invalid_argument, "locations are of another image or another k");
-  }
+  if (packed.size() != pages.size() * page_places)
+    throw Error(Code::invalid_argument, "locations are of other pages or of another k");
   if (base_ids.size() > kMaxSlots) throw Error(Code::limit_exceeded, "locations name too many bases");
+  for (uint64_t page : pages)
+    if (page >= page_count_) throw Error(Code::invalid_argument, "locations are of another image");
   std::vector<uint32_t> slots(base_ids.size(), ~0u);  // entered on first use: unused bases stay out
-  uint64_t* const places = packed_.data() + first_page * page_places;
   for (size_t i = 0; i < packed.size(); i += kMaxLocations) {
+    uint64_t* const places = packed_.data() + pages[i / page_places] * page_places + i % page_places;
     for (size_t j = i; j < i + kMaxLocations; ++j) {
       if (packed[j] == kNoLocation) continue;
       const Location l = unpack_location(packed[j]);
       if (l.slot >= base_ids.size() || l.position > kMaxPosition || l.page >= kMaxBasePages) continue;
-      uint64_t* own = places + i;
-      uint64_t* const end = own + kMaxLocations;
+      uint64_t* own = places;
+      uint64_t* const end = places + kMaxLocations;
       while (own != end && *own != kNoLocation) ++own;
       if (own == end) break;
       uint32_t& slot = slots[l.slot];
       if (slot == ~0u) slot = add_base(base_ids[l.slot]);
       const uint64_t value = pack_location(slot, l.page, l.position);
-      if (std::find(places + i, own, value) == own) *own = value;
+      if (std::find(places, own, value) == own) *own = value;
     }
   }
 }
@@ -63,10 +63,16 @@ uint32_t Locations::located(uint64_t page) const {
   return n;
 }
 
-uint64_t Locations::unmatched_pages(uint32_t samples_min) const {
-  uint64_t n = 0;
-  for (uint64_t page = 0; page < page_count_; ++page) n += located(page) < samples_min;
-  return n;
+std::vector<uint64_t> Locations::open_pages(std::span<const uint64_t> hashes, uint32_t samples_min) const {
+  const uint32_t k = samples_per_page_;
+  if (hashes.size() != page_count_ * k) throw Error(Code::invalid_argument, "hashes are of another image");
+  std::vector<uint64_t> out;
+  for (uint64_t page = 0; page < page_count_; ++page) {
+    const auto own = hashes.subspan(page * k, k);
+    const auto samples = static_cast<uint32_t>(k - std::count(own.begin(), own.end(), 0));
+    if (located(page) < std::min(samples_min, samples)) out.push_back(page);
+  }
+  return out;
 }
 
 }  // namespace medes

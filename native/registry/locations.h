@@ -42,12 +42,15 @@ class Locations {
   const std::vector<uint64_t>& base_ids() const { return base_ids_; }
 
   uint32_t add_base(uint64_t base_id);  // slot of a new or known base
-  // Fills free places of the pages from first_page on with another answer's locations; what is there stays.
-  // Malformed locations (slot or position out of range) are left out: the registry is a hint.
-  void merge(std::span<const uint64_t> packed, std::span<const uint64_t> base_ids, uint64_t first_page = 0);
+  // Fills free places with another answer's locations, of which the i-th row is of page pages[i]; what is
+  // there stays. Malformed locations (slot or position out of range) are left out: the registry is a hint.
+  void merge(std::span<const uint64_t> packed, std::span<const uint64_t> base_ids,
+             std::span<const uint64_t> pages);
   // Samples of `page` that have a location.
   uint32_t located(uint64_t page) const;
-  uint64_t unmatched_pages(uint32_t samples_min) const;
+  // Pages with fewer located samples than samples_min, and than they have: they want more locations. `hashes`
+  // are the image's.
+  std::vector<uint64_t> open_pages(std::span<const uint64_t> hashes, uint32_t samples_min) const;
 
  private:
   uint64_t page_count_;

@@ -29,6 +29,10 @@ BaseHashes random_base(size_t pages, uint64_t seed) {
   return out;
 }
 
+size_t open_pages(const FingerprintIndex& index, const BaseHashes& of) {
+  return index.lookup(of.hashes, kSamples).open_pages(of.hashes, 1).size();
+}
+
 TEST(FingerprintIndex, FindsWhatWasInserted) {
   FingerprintIndex index;
   const BaseHashes a = random_base(500, 1), b = random_base(300, 2);
@@ -45,9 +49,9 @@ TEST(FingerprintIndex, FindsWhatWasInserted) {
       EXPECT_EQ(l.slot, 0u);
     }
   }
-  EXPECT_EQ(found.unmatched_pages(1), 0u);
+  EXPECT_EQ(found.open_pages(b.hashes, 1).size(), 0u);
   const BaseHashes other = random_base(300, 3);
-  EXPECT_EQ(index.lookup(other.hashes, kSamples).unmatched_pages(1), 300u);
+  EXPECT_EQ(open_pages(index, other), 300u);
 }
 
 TEST(FingerprintIndex, KeepsTwoLocationsAHash) {
@@ -68,8 +72,8 @@ TEST(FingerprintIndex, RetireForgetsAndMakesRoom) {
   EXPECT_TRUE(index.retire(1));
   EXPECT_FALSE(index.retire(1));
   EXPECT_EQ(index.base_ids(), (std::vector<uint64_t>{2}));
-  EXPECT_EQ(index.lookup(a.hashes, kSamples).unmatched_pages(1), 2000u);
-  EXPECT_EQ(index.lookup(b.hashes, kSamples).unmatched_pages(1), 0u);
+  EXPECT_EQ(open_pages(index, a), 2000u);
+  EXPECT_EQ(open_pages(index, b), 0u);
   EXPECT_LT(index.stats().bytes, bytes * 3 / 4);
   index.insert(3, a.hashes, a.positions, kSamples);
   EXPECT_EQ(index.lookup(a.hashes, kSamples).base_ids(), (std::vector<uint64_t>{3}));
@@ -113,7 +117,7 @@ TEST(FingerprintIndex, LookupsRunBesideInserts) {
       if (id % 2 == 0) index.retire(id);
     }
   });
-  for (int i = 0; i < 50; ++i) EXPECT_EQ(index.lookup(fixed.hashes, kSamples).unmatched_pages(1), 0u);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(open_pages(index, fixed), 0u);
   writer.join();
   EXPECT_EQ(index.base_ids().size(), 11u);
 }
@@ -121,21 +125,24 @@ TEST(FingerprintIndex, LookupsRunBesideInserts) {
 TEST(Locations, MergeFillsFreePlacesAndDropsNonsense) {
   Locations a(2, 1);
   const std::vector<uint64_t> first{pack_location(1, 5, 3), kNoLocation, kNoLocation, kNoLocation};
-  a.merge(first, std::vector<uint64_t>{10, 11});
+  const std::vector<uint64_t> both{0, 1};
+  a.merge(first, std::vector<uint64_t>{10, 11}, both);
   EXPECT_EQ(a.base_ids(), (std::vector<uint64_t>{11}));
   const std::vector<uint64_t> second{pack_location(0, 5, 3), pack_location(0, 9, 0), pack_location(7, 1, 1),
                                      pack_location(1, 2, 254)};
-  a.merge(second, std::vector<uint64_t>{11, 12});
+  a.merge(second, std::vector<uint64_t>{11, 12}, both);
   EXPECT_EQ(a.of_page(0)[0], pack_location(0, 5, 3));  // already there: not entered twice
   EXPECT_EQ(a.of_page(0)[1], pack_location(0, 9, 0));
   EXPECT_EQ(a.located(1), 0u);  // slot 7 is unknown, position 254 does not exist
-  EXPECT_EQ(a.unmatched_pages(1), 1u);
-  EXPECT_THROW(a.merge(std::vector<uint64_t>(3), std::vector<uint64_t>{}), Error);
+  EXPECT_EQ(a.open_pages(std::vector<uint64_t>{7, 7}, 1), (std::vector<uint64_t>{1}));
+  EXPECT_TRUE(a.open_pages(std::vector<uint64_t>{7, 0}, 1).empty());  // a page without samples wants none
+  EXPECT_THROW(a.merge(std::vector<uint64_t>(3), std::vector<uint64_t>{}, both), Error);
   const std::vector<uint64_t> of_last{pack_location(0, 8, 2), kNoLocation};
-  a.merge(of_last, std::vector<uint64_t>{11}, 1);
+  const std::vector<uint64_t> last{1}, beyond{2};
+  a.merge(of_last, std::vector<uint64_t>{11}, last);
   EXPECT_EQ(a.of_page(1)[0], pack_location(0, 8, 2));
-  EXPECT_THROW(a.merge(second, std::vector<uint64_t>{11, 12}, 1), Error);
-  EXPECT_THROW(a.merge({}, std::vector<uint64_t>{}, a.page_count() + 1), Error);
+  EXPECT_THROW(a.merge(second, std::vector<uint64_t>{11, 12}, last), Error);
+  EXPECT_THROW(a.merge(of_last, std::vector<uint64_t>{11}, beyond), Error);
 }
 
 }  // namespace

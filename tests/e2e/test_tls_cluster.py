@@ -73,3 +73,5 @@ def test_dedup_and_restore_from_another_nodes_base(
         ):
             with pytest.raises(PermissionDeniedError, match="for another node"):
                 call(request)
+        with pytest.raises(PermissionDeniedError, match="for another node"):
+            list(stub.ListFingerprints(pb.ListFingerprintsRequest(node_id="n0", domain="default", base_id=1)))

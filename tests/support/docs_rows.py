@@ -34,6 +34,8 @@ def _default_text(value: Any, name: str) -> str:
         return f"`0o{value:o}`"
     if name.endswith("_bytes") and value and value % (1 << 30) == 0:
         return f"`{value >> 30}GiB`"
+    if name.endswith("_bytes") and value and value % (1 << 20) == 0:
+        return f"`{value >> 20}MiB`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value}`" if value not in ("", None) else ""
