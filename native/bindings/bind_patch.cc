@@ -86,9 +86,7 @@ nb::tuple survey(std::shared_ptr<MemoryImage> image, uint32_t samples_per_page, 
   return nb::make_tuple(std::move(found.fingerprints), std::move(found.locations), std::move(reuse));
 }
 
-}  // namespace
-
-void register_patch(nb::module_& m) {
+void register_plan(nb::module_& m) {
   nb::class_<WindowPlan>(m, "WindowPlan")
       .def_prop_ro("base_ids", &WindowPlan::base_ids)
       .def_prop_ro("page_count", &WindowPlan::page_count)
@@ -101,12 +99,9 @@ void register_patch(nb::module_& m) {
         return plan_windows(image->page_count(), fingerprints, locations);
       },
       nb::arg("image"), nb::arg("fingerprints"), nb::arg("locations"));
+}
 
-  nb::class_<CancelFlag>(m, "CancelFlag")
-      .def(nb::init<>())
-      .def("cancel", [](CancelFlag& self) { self.cancelled = true; })
-      .def_prop_ro("cancelled", [](const CancelFlag& self) { return self.cancelled.load(); });
-
+void register_encoded(nb::module_& m) {
   nb::class_<Encoded>(m, "EncodedImage")
       .def_static(
           "from_bytes",
@@ -160,11 +155,9 @@ void register_patch(nb::module_& m) {
             verify_image(self.image, *image, fetch_bases(self.image, 0, self.image.page_count(), bases));
           },
           nb::arg("image"), nb::arg("bases"));
+}
 
-  m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
-        nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best",
-        nb::arg("reuse").none() = nb::none());
-
+void register_survey(nb::module_& m) {
   nb::class_<Reuse>(m, "Reuse")
       .def_prop_ro("pages", &Reuse::reused)
       .def(
@@ -176,6 +169,21 @@ void register_patch(nb::module_& m) {
           nb::arg("plan"));
   m.def("survey", &survey, nb::arg("image"), nb::arg("samples_per_page"), nb::arg("index"),
         nb::arg("previous").none() = nb::none(), nb::arg("cancel").none() = nb::none());
+}
+
+}  // namespace
+
+void register_patch(nb::module_& m) {
+  nb::class_<CancelFlag>(m, "CancelFlag")
+      .def(nb::init<>())
+      .def("cancel", [](CancelFlag& self) { self.cancelled = true; })
+      .def_prop_ro("cancelled", [](const CancelFlag& self) { return self.cancelled.load(); });
+  register_plan(m);
+  register_encoded(m);
+  register_survey(m);
+  m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
+        nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best",
+        nb::arg("reuse").none() = nb::none());
 }
 
 }  // namespace medes::bindings

@@ -95,13 +95,14 @@ class Deduper:
     def encode(
         self, pids: list[int]
     ) -> tuple[native.MemoryImage, native.SandboxFile, native.BaseSet, native.EncodedImage]:
-        image = native.capture(pids)
-        fingerprints = native.fingerprint(image)
+        image = native.attach(pids)
         if self.slab is None:
             self.slab = native.Slab.create(str(self.folder / "base.slab"), 1, image)
-            self.index.insert(1, fingerprints.hashes, fingerprints.positions, 8)
+            prints = self.slab.fingerprint()
+            self.index.insert(1, prints.hashes, prints.positions, 8)
         bases = self.bases()
-        plan = native.plan_windows(image, fingerprints, self.index.lookup(fingerprints.hashes, 8))
+        fingerprints, locations, _ = native.survey(image, 8, self.index)
+        plan = native.plan_windows(image, fingerprints, locations)
         encoded = native.encode(image, plan, bases)
         self.count += 1
         file = native.SandboxFile.create(
