@@ -270,8 +270,8 @@ uint64_t private_file_pages(pid_t pid) {
     if (v.inode == 0) continue;
     for (uint64_t p = v.begin / kPageBytes; p < v.end / kPageBytes;) {
       const size_t n = std::min<uint64_t>(entries.size(), v.end / kPageBytes - p);
-      const ssize_t got = pread(map.get(), entries.data(), n * sizeof(uint64_t),
-                                static_cast<off_t>(p * sizeof(uint64_t)));
+      const ssize_t got =
+          pread(map.get(), entries.data(), n * sizeof(uint64_t), static_cast<off_t>(p * sizeof(uint64_t)));
       if (got <= 0) return pages;  // it exits
       const size_t read = static_cast<size_t>(got) / sizeof(uint64_t);
       for (size_t i = 0; i < read; ++i) pages += (entries[i] & kMine) == kMine;
