@@ -111,8 +111,9 @@ void FaultServer::Impl::start(size_t fault_threads) {
     start_thread("medes-fault", [this] { serve_faults(); });
   const size_t restorers = std::max(2u, std::thread::hardware_concurrency());
   // Threads for urgent work only, so that the bulk of one restore never holds up the start of another.
-  // They may wait for peers, so there are more of them than cores.
-  for (size_t i = 0; i < std::max<size_t>(2 * restorers, 8); ++i)
+  // They may wait for peers, so there are more of them than cores; a restore takes as many as there are
+  // cores.
+  for (size_t i = 0; i < std::max<size_t>(4 * restorers, 16); ++i)
     start_thread("medes-urgent", [this] { run_jobs(urgent_jobs); });
   for (size_t i = 0; i < restorers; ++i) start_thread("medes-bulk", [this] { run_jobs(jobs); });
 }
