@@ -15,7 +15,6 @@ from medes import native
 from medes.agent import hooks, journal_state
 from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, pages_by_transport, unpin
-from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, Previous, SandboxEntry
 from medes.agent.working_sets import Page, unpack_pages
@@ -59,12 +58,15 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         raise
     queue_us = int((time.perf_counter() - start_s) * 1e6)
     agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
-    agent.move(entry, S.RESTORING, reason)
     packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
     watch = _watch(agent, entry, evicted, probe, queue_us)
     try:
         rate = agent.settings.background_bytes_per_s
-        ready = await agent.in_restores(_restore_and_wait, evicted.handle, not eager, packed, rate)
+        # Returns at once, so that telling everybody runs beside the page work and not before it.
+        evicted.handle.restore(not eager, packed, rate)
+        point("restore.begun")
+        agent.move(entry, S.RESTORING, reason)
+        ready = await agent.in_restores(evicted.handle.wait_ready, READY_TIMEOUT_S)
     except MedesError as error:
         agent.observer.restore(error.code)
         watch.close()
@@ -83,15 +85,6 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     entry.last_restore = _report(evicted, queue_us)
     if entry.spec.hook_address:
         await _run_hook(agent, entry, evicted)
-
-
-def _restore_and_wait(
-    handle: LiveHandle, lazy: bool, working_set: bytes, background_bytes_per_s: int
-) -> bool:
-    """(blocks) One hop to a thread and back, not two: this is on the path of a request."""
-    handle.restore(lazy, working_set, background_bytes_per_s)
-    point("restore.begun")
-    return handle.wait_ready(READY_TIMEOUT_S)
 
 
 async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:

@@ -3,7 +3,8 @@
 An entry is (region key, page offset), packed as two little-endian u64, an identity that survives ASLR. A restore
 records the pages that faulted; pages that were prefetched cannot fault, so each restore leaves a slice of the set
 out, another one each time: a page of the slice that does not fault has lost its reason and decays, one that faults
-is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES, since each costs its fault.
+is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES, since each costs its fault; about
+PROBE_PAGES_CALM once enough of them were confirmed, until they are not or the function touches much that is new.
 
 File: `<state_dir>/working-sets/<hex>.ws`, name = checksum of function and domain;
 "MWS1" | u32 restores | u64 checksum64 of the rest | entries of {u64 key, u64 offset, f32 score, f32 rank}.
@@ -29,7 +30,11 @@ _MAGIC = b"MWS1"
 YOUNG_RESTORES = 8  # a set made of fewer restores is a sample: what lies beside its pages is prefetched, too
 YOUNG_BLOCK_PAGES = 8
 PROBE_SLICES_MIN = 16
-PROBE_PAGES = 48  # some 15 us a fault: below one millisecond a restore
+PROBE_PAGES, PROBE_PAGES_CALM = 48, 4  # some 40 us a fault, which the request waits for
+CALM_AFTER_PAGES = 120  # probed
+CONFIRMED_MIN = 0.5  # of the pages probed lately; no function touches every page each time
+PROBE_MEMORY = 0.9  # what a restore leaves of the weight of earlier probes
+DRIFT_PAGES = 32  # new ones in a restore, or a sixteenth of the set: it is not calm
 DECAY = 0.5
 SCORE_MIN = 0.2  # an entry goes after three probes without a fault
 RANK_WEIGHT = 0.3  # of the newest restore in an entry's average position
@@ -68,6 +73,9 @@ class WorkingSet:
         self._entries: dict[Page, _Entry] = {}
         self._next: tuple[bytes, frozenset[Page]] | None = None
         self.restores = 0
+        # Not kept over a restart of the agent.
+        self._calm = False
+        self._probed = self._confirmed = 0.0  # pages, lately
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -89,7 +97,8 @@ class WorkingSet:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
         if self.restores < YOUNG_RESTORES:  # nothing is known of drift yet
             return pack_pages(_with_neighbours(ordered)), frozenset()
-        slices = max(PROBE_SLICES_MIN, len(ordered) // PROBE_PAGES)
+        pages = PROBE_PAGES_CALM if self._calm else PROBE_PAGES
+        slices = max(PROBE_SLICES_MIN, len(ordered) // pages)
         turn = self.restores % slices
         probe = frozenset(page for page in ordered if hash(page) % slices == turn)
         return pack_pages([page for page in ordered if page not in probe]), probe
@@ -98,6 +107,7 @@ class WorkingSet:
         """Takes in one restore: the pages that faulted, in order, and those that its prefetch left out."""
         self.restores += 1
         self._next = None
+        self._weigh(faulted, probe)
         seen: set[Page] = set()
         for rank, page in enumerate(faulted[:WORKING_SET_PAGES_MAX]):
             if page in seen:
@@ -108,13 +118,26 @@ class WorkingSet:
                 self._entries[page] = _Entry(1.0, float(rank))
             else:
                 entry.score = 1.0
-                entry.rank += RANK_WEIGHT * (rank - entry.rank)
+                if page not in probe:  # among the few faults of a prefetched restore its place says nothing
+                    entry.rank += RANK_WEIGHT * (rank - entry.rank)
         for page in probe - seen:
             if (entry := self._entries.get(page)) is not None:
                 entry.score *= DECAY
                 if entry.score < SCORE_MIN:
                     del self._entries[page]
         self._bound()
+
+    def _weigh(self, faulted: list[Page], probe: frozenset[Page]) -> None:
+        """Whether the set still is what the function touches, by this restore."""
+        touched = set(faulted)
+        self._probed = PROBE_MEMORY * self._probed + len(probe)
+        self._confirmed = PROBE_MEMORY * self._confirmed + len(probe & touched)
+        drift = sum(page not in self._entries for page in touched)
+        drifts = drift > max(DRIFT_PAGES, len(self._entries) // 16)
+        if drifts or (self._calm and self._confirmed < CONFIRMED_MIN * self._probed):
+            self._calm, self._probed, self._confirmed = False, 0.0, 0.0
+        elif self._probed >= CALM_AFTER_PAGES:
+            self._calm |= self._confirmed >= CONFIRMED_MIN * self._probed
 
     def _bound(self) -> None:
         excess = len(self._entries) - WORKING_SET_PAGES_MAX

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import functools
 import os
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ RECORD_ROUNDS = 2
 COLD_STARTS = 3
 BASELINE_ROUNDS = 5
 RECORD_SEED, TEST_SEED, WARM_SEED = 11, 5000, 9000
-THROUGHPUT_REQUESTS = 30
+THROUGHPUT_QUADS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,20 +83,25 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, rounds: int) -> dict[
         for request in range(3):
             await _ask(host, instance, spec.seeded_event(100 + request))
     await _dedup(host, base)
-    expected, _ = await _ask(host, tested, spec.event)
-    warm_ms = [(await _ask(host, tested, spec.seeded_event(WARM_SEED + n)))[1] for n in range(rounds)]
+    control = await _throughput_ratio(host, tested, untouched)
+    subject = _Subject(host, tested)
+    expected, _ = await subject.ask(spec.event)
+    warm_ms = [(await subject.ask(spec.seeded_event(WARM_SEED + n)))[1] for n in range(rounds)]
     singly_ms = []
     for number in range(max(3, rounds // 4)):
         # A name of its own: no working set is known for it, so every page comes when it is missed or behind.
         await _register_as(host, tested, f"{spec.name}.unknown-{number}")
-        singly_ms.append((await _round(host, tested, expected, TEST_SEED + number))[0])
+        singly_ms.append((await _round(subject, expected, TEST_SEED + number))[0])
     await _register_as(host, tested, spec.name)
     for number in range(RECORD_ROUNDS):
-        await _round(host, tested, expected, RECORD_SEED + number)
-    measured = [await _round(host, tested, expected, TEST_SEED + 100 + n) for n in range(rounds)]
+        await _round(subject, expected, RECORD_SEED + number)
+    measured = [await _round(subject, expected, TEST_SEED + 100 + n) for n in range(rounds)]
     first_ms = [row[0] for row in measured]
     reports = [row[1] for row in measured]
-    eager_ms = [await _eager_round(host, tested, expected) for _ in range(max(3, rounds // 4))]
+    eager_ms = [await _eager_round(subject, expected) for _ in range(max(3, rounds // 4))]
+    # Functions grow with what they have served: the other one is asked the same, in the same order.
+    for event in subject.asked:
+        await _ask(host, untouched, event)
     ratio = await _throughput_ratio(host, tested, untouched)
     await host.remove(spec.name)
     return {
@@ -119,30 +125,44 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, rounds: int) -> dict[
         "pages_prefetched": int(percentile([report.pages_prefetched for report in reports], 50) or 0),
         "faults_demand": int(percentile([report.faults_demand for report in reports], 50) or 0),
         "restored_throughput_ratio": ratio,
+        "control_throughput_ratio": control,
         "verified": spec.idempotent,
     }
 
 
-async def _round(
-    host: FunctionHost, instance: HostedInstance, expected: Any, seed: int
-) -> tuple[float, RestoreReport, Sandbox]:
+@dataclasses.dataclass
+class _Subject:
+    """The instance under test, and what it was asked."""
+
+    host: FunctionHost
+    instance: HostedInstance
+    asked: list[Any] = dataclasses.field(default_factory=list)
+
+    async def ask(self, event: Any) -> tuple[Any, float]:
+        self.asked.append(event)
+        return await _ask(self.host, self.instance, event)
+
+
+async def _round(subject: _Subject, expected: Any, seed: int) -> tuple[float, RestoreReport, Sandbox]:
     """Dedup, a request with an input of its own, the rest of the restore, and the check. Returns the first
     response's milliseconds, the restore's report and the sandbox as it was dedup'd."""
+    host, instance = subject.host, subject.instance
     dedupd = await _dedup(host, instance)
-    _, first_ms = await _ask(host, instance, instance.spec.seeded_event(seed))
+    _, first_ms = await subject.ask(instance.spec.seeded_event(seed))
     report = await _complete(host, instance)
-    answer, _ = await _ask(host, instance, instance.spec.event)
+    answer, _ = await subject.ask(instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after a restore", object=instance.instance_id)
     return first_ms, report, dedupd
 
 
-async def _eager_round(host: FunctionHost, instance: HostedInstance, expected: Any) -> float:
+async def _eager_round(subject: _Subject, expected: Any) -> float:
     """Dedup, a restore that answers with the last page in, and the check. Returns the milliseconds it took."""
+    host, instance = subject.host, subject.instance
     await _dedup(host, instance)
     await host.nodes[instance.node_id].restore(instance, eager=True)
     report = await _complete(host, instance)
-    answer, _ = await _ask(host, instance, instance.spec.event)
+    answer, _ = await subject.ask(instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after an eager restore", object=instance.instance_id)
     return report.complete_us / 1000
@@ -192,16 +212,22 @@ async def _complete(host: FunctionHost, instance: HostedInstance) -> RestoreRepo
     raise DeadlineExceededError("the restore does not complete", object=instance.instance_id)
 
 
-async def _throughput_ratio(host: FunctionHost, restored: HostedInstance, untouched: HostedInstance) -> float:
-    """Handler time of a never-dedup'd instance over that of a restored one, requests taken in turns: 1 is equal."""
-    spent = {restored.instance_id: [0.0], untouched.instance_id: [0.0]}
-    event = restored.spec.event
-    for _ in range(THROUGHPUT_REQUESTS):
-        for instance in (restored, untouched):
+async def _throughput_ratio(host: FunctionHost, tested: HostedInstance, untouched: HostedInstance) -> float:
+    """How much longer `untouched`'s handler runs than `tested`'s: 1 is equal, below 1 `tested` is slower.
+
+    Both must have served the same requests. They take turns (A B B A, so that neither drift nor order favours one);
+    the median of the quads' ratios.
+    """
+    event = tested.spec.event
+    ratios = []
+    for _ in range(THROUGHPUT_QUADS):
+        spent_ms = {tested.instance_id: 0.0, untouched.instance_id: 0.0}
+        for instance in (tested, untouched, untouched, tested):
             answer = await host.invoke(instance.spec.name, event, instance_id=instance.instance_id)
-            spent[instance.instance_id].append(answer.handler_ms)
-    medians = [percentile(times[1:], 50) or 0.0 for times in spent.values()]
-    return round(medians[1] / medians[0], 4) if medians[0] else 0.0
+            spent_ms[instance.instance_id] += answer.handler_ms
+        if spent_ms[tested.instance_id]:
+            ratios.append(spent_ms[untouched.instance_id] / spent_ms[tested.instance_id])
+    return round(statistics.median(ratios), 4) if ratios else 0.0
 
 
 # --- many at once ------------------------------------------------------------------------------------------

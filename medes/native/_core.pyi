@@ -39,7 +39,7 @@ def process_tree(roots: list[int]) -> list[int]:
 
 def cgroup_pids(path: str) -> list[int]: ...
 def private_bytes(pids: list[int]) -> int:
-    """Private_Clean + Private_Dirty of the processes, from smaps_rollup."""
+    """What the processes hold for themselves; anonymous pages shared since a fork count once, not once a process."""
 
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""

@@ -1,5 +1,6 @@
 #include "live/fault_server.h"
 
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -87,6 +88,7 @@ struct FaultServer::Impl : SandboxHost {
   bool closed = false;
 
   void start(size_t fault_threads);
+  void start_thread(const char* name, std::function<void()> body);
   void serve_faults();
   int next_event(epoll_event& e, Clock::time_point awake_until);
   void run_jobs(JobQueue& queue);
@@ -106,13 +108,19 @@ void FaultServer::Impl::start(size_t fault_threads) {
   add_to_epoll(stop.get(), kStopId, EPOLLIN);  // level-triggered: all threads see it
   add_to_epoll(later_signal.get(), kLaterId, EPOLLIN | EPOLLEXCLUSIVE);
   for (size_t i = 0; i < std::max<size_t>(fault_threads, 1); ++i)
-    threads.emplace_back([this] { serve_faults(); });
+    start_thread("medes-fault", [this] { serve_faults(); });
   const size_t restorers = std::max(2u, std::thread::hardware_concurrency());
   // Threads for urgent work only, so that the bulk of one restore never holds up the start of another.
-  // They may wait for peers, so there are more of them than cores.
-  for (size_t i = 0; i < std::max<size_t>(2 * restorers, 8); ++i)
-    threads.emplace_back([this] { run_jobs(urgent_jobs); });
-  for (size_t i = 0; i < restorers; ++i) threads.emplace_back([this] { run_jobs(jobs); });
+  // They may wait for peers, so there are more of them than cores; a restore takes as many as there are
+  // cores.
+  for (size_t i = 0; i < std::max<size_t>(4 * restorers, 16); ++i)
+    start_thread("medes-urgent", [this] { run_jobs(urgent_jobs); });
+  for (size_t i = 0; i < restorers; ++i) start_thread("medes-bulk", [this] { run_jobs(jobs); });
+}
+
+void FaultServer::Impl::start_thread(const char* name, std::function<void()> body) {
+  threads.emplace_back(std::move(body));
+  (void)pthread_setname_np(threads.back().native_handle(), name);  // for profiles
 }
 
 void FaultServer::Impl::add_to_epoll(int fd, uint64_t id, uint32_t what) {

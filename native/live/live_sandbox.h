@@ -39,8 +39,8 @@ struct EvictResult {
 };
 
 struct RestoreOptions {
-  bool lazy = true;                          // thaw when the working set is in; false: when all is in
-  std::vector<WorkingSetEntry> working_set;  // prefetched in this order before the thaw
+  bool lazy = true;                          // thaw with half of the working set in; false: with all pages in
+  std::vector<WorkingSetEntry> working_set;  // prefetched in about this order, ahead of the rest
   uint64_t background_bytes_per_s = 0;       // 0: as fast as one low-priority thread goes
 };
 

@@ -72,9 +72,18 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void run_background(const RestoreOptions& options);
   void run_child(const std::shared_ptr<ProcessMemory>& child);
   void prefetch(const RestoreOptions& options);
-  void background(const RestoreOptions& options);
-  Code fill(const std::shared_ptr<ProcessMemory>& memory, std::span<const uint64_t> pages, size_t threads,
-            int nice, uint64_t bytes_per_s, std::atomic<uint64_t>& placed);
+  struct Fill;
+  struct Wanted {
+    uint32_t memory = 0;  // index
+    uint64_t page = 0;
+  };
+  std::shared_ptr<Fill> plan_fill(std::vector<std::shared_ptr<ProcessMemory>> memories,
+                                  std::span<const Wanted> wanted) const;
+  void fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
+                 const char* failed);
+  void call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent);
+  void work(Fill& fill, size_t until);
+  void finish(Fill& fill);
   void settle();  // completes when nothing is missing any more
   void set_ready();
   void thaw();

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "common/error.h"
@@ -21,6 +23,8 @@ constexpr int kBackgroundNice = 19;  // the sandbox's own threads come first
 // The rest of a lazy restore waits until the first request has touched what it needs: no demand fault for
 // kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole.
 constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200};
+// A small working set is prefetched whole before the sandbox is let go.
+constexpr size_t kReadyPagesMin = 1024;
 constexpr size_t kFetchAheadPages = 2048;
 // While a request runs its own faults fetch over the same connection: they wait for one of these batches at
 // most.
@@ -47,6 +51,37 @@ std::vector<uint64_t> evicted_pages(const ProcessMemory& memory) {
     if (memory.state(p) == PageState::evicted) pages.push_back(p);
   return pages;
 }
+
+// A worker's buffers are too large to be made anew for a piece of work, and those used last are in the cache.
+class Lease {
+ public:
+  Lease() {
+    const std::lock_guard lock(idle().mutex);
+    if (auto& workers = idle().workers; !workers.empty()) {
+      worker_ = std::move(workers.back());
+      workers.pop_back();
+    }
+    if (!worker_) worker_ = std::make_unique<Rebuilder::Worker>();
+  }
+  ~Lease() {
+    const std::lock_guard lock(idle().mutex);
+    idle().workers.push_back(std::move(worker_));
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  Rebuilder::Worker& operator*() { return *worker_; }
+
+ private:
+  struct Idle {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Rebuilder::Worker>> workers;  // as many as ever were at work at once
+  };
+  static Idle& idle() {
+    static auto& pool = *new Idle;  // threads may outlive static objects
+    return pool;
+  }
+  std::unique_ptr<Rebuilder::Worker> worker_;
+};
 
 size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
@@ -117,8 +152,8 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
   // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
   host_.enqueue(
       [self = shared_from_this(), memory, page] {
-        static thread_local Rebuilder::Worker own;  // its buffers are too large to be made for a fault
-        self->serve_page(memory, page, own);
+        Lease worker;
+        self->serve_page(memory, page, *worker);
       },
       true);
 }
@@ -140,13 +175,17 @@ void Sandbox::record(ProcessMemory& memory, uint64_t page) {
 
 void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
                          Rebuilder::Worker& worker) {
-  uint64_t pages[kFaultAroundPages];
-  size_t n = 0;
-  const auto [begin, end] = block_around(*memory, page);
-  for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
   ClaimsOf claims(*memory);
   uint64_t placed = 0;
-  const Code code = rebuild_patiently(worker, std::span(pages, n), claims, *memory, placed);
+  // The page itself first: a thread waits for it. What is near comes while that runs on.
+  Code code = rebuild_patiently(worker, std::span(&page, 1), claims, *memory, placed);
+  uint64_t near[kFaultAroundPages];
+  size_t n = 0;
+  const auto [begin, end] = block_around(*memory, page);
+  for (uint64_t p = begin; p < end; ++p)
+    if (p != page) near[n++] = p;
+  if (code == Code::ok && n > 0)
+    code = rebuild_patiently(worker, std::span(near, n), claims, *memory, placed);
   demanded_ += placed;
   if (code == Code::process_gone)
     handle_exit(*memory);
@@ -168,78 +207,163 @@ Code Sandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint6
   }
 }
 
-// Rebuilds `pages` (ascending) on `threads` threads, this one included. Stops early when the sandbox is
-// lost, and at no more than `bytes_per_s` (0: unbounded).
-Code Sandbox::fill(const std::shared_ptr<ProcessMemory>& memory, std::span<const uint64_t> pages,
-                   size_t threads, int nice, uint64_t bytes_per_s, std::atomic<uint64_t>& placed_sum) {
-  std::atomic<size_t> next{0};
-  std::atomic<Code> failure{Code::ok};
-  const auto begin = Clock::now();
-  ClaimsOf claims(*memory);
-  auto work = [&] {
-    Rebuilder::Worker worker;
-    for (;;) {
-      const size_t at = next.fetch_add(Rebuilder::kBlockPages);
-      if (at >= pages.size() || failure.load() != Code::ok || state() == LiveState::lost || detached_) return;
-      const auto block = pages.subspan(at, std::min(Rebuilder::kBlockPages, pages.size() - at));
-      // The thread that opens a new stretch has all of its base pages fetched in one batch.
-      if (!rebuilder_.all_local() && at % kFetchAheadPages == 0) {
-        const auto ahead = pages.subspan(at, std::min(kFetchAheadPages, pages.size() - at));
-        (void)rebuilder_.fetch(ahead, kFetchTimeout);  // a failure shows again, and counts, at its block
-      }
-      uint64_t placed = 0;
-      const Code code = rebuild_patiently(worker, block, claims, *memory, placed);
-      placed_sum += placed;
-      if (code != Code::ok) failure = code;
-      if (bytes_per_s != 0) {
-        const double due_s =
-            static_cast<double>((at + block.size()) * kPageBytes) / static_cast<double>(bytes_per_s);
-        std::this_thread::sleep_until(
-            begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(due_s)));
-      }
-    }
+// A list of pages as threads share it out: units in the order they are wanted, each of ascending pages of one
+// process within one aligned block, so that what is stored together is unpacked once and placed in long runs.
+struct Sandbox::Fill {
+  struct Unit {
+    uint32_t memory = 0;
+    uint32_t begin = 0, end = 0;  // in `pages`
   };
-  const size_t blocks = (pages.size() + Rebuilder::kBlockPages - 1) / Rebuilder::kBlockPages;
-  std::vector<std::thread> helpers;
-  for (size_t i = 1; i < std::min(threads, blocks); ++i)
-    helpers.emplace_back([&] {
-      set_nice(nice);
-      work();
-    });
-  set_nice(nice);
-  work();
+  std::vector<std::shared_ptr<ProcessMemory>> memories;
+  std::vector<uint64_t> pages;
+  std::vector<Unit> units;
+  int nice = 0;
+  uint64_t bytes_per_s = 0;  // 0: unbounded
+  std::atomic<uint64_t>* placed = nullptr;
+  const char* failed = "";
+
+  std::atomic<size_t> next{0};
+  const Clock::time_point begin = Clock::now();
+  // Helpers come when they have time, and none after the last unit was given out.
+  std::mutex mutex;
+  std::condition_variable done;
+  size_t helping = 0;
+  bool closed = false;
+};
+
+// Units in the order in which their first pages come.
+std::shared_ptr<Sandbox::Fill> Sandbox::plan_fill(std::vector<std::shared_ptr<ProcessMemory>> memories,
+                                                  std::span<const Wanted> wanted) const {
+  constexpr uint32_t kNone = UINT32_MAX;
+  const uint64_t blocks = file_->layout().page_count / Rebuilder::kBlockPages + 1;
+  auto fill = std::make_shared<Fill>();
+  std::vector<uint32_t> unit_of(blocks * memories.size(), kNone);
+  for (const auto& w : wanted) {
+    uint32_t& unit = unit_of[w.memory * blocks + w.page / Rebuilder::kBlockPages];
+    if (unit == kNone) {
+      unit = static_cast<uint32_t>(fill->units.size());
+      fill->units.push_back({w.memory, 0, 0});
+    }
+    ++fill->units[unit].end;  // a count until all are known
+  }
+  uint32_t at = 0;
+  for (auto& u : fill->units) {
+    const uint32_t count = u.end;
+    u.begin = u.end = at;
+    at += count;
+  }
+  fill->pages.resize(at);
+  for (const auto& w : wanted)
+    fill->pages[fill->units[unit_of[w.memory * blocks + w.page / Rebuilder::kBlockPages]].end++] = w.page;
+  for (const auto& u : fill->units) std::sort(fill->pages.begin() + u.begin, fill->pages.begin() + u.end);
+  fill->memories = std::move(memories);
+  return fill;
+}
+
+// Rebuilds units until `until` of them were given out. Stops early when the sandbox is lost.
+void Sandbox::work(Fill& fill, size_t until) {
+  Lease worker;
+  while (fill.next.load() < until) {
+    const size_t at = fill.next.fetch_add(1);
+    if (at >= fill.units.size() || state() == LiveState::lost || detached_) return;
+    const auto& unit = fill.units[at];
+    ProcessMemory& memory = *fill.memories[unit.memory];
+    if (memory.gone()) continue;
+    // The thread that opens a new stretch has all of its base pages fetched in one batch.
+    const bool opens =
+        at == 0 || unit.begin / kFetchAheadPages != fill.units[at - 1].begin / kFetchAheadPages;
+    if (opens && !rebuilder_.all_local()) {
+      const auto ahead = std::span(fill.pages).subspan(unit.begin);
+      // A failure shows again, and counts, at its unit.
+      (void)rebuilder_.fetch(ahead.first(std::min(kFetchAheadPages, ahead.size())), kFetchTimeout);
+    }
+    ClaimsOf claims(memory);
+    uint64_t placed = 0;
+    const auto pages = std::span(fill.pages).subspan(unit.begin, unit.end - unit.begin);
+    const Code code = rebuild_patiently(*worker, pages, claims, memory, placed);
+    *fill.placed += placed;
+    if (code == Code::process_gone)
+      handle_exit(memory);
+    else if (code != Code::ok)
+      return lose(code, fill.failed);
+    if (fill.bytes_per_s != 0) {
+      const double due_s = static_cast<double>(unit.end * kPageBytes) / static_cast<double>(fill.bytes_per_s);
+      std::this_thread::sleep_until(
+          fill.begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(due_s)));
+    }
+  }
+}
+
+// Has up to `helpers` of the server's threads work along.
+void Sandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent) {
+  for (size_t i = 0; i < std::min(helpers, fill->units.size() - 1); ++i)
+    host_.enqueue(
+        [self = shared_from_this(), fill] {
+          {
+            const std::lock_guard lock(fill->mutex);
+            if (fill->closed) return;
+            ++fill->helping;
+          }
+          set_nice(fill->nice);
+          self->work(*fill, fill->units.size());
+          set_nice(0);
+          const std::lock_guard lock(fill->mutex);
+          if (--fill->helping == 0) fill->done.notify_all();
+        },
+        urgent);
+}
+
+// Works on what is left, then waits for the helpers.
+void Sandbox::finish(Fill& fill) {
+  set_nice(fill.nice);
+  work(fill, fill.units.size());
   set_nice(0);
-  for (auto& h : helpers) h.join();
-  return failure;
+  std::unique_lock lock(fill.mutex);
+  fill.closed = true;
+  fill.done.wait(lock, [&] { return fill.helping == 0; });
 }
 
+// Where all bases are here, ready is said on the way: in the order in which pages were touched before, the
+// request stays behind us. Where peers may keep us waiting, or be away, it is said when the set is in.
 void Sandbox::prefetch(const RestoreOptions& options) {
-  std::vector<uint64_t> pages = regions_.pages_of(options.working_set);
-  if (pages.empty()) return;
-  std::sort(pages.begin(), pages.end());
-  for (const auto& memory : memories()) {
-    if (memory->pid() == 0) continue;
-    const auto b = std::lower_bound(pages.begin(), pages.end(), memory->first_page());
-    const auto e = std::lower_bound(pages.begin(), pages.end(), memory->end_page());
-    const Code code = fill(memory, std::span(b, e), cores(), 0, 0, prefetched_);
-    if (code == Code::process_gone)
-      handle_exit(*memory);
-    else if (code != Code::ok)
-      lose(code, "the working set could not be rebuilt");
+  std::vector<std::shared_ptr<ProcessMemory>> own;
+  for (auto& memory : memories())
+    if (memory->pid() != 0) own.push_back(std::move(memory));
+  std::vector<Wanted> wanted;
+  for (uint64_t page : regions_.pages_of(options.working_set))
+    for (uint32_t m = 0; m < own.size(); ++m)
+      if (page >= own[m]->first_page() && page < own[m]->end_page()) wanted.push_back({m, page});
+  const auto fill = plan_fill(std::move(own), wanted);
+  if (fill->units.empty()) return;
+  fill->placed = &prefetched_;
+  fill->failed = "the working set could not be rebuilt";
+  call_helpers(fill, cores() - 1, true);
+  if (options.lazy && rebuilder_.all_local()) {
+    const size_t first = std::max(fill->pages.size() / 2, kReadyPagesMin);
+    size_t units = 0;
+    while (units < fill->units.size() && fill->units[units].end < first) ++units;
+    work(*fill, units);
+    if (units < fill->units.size() && state() != LiveState::lost && !detached_) set_ready();
   }
+  finish(*fill);
 }
 
-void Sandbox::background(const RestoreOptions& options) {
-  const int nice = options.lazy ? kBackgroundNice : 0;
-  for (const auto& memory : memories()) {
-    if (memory->gone()) continue;
-    const std::vector<uint64_t> pages = evicted_pages(*memory);
-    const Code code = fill(memory, pages, cores(), nice, options.background_bytes_per_s, background_);
-    if (code == Code::process_gone)
-      handle_exit(*memory);
-    else if (code != Code::ok)
-      lose(code, "a page could not be rebuilt");
+// Everything that is still out of `memories`, in address order.
+void Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
+                        const char* failed) {
+  std::vector<Wanted> wanted;
+  for (uint32_t m = 0; m < memories.size(); ++m) {
+    if (memories[m]->gone()) continue;
+    for (uint64_t page : evicted_pages(*memories[m])) wanted.push_back({m, page});
   }
+  const auto fill = plan_fill(std::move(memories), wanted);
+  if (fill->units.empty()) return;
+  fill->placed = &background_;
+  fill->failed = failed;
+  fill->nice = options.lazy ? kBackgroundNice : 0;
+  fill->bytes_per_s = options.background_bytes_per_s;
+  call_helpers(fill, cores() - 1, !options.lazy);
+  finish(*fill);
 }
 
 void Sandbox::run(RestoreOptions options) {
@@ -281,16 +405,15 @@ void Sandbox::fetch_ahead() {
 void Sandbox::run_background(const RestoreOptions& options) {
   if (options.lazy && !rebuilder_.all_local()) fetch_ahead();
   if (options.lazy) hold_background();
-  if (state() != LiveState::lost && !detached_) background(options);
+  if (state() != LiveState::lost && !detached_) fill_rest(memories(), options, "a page could not be rebuilt");
   --running_;
   settle();
 }
 
 void Sandbox::run_child(const std::shared_ptr<ProcessMemory>& child) {
-  const std::vector<uint64_t> pages = evicted_pages(*child);
-  const Code code = fill(child, pages, cores(), 0, 0, background_);
-  if (code != Code::ok && code != Code::process_gone)
-    lose(code, "a forked child's page could not be rebuilt");
+  RestoreOptions options;
+  options.lazy = false;
+  fill_rest({child}, options, "a forked child's page could not be rebuilt");
   --running_;
   settle();
 }

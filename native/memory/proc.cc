@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "common/error.h"
+#include "common/unique_fd.h"
 
 namespace medes {
 namespace {
@@ -255,14 +256,46 @@ uint64_t field_of(const std::string& text, const char* name) {
   return std::strtoull(text.c_str() + at, nullptr, 10);
 }
 
+namespace {
+
+// Pages of files and shared memory that only this process maps.
+uint64_t private_file_pages(pid_t pid) {
+  constexpr uint64_t kPresent = 1ull << 63, kOfFile = 1ull << 61, kExclusive = 1ull << 56;
+  constexpr uint64_t kMine = kPresent | kOfFile | kExclusive;
+  const UniqueFd map(open(proc_path(pid, "pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!map) throw errno_error(errno, "cannot open the page map", pid_object(pid));
+  uint64_t pages = 0;
+  std::vector<uint64_t> entries(4096);
+  for (const Vma& v : read_maps(pid)) {
+    if (v.inode == 0) continue;
+    for (uint64_t p = v.begin / kPageBytes; p < v.end / kPageBytes;) {
+      const size_t n = std::min<uint64_t>(entries.size(), v.end / kPageBytes - p);
+      const ssize_t got =
+          pread(map.get(), entries.data(), n * sizeof(uint64_t), static_cast<off_t>(p * sizeof(uint64_t)));
+      if (got <= 0) return pages;  // it exits
+      const size_t read = static_cast<size_t>(got) / sizeof(uint64_t);
+      for (size_t i = 0; i < read; ++i) pages += (entries[i] & kMine) == kMine;
+      p += read;
+    }
+  }
+  return pages;
+}
+
+}  // namespace
+
 uint64_t private_bytes(std::span<const pid_t> pids) {
-  uint64_t kb = 0;
+  uint64_t bytes = 0;
   for (pid_t pid : pids) {
     const std::string text = read_proc_file(proc_path(pid, "smaps_rollup"), pid);
-    kb +=
-        field_of(text, "Private_Clean") + field_of(text, "Private_Dirty") + field_of(text, "Private_Hugetlb");
+    const auto field = [&](const char* name) { return field_of(text, name) * 1024; };
+    bytes += field("Private_Hugetlb");
+    // Rarely anything is shared since a fork, and the sums of private pages are then all there is to know.
+    if (field("Pss_Anon") / kPageBytes >= field("Anonymous") / kPageBytes)
+      bytes += field("Private_Clean") + field("Private_Dirty");
+    else
+      bytes += field("Pss_Anon") + private_file_pages(pid) * kPageBytes;
   }
-  return kb * 1024;
+  return bytes;
 }
 
 AddressSpace space_of(std::span<const ProcessLayout> processes) {

@@ -33,7 +33,10 @@ struct ProcessStat {
 ProcessStat read_stat(pid_t pid);
 inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }
 
-uint64_t private_bytes(std::span<const pid_t> pids);  // Private_Clean + Private_Dirty, from smaps_rollup
+// What the processes hold for themselves: pages mapped once, and anonymous pages that they share
+// copy-on-write since a fork, each counted once (in parts: a page that a process outside shares too counts
+// for its part).
+uint64_t private_bytes(std::span<const pid_t> pids);
 
 // The number after "name:" in a status-like file, 0 when there is none (kB are not converted).
 uint64_t field_of(const std::string& text, const char* name);

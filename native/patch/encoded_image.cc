@@ -42,13 +42,13 @@ struct EncodedImage::Impl {
   void parse_bases(Bytes section);
   void parse_dictionary(Bytes section);
   void choose_kernels();
-  Code decode(uint64_t group, size_t index, std::span<const BaseView> bases, std::byte* out,
+  Code decode(uint64_t group, size_t index, size_t next, std::span<const BaseView> bases, std::byte* out,
               Scratch& s) const;
   void check_groups() const;
   bool load_group(uint64_t group, Scratch& s) const;
   bool unpack(Scratch& s) const;
   void prefetch(size_t index, std::span<const BaseView> bases, const Scratch& s) const;
-  bool rebuild(size_t index, std::span<const BaseView> bases, std::byte* out, Scratch& s) const;
+  bool rebuild(size_t index, size_t next, std::span<const BaseView> bases, std::byte* out, Scratch& s) const;
 };
 
 // What is known of one group: where each page's payload and windows lie, and the unpacked patches once
@@ -299,7 +299,7 @@ void EncodedImage::Impl::prefetch(size_t index, std::span<const BaseView> bases,
   }
 }
 
-bool EncodedImage::Impl::rebuild(size_t index, std::span<const BaseView> bases, std::byte* out,
+bool EncodedImage::Impl::rebuild(size_t index, size_t next, std::span<const BaseView> bases, std::byte* out,
                                  Scratch& s) const {
   const uint16_t entry = s.entries[index];
   const auto kind = static_cast<EntryKind>(blob::entry_kind(entry));
@@ -334,7 +334,7 @@ bool EncodedImage::Impl::rebuild(size_t index, std::span<const BaseView> bases, 
   }
   if (s.window_count[index] == 1) {
     predict(predictors[window_slot(s.windows[index][0])], window[0], words, kAllLines);
-    prefetch(index + 1, bases, s);
+    prefetch(next, bases, s);
     return decode_words(patch, dictionary, words);
   }
   LineMap map;
@@ -343,24 +343,26 @@ bool EncodedImage::Impl::rebuild(size_t index, std::span<const BaseView> bases, 
   for (size_t i = 0; i < s.window_count[index]; ++i) {
     predict(predictors[window_slot(s.windows[index][i])], window[i], words, lines_of(map, i));
   }
-  prefetch(index + 1, bases, s);
+  prefetch(next, bases, s);
   return decode_words(patch.subspan(map_bytes), dictionary, words);
 }
 
-Code EncodedImage::Impl::decode(uint64_t group, size_t index, std::span<const BaseView> bases, std::byte* out,
-                                Scratch& s) const {
+Code EncodedImage::Impl::decode(uint64_t group, size_t index, size_t next, std::span<const BaseView> bases,
+                                std::byte* out, Scratch& s) const {
   if (s.serial != serial || s.group != group) {
     if (!load_group(group, s)) return Code::corrupt;
   }
-  if (!rebuild(index, bases, out, s)) return Code::corrupt;
+  if (!rebuild(index, next, bases, out, s)) return Code::corrupt;
   const uint64_t expected = checksums[group * header.group_pages + index];
   return checksum64({out, kPageBytes}) == expected ? Code::ok : Code::corrupt;
 }
 
-Code EncodedImage::decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& s) const {
+Code EncodedImage::decode(uint64_t page, uint64_t next, std::span<const BaseView> bases, std::byte* out,
+                          Scratch& s) const {
   if (page >= page_count()) return Code::invalid_argument;
   const uint64_t group_pages = impl_->header.group_pages;
-  return impl_->decode(page / group_pages, page % group_pages, bases, out, s);
+  const uint64_t group = page / group_pages;
+  return impl_->decode(group, page % group_pages, next - group * group_pages, bases, out, s);
 }
 
 uint64_t EncodedImage::group_digest(uint64_t group) const {
@@ -416,7 +418,7 @@ size_t GroupVerifier::first_wrong(const GroupBytes& group, const std::byte* page
   static thread_local const auto scratch = EncodedImage::make_scratch();
   alignas(64) std::byte page[kPageBytes];
   for (size_t i = 0; i < count; ++i) {
-    if (impl_->decode(0, i, views_, page, *scratch) != Code::ok ||
+    if (impl_->decode(0, i, i + 1, views_, page, *scratch) != Code::ok ||
         std::memcmp(page, pages + i * kPageBytes, kPageBytes) != 0) {
       return i;
     }

@@ -64,10 +64,15 @@ class EncodedImage {
 
   // Rebuilds one page into out[4096] and checks it against its checksum: ok, or corrupt (out is then
   // undefined and must not be used). `bases` in slot order, extents present. `scratch` is reused between
-  // calls by one thread (holds the last unpacked patch group) and serves any image. Allocates nothing.
+  // calls by one thread (holds the last unpacked patch group) and serves any image. Allocates nothing. `next`
+  // is the page asked for next, if that is known: what it is made of is on its way to the cache meanwhile.
   struct Scratch;
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
-  Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const;
+  Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const {
+    return decode(page, page + 1, bases, out, scratch);
+  }
+  Code decode(uint64_t page, uint64_t next, std::span<const BaseView> bases, std::byte* out,
+              Scratch& scratch) const;
 
   // Covers all that the group's pages are decoded from, bases and their tables apart.
   uint64_t group_digest(uint64_t group) const;

@@ -66,7 +66,8 @@ Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageCla
   if (code == Code::ok) {
     const Timer timer(apply_ns_);
     for (size_t i = 0; i < n && code == Code::ok; ++i)
-      code = encoded_.decode(mine[i], views_, worker.bytes_.get() + i * kPageBytes, *worker.scratch_);
+      code = encoded_.decode(mine[i], i + 1 < n ? mine[i + 1] : ImageLayout::kNoPage, views_,
+                             worker.bytes_.get() + i * kPageBytes, *worker.scratch_);
   }
   fault_point("restore.rebuilt");
   if (code == Code::ok) code = place_runs(worker, claimed, placer);

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstring>
 #include <string>
-#include <unordered_set>
 
 #include "common/checksum.h"
 #include "common/error.h"
@@ -69,14 +68,17 @@ WorkingSetEntry RegionIndex::entry_of(uint64_t page) const {
 
 std::vector<uint64_t> RegionIndex::pages_of(std::span<const WorkingSetEntry> entries) const {
   std::vector<uint64_t> out;
-  std::unordered_set<uint64_t> seen;
+  std::vector<bool> seen(layout_.page_count);
+  auto place = by_key_.end();
   for (const auto& e : entries) {
-    const auto place = by_key_.find(e.region_key);
+    if (place == by_key_.end() || place->first != e.region_key) place = by_key_.find(e.region_key);
     if (place == by_key_.end()) continue;
     const Place& r = place->second;
     if (e.page_offset >= (r.end - r.begin) / kPageBytes) continue;
     const uint64_t page = layout_.find(r.process, r.begin + e.page_offset * kPageBytes);
-    if (page != ImageLayout::kNoPage && seen.insert(page).second) out.push_back(page);
+    if (page == ImageLayout::kNoPage || seen[page]) continue;
+    seen[page] = true;
+    out.push_back(page);
   }
   return out;
 }

@@ -42,5 +42,6 @@ def test_lines_of_a_tiny_run(spec: manifest.FunctionSpec) -> None:
     assert function["pages_prefetched"] > 0
     assert function["complete_ms_p50"] > 0
     assert function["verified"] is True
+    assert function["restored_throughput_ratio"] > 0 and function["control_throughput_ratio"] > 0
     assert (storm["benchmark"], storm["sandboxes"], storm["verified"]) == ("restore_storm", 4, True)
     assert storm["first_response_ms_p99"] >= storm["first_response_ms_p50"] > 0

@@ -13,6 +13,7 @@ from medes.agent.admission import Admission
 from medes.agent.pressure import available_ratio, judge, psi_some_avg10
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
+    PROBE_PAGES,
     PROBE_SLICES_MIN,
     YOUNG_RESTORES,
     WorkingSet,
@@ -165,6 +166,42 @@ def test_a_page_that_is_no_longer_touched_goes_and_one_that_is_stays() -> None:
     packed, probe = ws.prefetch()
     left = set(unpack_pages(packed)) | probe
     assert left == set(wanted)
+
+
+def test_probing_is_rare_while_it_is_confirmed_and_comes_back_with_drift() -> None:
+    ws = WorkingSet()
+    wanted, others = pages(*range(2000)), pages(*range(5000, 7000))
+
+    def restore(touched: list[tuple[int, int]]) -> int:
+        packed, probe = ws.prefetch()
+        prefetched = set(unpack_pages(packed))
+        ws.merge([p for p in touched if p not in prefetched], probe)
+        return len(probe)
+
+    for _ in range(YOUNG_RESTORES + 1):
+        restore(wanted)
+    assert restore(wanted) > PROBE_PAGES // 2
+    for _ in range(10):
+        restore(wanted)
+    assert all(restore(wanted) < PROBE_PAGES // 4 for _ in range(50))
+    order = [p for p in unpack_pages(ws.prefetch()[0]) if p in set(wanted)]
+    assert order == sorted(order)  # that a probe faulted early says nothing about when it is touched
+    restore(wanted + others[:100])  # some drift changes nothing
+    assert restore(wanted) < PROBE_PAGES // 4
+    restore(others)
+    assert restore(others) > PROBE_PAGES // 2
+
+
+def test_a_set_that_is_not_touched_any_more_is_probed_widely_again() -> None:
+    ws = WorkingSet()
+    sizes = []
+    for n in range(60):
+        _, probe = ws.prefetch()
+        sizes.append(len(probe))
+        faulted = pages(*range(3000)) if n == 0 else sorted(probe) if n < 30 else []
+        ws.merge(faulted, probe)
+    assert max(sizes[20:30]) < PROBE_PAGES // 4
+    assert max(sizes[30:]) > PROBE_PAGES // 2
 
 
 def test_working_sets_survive_on_disk_and_damage_starts_a_new_one(tmp_path: Path) -> None:
