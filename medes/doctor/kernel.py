@@ -30,7 +30,7 @@ def probe() -> Iterator[Check]:
         GROUP,
         "transparent huge pages",
         True,
-        f"{huge or 'not in this kernel'} (with [always], an evicted range comes back in 4 KiB pages)",
+        f"{huge or 'not in this kernel'} (what was huge comes back in 4 KiB pages and is joined again)",
     )
     total = next(
         (
