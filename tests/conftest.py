@@ -8,8 +8,26 @@ from pathlib import Path
 import pytest
 
 from medes import native
+from tests.support import seed
 from tests.support.cluster import Cluster
 from tests.support.counter_app import App
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws from the run's seed too, unless it is given one of its own."""
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = seed.SEED
+
+
+def pytest_report_header() -> str:
+    return seed.TEXT
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Once more after a failure: the header is not shown with -q, and is far up otherwise."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(seed.TEXT)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from medes.agent.bases import LocalBase, new_base_id
 from medes.agent.core import Agent
 from medes.agent.fault_points import point
 from medes.agent.sandbox import SandboxEntry
-from medes.errors import ControllerUnreachableError, MedesError
+from medes.errors import ControllerUnreachableError, DeadlineExceededError, MedesError
 from medes.types import SandboxState
 
 # AdviseBase's reason while another sandbox of the function makes its first base.
@@ -32,7 +32,7 @@ async def wants_base(agent: Agent, entry: SandboxEntry) -> tuple[bool, str]:
         elif make:
             agent.base_advised[key] = spec.sandbox_id
         return make, reason
-    except ControllerUnreachableError:
+    except (ControllerUnreachableError, DeadlineExceededError):  # one that hangs is as good as away
         known = agent.bases.has_base_for(spec.domain, spec.function)
         return not known, "the controller is away; this node has " + ("a base" if known else "no base")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -31,7 +32,7 @@ from medes.agent.peers import ReaderFactory
 from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, PeerServicer
 from medes.agent.timers import DriverEvents, Timers
 from medes.config import AgentSettings
-from medes.errors import IoError, MedesError
+from medes.errors import IoError, MedesError, PermissionDeniedError
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
 from medes.rpc.address import parse_address
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
 TICK_S = 0.25
+JOURNAL_FILES = ("journal", "journal.lock")  # the lock goes last
+OTHER_FOLDERS = "run as root, or name folders of your own: --state-dir, --shm-dir, --listen unix:/…"
 
 
 def _use_all_descriptors() -> None:
@@ -74,10 +77,13 @@ class AgentDaemon:
         self._pages: PageAccessTable | None = None
         self._rdma: RdmaNode | None = None
         self._loops: list[asyncio.Task[None]] = []
+        self._made: list[Path] = []  # folders and files that were not there before
+        self._serves = False
         self._stopped = False
 
     async def start(self) -> None:
-        """Recovers and serves. Raises io, already_exists (another agent), unsupported (transport)."""
+        """Recovers and serves. Raises io, permission_denied, already_exists (another agent), unsupported (transport);
+        stop() then removes what this start has made."""
         settings = self.settings
         _use_all_descriptors()
         make_reader = _reader_factory(settings)
@@ -87,9 +93,9 @@ class AgentDaemon:
             "base pages of peers are read over %s",
             f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
         )
-        _make_folder(Path(settings.state_dir))
-        _make_folder(settings.shm_path)
-        journal = self._journal = JournalWriter(Journal(Path(settings.state_dir) / "journal"))
+        self._make_folder(Path(settings.state_dir))
+        self._make_folder(settings.shm_path)
+        journal = self._journal = self._open_journal(Path(settings.state_dir))
         drivers, missing = make_drivers(settings)
         client = ControllerClient(settings.controller, settings.tls) if settings.controller else None
         observer = AgentObserver(self.registry)
@@ -128,7 +134,32 @@ class AgentDaemon:
         if self._rdma is not None:
             self._loops.append(asyncio.create_task(self._rdma.run(), name="rdma connections"))
         self.agent.spawn(recovery.reconcile_pins(self.agent), "reconcile pins")
-        log.info("agent %s serves %s, peers at %s", settings.node, settings.listen, self.agent.endpoints)
+        self._serves = True
+        at = self.agent.endpoints
+        log.info(
+            "agent %s serves %s, peers at %s, base pages at %s over %s",
+            *(settings.node, settings.listen, at.grpc_address, at.page_address, " and ".join(at.transports)),
+        )
+
+    def _make_folder(self, path: Path) -> None:
+        """What lies here is memory of sandboxes: nobody but the agent's user may look."""
+        try:
+            self._made += [p for p in (path, *path.parents) if not p.exists()]
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except PermissionError as error:
+            raise PermissionDeniedError(
+                "cannot make this folder", object=str(path), hint=OTHER_FOLDERS
+            ) from error
+        except OSError as error:
+            raise IoError(error.strerror or str(error), object=str(path)) from error
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionDeniedError("cannot write here", object=str(path), hint=OTHER_FOLDERS)
+
+    def _open_journal(self, folder: Path) -> JournalWriter:
+        absent = [p for p in (folder / name for name in JOURNAL_FILES) if not p.exists()]
+        journal = Journal(folder / "journal")
+        self._made += absent  # only now, under its lock: they may be another agent's as well
+        return JournalWriter(journal)
 
     def _tick_s(self) -> float:
         return min(TICK_S, max(0.05, self.settings.idle_period_s / 4))
@@ -137,7 +168,7 @@ class AgentDaemon:
         settings, agent = self.settings, self.agent
         agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(agent), self._api.server)
         self._api.add_service(AGENT_SERVICE)
-        _make_folder(Path(parse_address(settings.listen).path).parent)
+        self._make_folder(Path(parse_address(settings.listen).path).parent)
         self._api.bind(settings.listen, unix_mode=settings.listen_mode)
         if settings.listen_tcp:
             self.tcp_address = str(self._api.bind(settings.listen_tcp, settings.tls))
@@ -161,6 +192,7 @@ class AgentDaemon:
             return
         self._stopped = True
         if not hasattr(self, "agent"):  # start failed before there was anything to end
+            self._take_back_start()
             if self._journal is not None:
                 self._journal.close()
             return
@@ -193,9 +225,22 @@ class AgentDaemon:
         if self._metrics is not None:
             self._metrics.close()
         agent.close_executors()
+        self._take_back_start()
         agent.journal.close()
         if self.purge_on_exit:
             self._remove_files()
+
+    def _take_back_start(self) -> None:
+        """Removes what a start that failed has made, before the journal's lock is let go of: files that it found are
+        another start's to recover from."""
+        if self._serves:
+            return
+        for path in (p for p in self._made if p.name in JOURNAL_FILES):
+            path.unlink(missing_ok=True)
+        folders = [p for p in self._made if p.name not in JOURNAL_FILES]
+        for path in sorted(folders, key=lambda p: len(p.parts), reverse=True):
+            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+                path.rmdir()
 
     async def _detach_all(self) -> None:
         for entry in self.agent.entries.values():
@@ -222,19 +267,11 @@ class AgentDaemon:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.settings.shm_path.rmdir()
-        for name in ("journal", "journal.lock", "journal.new"):
+        for name in (*JOURNAL_FILES, "journal.new"):
             (Path(self.settings.state_dir) / name).unlink(missing_ok=True)
         shutil.rmtree(Path(self.settings.state_dir) / "working-sets", ignore_errors=True)
         with contextlib.suppress(OSError):
             Path(self.settings.state_dir).rmdir()
-
-
-def _make_folder(path: Path) -> None:
-    """What lies here is memory of sandboxes: nobody but the agent's user may look."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise IoError(error.strerror or str(error), object=str(path)) from error
 
 
 def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:

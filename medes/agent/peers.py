@@ -221,13 +221,6 @@ class PeerTable:
         if endpoints is not None:
             self.learn(endpoints)
 
-    def pages_read(self) -> dict[str, int]:
-        """Bytes read so far by transport, over the readers open now."""
-        total: dict[str, int] = {}
-        for reader, _ in self._readers.values():
-            total[reader.transport] = total.get(reader.transport, 0) + reader.stats().get("bytes", 0)
-        return total
-
     def fallback_reads(self) -> int:
         """Reads of the open readers that went over TCP because RDMA could not do them; may be called anywhere."""
         return sum(reader.stats()["fallbacks"] for reader, _ in list(self._readers.values()))

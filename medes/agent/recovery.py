@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ class Recovered:
     orphans: int = 0
     notes: list[str] = field(default_factory=list)
 
+    def text(self) -> str:
+        """`2 bases, 1 dedup, 1 lost; a note`, without what is 0."""
+        counts = [
+            (f.name.replace("_", " "), getattr(self, f.name)) for f in fields(self) if f.name != "notes"
+        ]
+        told = ", ".join(f"{count} {name}" for name, count in counts if count)
+        return "; ".join([told or "nothing", *self.notes])
+
 
 async def recover(agent: Agent) -> Recovered:
     """Rebuilds the agent's state; call once, before it serves. Raises io only."""
@@ -63,7 +71,7 @@ async def recover(agent: Agent) -> Recovered:
     await _remove_orphans(agent, found)
     for base_id in [b.base_id for b in agent.bases.bases.values() if b.retired]:
         free_base(agent, base_id)
-    log.info("recovered: %s", found)
+    log.info("recovered: %s", found.text())
     return found
 
 

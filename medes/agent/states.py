@@ -17,12 +17,6 @@ TRANSITIONS: dict[S, frozenset[S]] = {
     S.LOST: frozenset({S.PURGED}),
     S.PURGED: frozenset(),
 }
-START_STATES = frozenset(
-    {S.WARM, S.DEDUP, S.RESTORING, S.LOST}
-)  # new ones are warm; recovery finds the others
-
-# States in which pages of the sandbox may exist only in their encoded form.
-EVICTED_STATES = frozenset({S.DEDUPING, S.DEDUP, S.RESTORING})
 
 
 def may_follow(before: S, after: S) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -19,33 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from medes.bench.baselines import STEP_TIMEOUT_S, WARM_REQUESTS, Skipped
+from medes.bench.criu_program import FIX, find_criu
 from medes.bench.workloads import percentile
 from medes.faas import wire
 from medes.faas.manifest import FunctionSpec
 from medes.faas.spawn import REMOVED_VARIABLES, SINGLE_THREADED
 
-CRIU_VERSION_MIN = (4, 2)
 PR_SET_CHILD_SUBREAPER = 36
-
-
-def find_criu() -> str:
-    """A CRIU that can run on this kernel: MEDES_CRIU, build/criu/criu of the source tree, or that in PATH.
-    Raises Skipped."""
-    built = Path(__file__).resolve().parents[2] / "build/criu/criu"
-    for candidate in (os.environ.get("MEDES_CRIU"), str(built), shutil.which("criu"), "/usr/sbin/criu"):
-        if not candidate or not os.access(candidate, os.X_OK):
-            continue
-        output = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=10).stdout
-        found = re.search(r"Version: (\d+)\.(\d+)", output)
-        if found and (int(found[1]), int(found[2])) >= CRIU_VERSION_MIN:
-            return candidate
-    raise Skipped("no CRIU 4.2 or newer here; bash deploy/build-criu.sh builds one")
 
 
 def measure(spec: FunctionSpec, rounds: int) -> dict[str, Any]:
     """Dumps and restores one warm instance `rounds` times, images in shared memory. First response: from the start
     of `criu restore` to the answer. Raises Skipped."""
-    program = find_criu()
+    program, why = find_criu()
+    if program is None:
+        raise Skipped(f"{why}; {FIX}")
     if os.geteuid() != 0:
         raise Skipped("CRIU needs root")
     dump_ms, first_ms, image_bytes = [], [], 0

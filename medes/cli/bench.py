@@ -8,6 +8,7 @@ import pkgutil
 import click
 
 import medes.cli
+from medes.cli.options import json_lines_option
 
 PREFIX = "bench_"
 
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 @cli.command("all")
-@click.option("--json", "as_json", is_flag=True, help="One JSON line per case instead of tables.")
+@json_lines_option
 @click.pass_context
 def run_all(ctx: click.Context, as_json: bool) -> None:
     """Run every benchmark with its defaults, one after the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from medes import native
 from medes.bench import dedup
 from medes.bench.measure import line
-from medes.cli.options import json_option
+from medes.cli.options import json_lines_option
 
 HEADING = (
     f"{'function':12} {'bases':7} {'scheme':14} {'saved':>7} {'patch B':>8} {'encode':>8} {'apply':>8}"
@@ -52,7 +53,7 @@ HEADING = (
     show_default=True,
     help="Pages of each image that scheme paper really patches (its tool takes milliseconds a page).",
 )
-@json_option
+@json_lines_option
 def cli(
     directory: Path | None,
     instances: int,
@@ -67,13 +68,15 @@ def cli(
     Times are CPU time of all threads, so GB/s are per core. --json prints one line per case.
     """
     chosen = [name.strip() for name in schemes.split(",") if name.strip()]
-    if not as_json:
-        click.echo(HEADING)
-    for case in dedup.run(directory, instances, aslr == "on", chosen, samples, paper_sample):
-        if as_json:
-            click.echo(line(case))
-        else:
-            click.echo(text_row(case))
+    print_cases(dedup.run(directory, instances, aslr == "on", chosen, samples, paper_sample), as_json)
+
+
+def print_cases(cases: Iterable[dict[str, object]], as_json: bool) -> None:
+    """Each as soon as it is measured; the heading with the first, so that refused arguments print an error only."""
+    for number, case in enumerate(cases):
+        if not as_json and number == 0:
+            click.echo(HEADING)
+        click.echo(line(case) if as_json else text_row(case))
 
 
 def text_row(case: dict[str, object]) -> str:

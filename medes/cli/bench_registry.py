@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medes.cli.format import table
-from medes.cli.options import json_option
+from medes.cli.options import json_lines_option
 
 
 @click.command("registry")
@@ -32,7 +32,7 @@ from medes.cli.options import json_option
 )
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--store", default="memory", show_default=True, help='"memory" or "redis://host:port/db".')
-@json_option
+@json_lines_option
 def cli(store: str, as_json: bool, **sizes: Any) -> None:
     """Time publish and lookup of the registry, in the store and through a controller. Answers are verified.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from medes.cli.format import table
-from medes.cli.options import json_option
+from medes.cli.options import json_lines_option
 
 COLUMNS = {
     "function": "function",
@@ -55,7 +55,7 @@ COLUMNS = {
     is_flag=True,
     help="Swap to a zram device made for it while the zram baseline runs (as root).",
 )
-@json_option
+@json_lines_option
 def cli(
     directory: Path | None,
     only: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from medes.cli.format import table
-from medes.cli.options import json_option
+from medes.cli.options import json_lines_option
 
 COLUMNS = (
     "transport", "pages", "layout", "p50 µs", "p99 µs", "GB/s", "of reference", "reads/s/core",
@@ -38,7 +38,7 @@ COLUMNS = (
 @click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False))
 @click.option("--tls-private-key", type=click.Path(exists=True, dir_okay=False))
 @click.option("--tls-ca", type=click.Path(exists=True, dir_okay=False))
-@json_option
+@json_lines_option
 def cli(
     transports: tuple[str, ...],
     pages: tuple[int, ...],

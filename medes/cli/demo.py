@@ -77,7 +77,9 @@ async def _run(
             soft_wrap=True,
         )
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Where nobody watches, the bars would leave nothing but an empty line.
+    bars = Console(stderr=True, quiet=not console.is_interactive)
+    with Progress(*columns, console=bars, transient=True) as progress:
         starting = progress.add_task(f"starting {nodes} agents", total=None)
         async with local_cluster(nodes, transport, "" if driver == "auto" else driver) as cluster:
             progress.remove_task(starting)

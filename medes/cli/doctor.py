@@ -8,7 +8,7 @@ from rich.text import Text
 
 from medes.cli.format import wide_console
 from medes.cli.options import json_option, print_json
-from medes.doctor import Check, examine
+from medes.doctor import Check, examine, machine
 
 
 @click.command()
@@ -33,12 +33,10 @@ def cli(as_json: bool) -> None:
 
 
 def live_driver_works(checks: list[Check]) -> bool:
-    """True when everything that the live driver needs has passed."""
-    return all(
-        c.works
-        for c in checks
-        if c.needed_for in ("the live driver", "everything", "dedup of running processes")
-    )
+    """What the driver's own probe found. The other checks tell why it says no; that one of them fails does not mean
+    that the driver cannot do without it."""
+    own = [c.works for c in checks if c.name == machine.LIVE_DRIVER]
+    return bool(own) and all(own)
 
 
 def _table(group: str, checks: list[Check]) -> Table:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from medes.cli.format import bytes_text, table
 from medes.cli.options import DEFAULT_AGENT_ADDRESS, json_option, print_json
 from medes.config import RUNTIME_DIR
 from medes.errors import InvalidArgumentError, LimitExceededError
@@ -113,25 +112,29 @@ def list_functions(socket_path: Path, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    table = Table()
-    for column in ("function", "instance", "node", "pid", "state", "requests", "warm MB", "kept MB"):
-        table.add_column(
-            column, justify="right" if column in ("pid", "requests", "warm MB", "kept MB") else "left"
-        )
-    for function in answer["functions"]:
-        for row in function["instances"] or [None]:
-            cells = ["-"] * 7
-            if row:
-                cells = [
-                    row["instance_id"],
-                    row["node_id"],
-                    str(row["pid"]),
-                    row["state"],
-                    str(row["requests"]),
-                ]
-                cells += [_megabytes(row["warm_bytes"]), _megabytes(row["kept_bytes"])]
-            table.add_row(function["name"], *cells)
-    Console().print(table if answer["functions"] else "nothing is deployed")
+    rows = [row for function in answer["functions"] for row in _rows(function)]
+    if rows:
+        table(["function", "instance", "node", "pid", "state", "requests", "warm", "kept"], rows)
+    else:
+        click.echo("nothing is deployed")
+
+
+def _rows(function: dict[str, Any]) -> list[list[str]]:
+    """One an instance; a function without any has a row too."""
+    if not function["instances"]:
+        return [[function["name"], *["-"] * 7]]
+    return [
+        [
+            function["name"],
+            row["instance_id"],
+            row["node_id"],
+            str(row["pid"]),
+            row["state"],
+            str(row["requests"]),
+            *(bytes_text(size) if size else "-" for size in (row["warm_bytes"], row["kept_bytes"])),
+        ]
+        for row in function["instances"]
+    ]
 
 
 @cli.command()
@@ -167,10 +170,6 @@ def _event(text: str | None) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise InvalidArgumentError(f"not JSON: {error}", object="--event") from None
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f}" if size_bytes else "-"
 
 
 async def _serve(path: Path, agents: tuple[str, ...], log_dir: Path | None) -> None:

@@ -40,6 +40,8 @@ def cli(paths: tuple[Path, ...], pages: bool, verify: bool, as_json: bool) -> No
     --json prints a list with one object a file.
     """
     rows = [_row(file, pages, verify) for path in paths for file in _files(path)]
+    if not rows:
+        raise NotFoundError("no slab, sandbox file or journal lies there", object=", ".join(map(str, paths)))
     if as_json:
         print_json(rows)
     elif len(rows) == 1:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import signal
 import sys
+import traceback
 
 import click
 
 from medes import __version__
-from medes.errors import MedesError
+from medes.cli.options import print_error
+from medes.errors import InternalError, MedesError
 
 # command → (module, attribute, one line for --help). A command whose module is not installed is not offered.
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("medes.cli.agent", "Run the agent of a node."),
-    "bench": ("medes.cli.bench", "Measure: dedup, restore, registry, transport, policy, compare."),
+    "bench": ("medes.cli.bench", "Measure: dedup, images, registry, restore, transport."),
     "controller": ("medes.cli.controller", "Run the controller."),
     "demo": ("medes.cli.demo", "Dedup and restore real functions on a small cluster."),
     "doctor": ("medes.cli.doctor", "Say what works on this machine and how to get the rest."),
@@ -24,11 +27,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sandbox": ("medes.cli.sandbox", "List, register, dedup, restore and remove sandboxes."),
     "top": ("medes.cli.top", "Watch the cluster: nodes, memory, sandboxes."),
 }
+DEBUG_VARIABLE = "MEDES_DEBUG"
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, past click, which would print an empty line for it."""
 
 
 class LazyGroup(click.Group):
     """Imports medes.cli.<command> when the command is used; each module has a click command `cli`."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)]
@@ -65,14 +79,23 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, Interrupted, KeyboardInterrupt):
+        # A terminal has written ^C where the cursor was.
+        click.echo("\n" * sys.stderr.isatty() + "interrupted", err=True)
         return EXIT_INTERRUPTED
     except MedesError as error:
-        click.echo(f"medes: {error.code}: {error}", err=True)
+        print_error(error)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: nothing is left to say.
         sys.stderr.close()
         return 0
+    except (
+        Exception
+    ) as error:  # nothing foresaw it: whatever it is, the user gets one line and a code of its own
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        hint = f"a bug in Medes; {DEBUG_VARIABLE}=1 shows where"
+        print_error(InternalError(f"{type(error).__name__}: {error}", hint=hint))
+        return InternalError.exit_code
     return result if isinstance(result, int) else 0

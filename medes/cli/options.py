@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medes.config import RUNTIME_DIR, Settings
+from medes.errors import MedesError
 from medes.rpc.tls import TlsFiles
 
 F = Callable[..., Any]
@@ -34,7 +35,8 @@ def settings_options(cls: type[Settings]) -> Callable[[F], F]:
             if f.name == "tls" or "table" in f.metadata:
                 continue
             flag = "--" + f.name.replace("_", "-")
-            text = f"{f.metadata['help']}  [{f.default}]"
+            default = f"0o{f.default:o}" if f.name.endswith("_mode") else f.default
+            text = f"{f.metadata['help']}  [{default}]"
             if hints[f.name] is bool:
                 options.append(click.option(f"{flag}/--no-{flag[2:]}", f.name, default=None, help=text))
             else:
@@ -52,9 +54,14 @@ def settings_options(cls: type[Settings]) -> Callable[[F], F]:
 
 def json_option(function: F) -> F:
     """--json, for every command that reports."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")(
-        function
-    )
+    text = "One JSON document instead of text."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+def json_lines_option(function: F) -> F:
+    """--json, for benchmarks: a line as soon as its case is measured."""
+    text = "One JSON line per case instead of text."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
 def agent_option(function: F) -> F:
@@ -107,6 +114,11 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return value
+
+
+def print_error(error: MedesError) -> None:
+    """On stderr, as every command reports one."""
+    click.echo(f"medes: {error.code}: {error}", err=True)
 
 
 def print_json(value: Any) -> None:

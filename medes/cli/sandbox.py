@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from medes.cli.format import bytes_text, duration_text, table
-from medes.cli.options import agent_option, json_option, print_json, tls_from
+from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.client import MedesClient
+from medes.errors import MedesError
 from medes.types import LifecycleSettings, Sandbox
 
 
@@ -162,10 +163,20 @@ def restore(
 @click.argument("sandbox_ids", nargs=-1, required=True)
 @json_option
 @agent_option
-def rm(address: str, sandbox_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Remove sandboxes (their processes go on unless registered with --purge-kills)."""
+def rm(address: str, sandbox_ids: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Remove sandboxes (their processes go on unless registered with --purge-kills).
+
+    All are tried; each failure is reported, and the first one gives the exit code.
+    """
+    removed, failures = [], []
     with _connect(address, options) as client:
         for sandbox_id in sandbox_ids:
-            client.purge(sandbox_id)
+            try:
+                client.purge(sandbox_id)
+                removed.append(sandbox_id)
+            except MedesError as error:
+                print_error(error)
+                failures.append(error)
     if as_json:
-        print_json({"removed": sandbox_ids})
+        print_json({"removed": removed})
+    return failures[0].exit_code if failures else 0

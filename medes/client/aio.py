@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from medes.client.connection import AioConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
     DEFAULT_AGENT_ADDRESS,
@@ -11,12 +12,9 @@ from medes.client.messages import (
     activity_request,
     register_request,
 )
-from medes.limits import RPC_TIMEOUT_S
-from medes.rpc.channel import aio_channel
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
-from medes.rpc.tls import TlsFiles
 from medes.types import (
     Activity,
     DedupResult,
@@ -28,7 +26,7 @@ from medes.types import (
 )
 
 
-class AsyncMedesClient:
+class AsyncMedesClient(AioConnection):
     """Calls one agent. Connects on first use; close it, or use it as a context manager.
 
     Every method raises the agent's error from medes.errors, peer_unreachable when the agent does not answer and
@@ -36,17 +34,8 @@ class AsyncMedesClient:
     event loop that uses it.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_AGENT_ADDRESS,
-        *,
-        tls: TlsFiles | None = None,
-        timeout_s: float = RPC_TIMEOUT_S,
-    ) -> None:
-        """`address`: unix:/path or host:port. Raises invalid_argument for a malformed one."""
-        self.address = address
-        self._channel = aio_channel(address, tls, timeout_s=timeout_s)
-        self._stub = AgentServiceStub(self._channel)
+    DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
+    STUB = AgentServiceStub
 
     async def register(
         self,
@@ -69,7 +58,7 @@ class AsyncMedesClient:
         request = register_request(
             function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
         )
-        return from_proto(Sandbox, await self._stub.Register(request))
+        return from_proto(Sandbox, await self.stub.Register(request))
 
     async def begin(self, sandbox_id: str) -> Sandbox:
         """A request begins: the sandbox is busy until end(). Cancels a dedup op under way."""
@@ -80,7 +69,7 @@ class AsyncMedesClient:
         return await self._notify(sandbox_id, Activity.ENDED)
 
     async def _notify(self, sandbox_id: str, activity: Activity) -> Sandbox:
-        return from_proto(Sandbox, await self._stub.NotifyActivity(activity_request(sandbox_id, activity)))
+        return from_proto(Sandbox, await self.stub.NotifyActivity(activity_request(sandbox_id, activity)))
 
     async def dedup(
         self,
@@ -92,7 +81,7 @@ class AsyncMedesClient:
     ) -> DedupResult:
         """Cuts an idle sandbox down to patches; returns when that is done."""
         request = pb.DedupRequest(sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
-        return from_proto(DedupResult, await self._stub.Dedup(request, timeout=timeout_s))
+        return from_proto(DedupResult, await self.stub.Dedup(request, timeout=timeout_s))
 
     async def restore(
         self,
@@ -108,24 +97,24 @@ class AsyncMedesClient:
         (0: the agent's setting); raises busy after it, lost when the sandbox must be cold-started.
         """
         request = pb.RestoreRequest(sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms)
-        return from_proto(RestoreResult, await self._stub.Restore(request, timeout=timeout_s))
+        return from_proto(RestoreResult, await self.stub.Restore(request, timeout=timeout_s))
 
     async def purge(self, sandbox_id: str) -> None:
         """Ends the agent's care; kills the processes where they were registered with purge_kills."""
-        await self._stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
+        await self.stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
 
     async def get(self, sandbox_id: str) -> Sandbox:
         """One sandbox. Raises not_found."""
-        return from_proto(Sandbox, await self._stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
+        return from_proto(Sandbox, await self.stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
 
     async def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""
-        answer = await self._stub.List(pb.ListRequest(function=function))
+        answer = await self.stub.List(pb.ListRequest(function=function))
         return [from_proto(Sandbox, s) for s in answer.sandboxes]
 
     async def watch(self, function: str = "") -> AsyncIterator[SandboxEvent]:
         """State changes from now on, without end. Close the iterator (or the client) to stop."""
-        stream = self._stub.Watch(pb.WatchRequest(function=function))
+        stream = self.stub.Watch(pb.WatchRequest(function=function))
         try:
             async for event in stream:
                 yield from_proto(SandboxEvent, event)
@@ -134,14 +123,4 @@ class AsyncMedesClient:
 
     async def node(self) -> NodeStatus:
         """Memory, bases and drivers of the agent's node."""
-        return from_proto(NodeStatus, await self._stub.GetNode(pb.GetNodeRequest()))
-
-    async def close(self) -> None:
-        """Ends running calls. Idempotent."""
-        await self._channel.close()
-
-    async def __aenter__(self) -> AsyncMedesClient:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+        return from_proto(NodeStatus, await self.stub.GetNode(pb.GetNodeRequest()))

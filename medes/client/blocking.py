@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
+from medes.client.connection import BlockingConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
     DEFAULT_AGENT_ADDRESS,
@@ -12,12 +12,9 @@ from medes.client.messages import (
     activity_request,
     register_request,
 )
-from medes.limits import RPC_TIMEOUT_S
-from medes.rpc.channel import sync_channel
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
-from medes.rpc.tls import TlsFiles
 from medes.types import (
     Activity,
     DedupResult,
@@ -29,7 +26,7 @@ from medes.types import (
 )
 
 
-class MedesClient:
+class MedesClient(BlockingConnection):
     """Calls one agent. Connects on first use; close it, or use it as a context manager.
 
     Every method raises the agent's error from medes.errors, peer_unreachable when the agent does not answer and
@@ -37,17 +34,8 @@ class MedesClient:
     that has used a client: gRPC does not survive it.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_AGENT_ADDRESS,
-        *,
-        tls: TlsFiles | None = None,
-        timeout_s: float = RPC_TIMEOUT_S,
-    ) -> None:
-        """`address`: unix:/path or host:port. Raises invalid_argument for a malformed one."""
-        self.address = address
-        self._channel = sync_channel(address, tls, timeout_s=timeout_s)
-        self._stub = AgentServiceStub(self._channel)
+    DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
+    STUB = AgentServiceStub
 
     def register(
         self,
@@ -70,7 +58,7 @@ class MedesClient:
         request = register_request(
             function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
         )
-        return from_proto(Sandbox, self._stub.Register(request))
+        return from_proto(Sandbox, self.stub.Register(request))
 
     def begin(self, sandbox_id: str) -> Sandbox:
         """A request begins: the sandbox is busy until end(). Cancels a dedup op under way."""
@@ -81,7 +69,7 @@ class MedesClient:
         return self._notify(sandbox_id, Activity.ENDED)
 
     def _notify(self, sandbox_id: str, activity: Activity) -> Sandbox:
-        return from_proto(Sandbox, self._stub.NotifyActivity(activity_request(sandbox_id, activity)))
+        return from_proto(Sandbox, self.stub.NotifyActivity(activity_request(sandbox_id, activity)))
 
     def dedup(
         self,
@@ -93,7 +81,7 @@ class MedesClient:
     ) -> DedupResult:
         """Cuts an idle sandbox down to patches; blocks until that is done."""
         request = pb.DedupRequest(sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
-        return from_proto(DedupResult, self._stub.Dedup(request, timeout=timeout_s))
+        return from_proto(DedupResult, self.stub.Dedup(request, timeout=timeout_s))
 
     def restore(
         self,
@@ -109,24 +97,24 @@ class MedesClient:
         (0: the agent's setting); raises busy after it, lost when the sandbox must be cold-started.
         """
         request = pb.RestoreRequest(sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms)
-        return from_proto(RestoreResult, self._stub.Restore(request, timeout=timeout_s))
+        return from_proto(RestoreResult, self.stub.Restore(request, timeout=timeout_s))
 
     def purge(self, sandbox_id: str) -> None:
         """Ends the agent's care; kills the processes where they were registered with purge_kills."""
-        self._stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
+        self.stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
 
     def get(self, sandbox_id: str) -> Sandbox:
         """One sandbox. Raises not_found."""
-        return from_proto(Sandbox, self._stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
+        return from_proto(Sandbox, self.stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
 
     def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""
-        answer = self._stub.List(pb.ListRequest(function=function))
+        answer = self.stub.List(pb.ListRequest(function=function))
         return [from_proto(Sandbox, s) for s in answer.sandboxes]
 
     def watch(self, function: str = "") -> Iterator[SandboxEvent]:
         """State changes from now on, without end. Close the iterator (or the client) to stop."""
-        stream = self._stub.Watch(pb.WatchRequest(function=function))
+        stream = self.stub.Watch(pb.WatchRequest(function=function))
         try:
             for event in stream:
                 yield from_proto(SandboxEvent, event)
@@ -135,16 +123,4 @@ class MedesClient:
 
     def node(self) -> NodeStatus:
         """Memory, bases and drivers of the agent's node."""
-        return from_proto(NodeStatus, self._stub.GetNode(pb.GetNodeRequest()))
-
-    def close(self) -> None:
-        """Ends running calls. Idempotent."""
-        self._channel.close()
-
-    def __enter__(self) -> MedesClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return from_proto(NodeStatus, self.stub.GetNode(pb.GetNodeRequest()))

@@ -42,10 +42,6 @@ class Cluster:
     controller: str
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def log_of(self, name: str) -> str:
-        """The end of a daemon's log."""
-        return _tail(self.folder / f"{name}.log")
-
 
 @contextlib.asynccontextmanager
 async def local_cluster(

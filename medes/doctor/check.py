@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -16,9 +15,6 @@ class Check:
     detail: str
     fix: str = ""
     needed_for: str = ""
-
-
-Probe = Callable[[], Iterator[Check]]
 
 
 def examine() -> list[Check]:

@@ -30,7 +30,7 @@ def probe() -> Iterator[Check]:
         GROUP,
         "transparent huge pages",
         True,
-        f"{huge or 'not in this kernel'} (with [always], an evicted range comes back in 4 KiB pages)",
+        f"{huge or 'not in this kernel'} (what was huge comes back in 4 KiB pages and is joined again)",
     )
     total = next(
         (
@@ -54,9 +54,10 @@ def probe() -> Iterator[Check]:
         GROUP,
         "PAGEMAP_SCAN",
         scan,
-        "works" if scan else "absent",
+        "reads page maps"
+        if scan
+        else "absent: page maps are read entry by entry, and huge pages are not joined again",
         "" if scan else "Linux 6.7 or newer",
-        "cheap repeated dedup",
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from medes.bench.criu_program import FIX, find_criu
 from medes.doctor.check import Check
 
 GROUP = "optional"
@@ -15,13 +16,6 @@ VERSION_TIMEOUT_S = 5.0
 PROGRAMS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("runc", ("--version",), "apt-get install runc", "containers in tests"),
     ("crun", ("--version",), "apt-get install crun", "containers in tests"),
-    (
-        "criu",
-        ("--version",),
-        "deploy/build-criu.sh (Debian 12's 3.17 fails on new kernels)",
-        "the CRIU driver",
-    ),
-    ("runsc", ("--version",), "https://gvisor.dev, or Debian's package runsc", "the gVisor driver"),
     ("qemu-system-x86_64", ("--version",), "apt-get install qemu-system-x86", "the RDMA tests"),
     ("redis-server", ("--version",), "apt-get install redis-server", "tests of the Redis store"),
 )
@@ -40,6 +34,7 @@ def probe() -> Iterator[Check]:
             yield Check(GROUP, name, False, "not installed", fix, use)
         else:
             yield Check(GROUP, name, True, _version(path, arguments), needed_for=use)
+    yield _criu()
     for name, fix, use in PACKAGES:
         found = importlib.util.find_spec(name) is not None
         yield Check(
@@ -50,6 +45,14 @@ def probe() -> Iterator[Check]:
             "" if found else fix,
             use,
         )
+
+
+def _criu() -> Check:
+    path, detail = find_criu()
+    use = "the comparison with CRIU in medes bench restore"
+    if path is None:
+        return Check(GROUP, "criu", False, detail, FIX, use)
+    return Check(GROUP, "criu", True, f"{path}, version {detail}", needed_for=use)
 
 
 def _version(path: str, arguments: tuple[str, ...]) -> str:

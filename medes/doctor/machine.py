@@ -13,6 +13,7 @@ from medes.doctor.check import Check
 from medes.errors import MedesError
 
 GROUP = "machine"
+LIVE_DRIVER = "live driver"  # the check that asks the driver itself; the verdict
 # pidfd_getfd is the youngest call that the live driver cannot do without.
 KERNEL_MINIMUM = (5, 6)
 
@@ -82,12 +83,12 @@ def _native(flags: set[str]) -> Iterator[Check]:
         )
         missing = native.probe_live()
     except (AttributeError, MedesError) as error:
-        yield Check(GROUP, "live driver", False, str(error), "make build", "dedup of running processes")
+        yield Check(GROUP, LIVE_DRIVER, False, str(error), "make build", "dedup of running processes")
         return
     if not missing:
-        yield Check(GROUP, "live driver", True, "can run", needed_for="dedup of running processes")
+        yield Check(GROUP, LIVE_DRIVER, True, "can run", needed_for="dedup of running processes")
     for what, fix in missing.items():
-        yield Check(GROUP, "live driver", False, what, fix, "dedup of running processes")
+        yield Check(GROUP, LIVE_DRIVER, False, what, fix, "dedup of running processes")
 
 
 def _shared_memory() -> Iterator[Check]:

@@ -22,7 +22,7 @@ _after: list[Hook] = []
 
 
 def register_before_snapshot(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-    """Calls func(*args, **kwargs) before a dedup op the function host asks for. Usable as a decorator."""
+    """Calls func(*args, **kwargs) before each dedup op, whoever asked for it. Usable as a decorator."""
     _before.append((func, args, kwargs))
     return func
 

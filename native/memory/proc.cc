@@ -118,7 +118,7 @@ std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes)
   if (fd < 0) {
     const int err = errno;
     if (pid > 0 && err == ENOENT) throw Error(Code::process_gone, "the process does not exist", object);
-    throw errno_error(err, "cannot open " + path, object);
+    throw errno_error(err, pid > 0 ? "cannot open " + path : "cannot open", object);
   }
   std::string text;
   size_t size = 0;

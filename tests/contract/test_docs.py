@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from medes.rpc.gen import agent_pb2, controller_pb2, peer_pb2
 
-from medes.cli.main import COMMANDS
+from medes.cli.demo import EXIT_NOT_VERIFIED
+from medes.cli.main import COMMANDS, EXIT_INTERRUPTED
 from medes.config import AgentSettings, ControllerSettings, load
 from tests.support import docs_rows
 
@@ -51,6 +52,40 @@ def test_every_call_and_command_is_described() -> None:
     for method in peer_pb2.DESCRIPTOR.services_by_name["PeerService"].methods:
         assert f"`{method.name}`" in protocol
     assert [name for name in COMMANDS if f"`medes {name}" not in operations] == []
+
+
+def test_every_exit_code_of_a_command_is_listed() -> None:
+    listed = set(re.findall(r"^\| (\d+) \|", (DOCS / "operations.md").read_text(), re.MULTILINE))
+    assert {str(EXIT_NOT_VERIFIED), str(EXIT_INTERRUPTED), "0"} <= listed
+
+
+# What tests hand to processes they start themselves.
+OWN_VARIABLES = {"MEDES_RDMA_GUEST"}
+
+
+def test_every_variable_and_target_is_described() -> None:
+    root, text = DOCS.parent, (DOCS / "operations.md").read_text()
+    reads = re.compile(
+        r"""(?:environ(?:\.get)?[\[(]|getenv\(|envvar=|_VARIABLE = |option\("--\w+", )"(MEDES_\w+)"|\$\{([A-Z_]+_SECONDS)"""
+    )
+    found: set[str] = set()
+    for folder, pattern in (("medes", "*.py"), ("tests", "*.py"), ("native", "*.cc"), ("tests", "*.sh")):
+        for source in (root / folder).rglob(pattern):
+            found |= {name for pair in reads.findall(source.read_text()) for name in pair if name}
+    assert {
+        "MEDES_SEED",
+        "MEDES_CHAOS_S",
+        "MEDES_FAULT",
+        "MEDES_CRIU",
+        "MEDES_DEBUG",
+        "FUZZ_SECONDS",
+    } <= found
+    assert sorted(name for name in found - OWN_VARIABLES if f"| `{name}` |" not in text) == []
+    with_arguments = re.findall(
+        r"^([\w-]+):[^\n]*\n(?:\t[^\n]*\n)*\t[^\n]*\$\(ARGS\)", (root / "Makefile").read_text(), re.MULTILINE
+    )
+    assert len(with_arguments) >= 5
+    assert [name for name in with_arguments if f"| `make {name}` |" not in text] == []
 
 
 def test_the_example_settings_are_valid(tmp_path: Path) -> None:

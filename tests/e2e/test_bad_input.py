@@ -75,9 +75,13 @@ def test_a_full_store(make_cluster: MakeCluster, make_app: MakeApp, limit: str) 
 
 
 def test_a_process_that_exits_during_the_dedup_op(make_cluster: MakeCluster, make_app: MakeApp) -> None:
+    """At several moments of the op, until one of them has hit it in the middle."""
     cluster = make_cluster(nodes=1)
+    codes: list[str] = []
     with cluster.agents[0].client() as client:
-        for n in range(4):
+        for n in range(20):
+            if n >= 4 and "process_gone" in codes:
+                break
             app = make_app(megabytes=16, seed=n)
             client.register("counter", pids=[app.pid], sandbox_id=f"s{n}")
             timer = threading.Timer(0.02 * n, app.process.kill)
@@ -86,13 +90,15 @@ def test_a_process_that_exits_during_the_dedup_op(make_cluster: MakeCluster, mak
                 client.dedup(f"s{n}")
             except MedesError as error:
                 assert error.code in ("process_gone", "not_found", "io"), error
+                codes.append(error.code)
             timer.join()
             wait_until(lambda i=f"s{n}": i not in {s.sandbox_id for s in client.list()}, "purged")
         assert cluster.agents[0].shm_files("sandbox-") == []
         assert sum(b.pins for b in client.node().bases) == 0
+    assert "process_gone" in codes, codes
 
 
-def test_the_controller_goes_during_the_lookup(make_cluster: MakeCluster, make_app: MakeApp) -> None:
+def test_the_controller_is_gone_at_the_lookup(make_cluster: MakeCluster, make_app: MakeApp) -> None:
     cluster = make_cluster(nodes=1)
     first, second = make_app(seed=1), make_app(seed=2)
     with cluster.agents[0].client() as client:
@@ -105,6 +111,25 @@ def test_the_controller_goes_during_the_lookup(make_cluster: MakeCluster, make_a
         assert report.saved_bytes > 0.5 * report.warm_bytes
         client.restore("b", eager=True)
         second.ask()
+
+
+@pytest.mark.parametrize("fault", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_the_controller_goes_during_the_lookup(
+    make_cluster: MakeCluster, make_app: MakeApp, fault: str
+) -> None:
+    """The call is under way when the controller is killed, or stops answering: the op goes on without the registry."""
+    cluster = make_cluster(nodes=1, controller_program=("tests.support.faulty_controller", fault))
+    app = make_app()
+    with cluster.agents[0].client() as client:
+        client.register("counter", pids=[app.pid], sandbox_id="a")
+        report = client.dedup("a").report
+        assert cluster.controller is not None and cluster.controller.process.stdout is not None
+        assert cluster.controller.process.stdout.readline() == "lookup\n"
+        assert (cluster.controller.process.poll() is None) == (fault == "hangs")
+        assert any("registry not asked, own bases only" in note for note in report.notes), report.notes
+        assert client.get("a").state is S.DEDUP
+        app.ask()
+        wait_until(lambda: client.get("a").state is S.WARM, "restored")
 
 
 def test_the_holder_of_the_base_goes_before_the_pin(make_cluster: MakeCluster, make_app: MakeApp) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import seed
 from tests.support.cluster import Cluster, wait_until
 
 CODE = """
@@ -112,16 +112,16 @@ def test_the_demo_saves_restores_and_verifies(functions: Path, tmp_path: Path, d
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_nothing(functions: Path, tmp_path: Path, number: signal.Signals) -> None:
-    seed = int(os.environ.get("MEDES_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-    print(f"MEDES_SEED={seed}")
-    generator = random.Random(f"{seed} {number}")
+    generator = seed.rng("interrupted demo", number)
     for turn in range(2):
         tmp = tmp_path / f"{turn}"
         process = demo(functions, tmp, "--instances", "3")
         wait_until(lambda tmp=tmp: list(tmp.glob("medes-cluster-*/node1.sock")), "an agent listens")
         time.sleep(generator.random() * 3)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
+        if number == signal.SIGINT:
+            assert errors == "interrupted\n"
         wait_until(lambda tmp=tmp: not left_behind(tmp), f"nothing of turn {turn} is left")
 
 
@@ -157,6 +157,7 @@ def test_a_function_that_does_not_load_ends_the_demo(functions: Path, tmp_path: 
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 20
     assert "not today" in errors
+    assert errors.startswith("medes: function: ")
     assert left_behind(tmp_path / "t") == []
 
 

@@ -36,6 +36,7 @@ async def test_hooks_run_when_the_idle_timer_dedups(tmp_path: Path) -> None:
                 break
             await asyncio.sleep(0.05)
         else:
-            raise AssertionError(f"never deduplicated: {cluster.log_of(instance.node_id)}")
+            log = (cluster.folder / f"{instance.node_id}.log").read_text(errors="replace")
+            raise AssertionError(f"never deduplicated: {log[-4000:]}")
         answer = await host.invoke("hooked", {}, instance_id=instance.instance_id)
         assert answer.result == ["before", "after"]

@@ -130,17 +130,23 @@ def test_sigterm_leaves_dedupd_sandboxes_for_the_next_agent(
     app.ask()
 
 
+def dedup_across(cluster: Cluster, make_app: MakeApp) -> tuple[App, App]:
+    """A sandbox `a` of the first node, which is a base, and `b` of the second, dedup'd against it."""
+    first, second = make_app(seed=1), make_app(seed=2)
+    with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
+        one.register("counter", pids=[first.pid], sandbox_id="a")
+        two.register("counter", pids=[second.pid], sandbox_id="b")
+        one.dedup("a")
+        assert two.dedup("b").report.remote_pages_read > 0
+    return first, second
+
+
 def test_a_sandbox_with_a_remote_base_survives_kills_on_both_sides(
     make_cluster: MakeCluster, make_app: MakeApp
 ) -> None:
     cluster = make_cluster(nodes=2)
     holder, user = cluster.agents
-    first, second = make_app(seed=1), make_app(seed=2)
-    with holder.client() as one, user.client() as two:
-        one.register("counter", pids=[first.pid], sandbox_id="a")
-        two.register("counter", pids=[second.pid], sandbox_id="b")
-        one.dedup("a")
-        assert two.dedup("b").report.remote_pages_read > 0
+    first, second = dedup_across(cluster, make_app)
     holder.kill()
     user.kill()
     user.start()
@@ -206,12 +212,8 @@ def test_a_process_that_dies_while_the_agent_is_away_is_purged(
 def test_a_wake_while_the_holder_is_away_waits_for_it(make_cluster: MakeCluster, make_app: MakeApp) -> None:
     cluster = make_cluster(nodes=2)
     holder, user = cluster.agents
-    first, second = make_app(seed=1), make_app(seed=2)
-    with holder.client() as one, user.client() as two:
-        one.register("counter", pids=[first.pid], sandbox_id="a")
-        two.register("counter", pids=[second.pid], sandbox_id="b")
-        one.dedup("a")
-        assert two.dedup("b").report.remote_pages_read > 0
+    _, second = dedup_across(cluster, make_app)
+    with user.client() as two:
         holder.kill()
         with pytest.raises(TimeoutError):
             second.ask(timeout_s=2.0)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.rdma.conftest import GUEST_LINES
 from tests.rdma.vm import guest
+from tests.support.seed import SEED
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,6 +21,7 @@ def test_suite_passes_in_guest() -> None:
     result = guest.run(
         [".venv/bin/python", "-m", "pytest", "tests/rdma/suite", "-q", "-rs", "-p", "no:cacheprovider"],
         timeout_s=3600,
+        environment={"MEDES_SEED": str(SEED)},
     )
     tail = result.output[-6000:]
     assert result.status == 0, (

@@ -155,10 +155,12 @@ class Cluster:
         nodes: int = 2,
         controller: bool = True,
         controller_flags: tuple[str, ...] = (),
+        controller_program: tuple[str, ...] = ("medes", "controller"),
         **flags: object,
     ) -> None:
         self.folder = folder
         self._controller_flags = (*CONTROLLER_FLAGS, *controller_flags)
+        self._controller_program = controller_program
         self._listen = f"127.0.0.1:{free_port()}"
         self._with_controller = controller
         self.controller: ControllerProcess | None = None
@@ -181,7 +183,9 @@ class Cluster:
 
     def start_controller(self) -> None:
         """At the address it had before, if it had one."""
-        self.controller = ControllerProcess(*self._controller_flags, listen=self._listen)
+        self.controller = ControllerProcess(
+            *self._controller_flags, listen=self._listen, program=self._controller_program
+        )
 
     def kill_controller(self) -> None:
         assert self.controller is not None

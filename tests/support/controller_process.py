@@ -15,10 +15,12 @@ PREFIX = "medes controller listening on "
 class ControllerProcess:
     """Started on construction; `address` is where it listens."""
 
-    def __init__(self, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self, *arguments: str, listen: str = "127.0.0.1:0", program: tuple[str, ...] = ("medes", "controller")
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "medes", "controller", "--listen", listen, *arguments],
+            [sys.executable, "-m", *program, "--listen", listen, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.bench import baselines, criu, workloads, zram
+from medes.bench import baselines, criu, criu_program, workloads, zram
 from medes.errors import InvalidArgumentError
 from medes.faas import manifest
 
@@ -29,7 +29,7 @@ def test_a_baseline_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch, tm
     old.chmod(0o755)
     monkeypatch.setenv("MEDES_CRIU", str(old))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(criu, "CRIU_VERSION_MIN", (99, 0))
+    monkeypatch.setattr(criu_program, "CRIU_VERSION_MIN", (99, 0))
     spec = manifest.load(manifest.bundled_directory() / "vanilla")
     (reason,) = baselines.run("criu", lambda: criu.measure(spec, 1)).values()
     assert "no CRIU" in reason and "build-criu.sh" in reason

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from medes import native
-from medes.errors import InvalidArgumentError, MedesError, ProcessGoneError, TracedError
+from medes.errors import InvalidArgumentError, MedesError, NotFoundError, ProcessGoneError, TracedError
 
 CHILD = """
 import sys
@@ -112,6 +112,12 @@ def test_a_process_that_is_gone(child: subprocess.Popen[str]) -> None:
         native.capture([child.pid])
     with pytest.raises(ProcessGoneError):
         native.process_tree([child.pid])
+
+
+def test_a_cgroup_that_does_not_exist_is_named_once() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        native.cgroup_pids("/nonexist")
+    assert str(caught.value) == "/nonexist/cgroup.procs: cannot open: No such file or directory"
 
 
 def test_no_process_is_invalid() -> None:

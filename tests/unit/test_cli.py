@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 
 from medes.cli.format import bytes_text, duration_text
 from medes.cli.main import COMMANDS, run
 from medes.cli.top import summarize
+from medes.errors import InternalError, NotFoundError
 from medes.types import SandboxRecord, SandboxState
 from tests.support.fake_agent import FakeAgent
 from tests.support.served import served
@@ -59,6 +63,87 @@ def test_a_sandbox_from_register_to_rm(agent: FakeAgent, capsys: pytest.CaptureF
     assert "warm already" in out
     code, out, _ = call(capsys, "sandbox", "rm", "sb-0", "--json")
     assert (code, json.loads(out)) == (0, {"removed": ["sb-0"]})
+
+
+def test_rm_tries_every_sandbox_it_is_given(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "c"):
+        call(capsys, "sandbox", "register", "f", "--pid", "7", "--id", name)
+    code, out, err = call(capsys, "sandbox", "rm", "--json", "ghost", "a", "phantom", "c")
+    assert (code, json.loads(out)) == (NotFoundError.exit_code, {"removed": ["a", "c"]})
+    assert [line.split(": ")[1:3] for line in err.splitlines()] == [
+        ["not_found", "ghost"],
+        ["not_found", "phantom"],
+    ]
+    assert agent.sandboxes == {}
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_what_nobody_foresaw_is_one_line_and_a_code_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, debug: str
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyError("boom")
+
+    monkeypatch.setattr("medes.cli.doctor.examine", broken)
+    monkeypatch.setenv("MEDES_DEBUG", debug)
+    code, out, err = call(capsys, "doctor")
+    assert (code, out) == (InternalError.exit_code, "")
+    assert err.splitlines()[-1].startswith("medes: internal: KeyError: 'boom' (a bug in Medes")
+    assert ("Traceback" in err) == bool(debug)
+    assert len(err.splitlines()) == 1 or debug
+
+
+def test_interrupted_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medes.cli.doctor.examine", interrupt)
+    assert call(capsys, "doctor") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "dedup", "--schemes", "magic"],
+        ["bench", "images", __file__],
+    ],
+)
+def test_a_benchmark_that_refuses_its_arguments_prints_no_heading(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, ""), err
+
+
+def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "--help")
+    group = import_module("medes.cli.bench").cli
+    names = {name for name in group.list_commands(click.Context(group)) if name != "all"}
+    told = next(line for line in out.splitlines() if line.lstrip().startswith("bench "))
+    assert set(re.findall(r"\w+", told.split(":")[1])) == names
+    for name in sorted(names):
+        _, out, _ = call(capsys, "bench", name, "--help")
+        assert "One JSON line per case" in " ".join(out.split()), name
+    _, out, _ = call(capsys, "agent", "--help")
+    assert "[0o600]" in out
+
+
+def test_functions_are_listed_like_everything_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"instance_id": "f-1", "node_id": "n", "pid": 7, "state": "warm", "requests": 3}
+    functions = [
+        {"name": "f", "instances": [{**row, "warm_bytes": 3 << 20, "kept_bytes": 0}]},
+        {"name": "g", "instances": []},
+    ]
+    monkeypatch.setattr("medes.cli.function._call", lambda *arguments: {"functions": functions})
+    code, out, _ = call(capsys, "function", "ls")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert lines[0] == ["function", "instance", "node", "pid", "state", "requests", "warm", "kept"]
+    assert lines[1:] == [["f", "f-1", "n", "7", "warm", "3", "3.0", "MiB", "-"], ["g", *"-------"]]
+    functions.clear()
+    assert call(capsys, "function", "ls")[1] == "nothing is deployed\n"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medes import native
+from medes.bench import criu_program
 from medes.cli.doctor import live_driver_works
 from medes.cli.main import run
 from medes.doctor import Check, examine, libraries, syscalls, tracing, userfault
@@ -43,7 +46,6 @@ def test_a_refused_userfaultfd_is_reported_with_the_fix(monkeypatch: pytest.Monk
     check = find(checks, "system call")
     assert (check.works, check.detail) == (False, "Operation not permitted")
     assert "CAP_SYS_PTRACE" in check.fix
-    assert not live_driver_works(checks)
 
 
 def test_user_mode_only_is_not_taken_for_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +57,32 @@ def test_user_mode_only_is_not_taken_for_enough(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(syscalls, "call", user_mode)
     checks = list(userfault.probe())
     assert not find(checks, "system call").works
-    assert "not enough" in find(checks, "user mode only").detail
-    assert not live_driver_works(checks)
+    user_mode_only = find(checks, "user mode only")
+    assert (user_mode_only.works, "not enough" in user_mode_only.detail) == (False, True)
+
+
+@pytest.mark.parametrize("missing", [{}, {"ptrace: no": "CAP_SYS_PTRACE"}])
+def test_the_verdict_is_the_live_drivers_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: dict[str, str]
+) -> None:
+    """Whatever the other checks found: another way than the one they tried may serve."""
+
+    def refuse(name: str, *arguments: int) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscalls, "call", refuse)
+    monkeypatch.setattr(native, "probe_live", lambda: missing)
+    checks = examine()
+    assert not find(checks, "system call").works
+    assert live_driver_works(checks) == (not missing)
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert ("Running processes can be deduplicated here" in out) == (not missing)
+
+
+def test_without_the_native_core_nothing_runs() -> None:
+    assert not live_driver_works([Check("machine", "native core", False, "does not load")])
+    assert not live_driver_works([])
 
 
 def test_an_unknown_architecture_has_no_call_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +109,30 @@ def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries.shutil, "which", lambda name: None)
     check = find(list(libraries.probe()), "runc")
     assert (check.works, check.fix) == (False, "apt-get install runc")
+
+
+def fake_criu(path: Path, version: str) -> Path:
+    path.write_text(f"#!/bin/sh\necho 'Version: {version}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_criu_that_the_fix_builds_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the doctor and by the benchmark alike; an older one is not taken."""
+    old, built = fake_criu(tmp_path / "criu", "3.17.1"), tmp_path / "built"
+    monkeypatch.delenv("MEDES_CRIU", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(criu_program, "BUILT", built)
+    if not Path("/usr/sbin/criu").exists():
+        check = find(list(libraries.probe()), "criu")
+        assert (check.works, check.fix) == (False, criu_program.FIX)
+        assert f"{old} is 3.17" in check.detail
+    fake_criu(built, "4.2")
+    assert find(list(libraries.probe()), "criu").detail == f"{built}, version 4.2"
+    named = fake_criu(tmp_path / "named", "5.0")
+    monkeypatch.setenv("MEDES_CRIU", str(named))
+    assert find(list(libraries.probe()), "criu").detail == f"{named}, version 5.0"
+    assert criu_program.find_criu() == (str(named), "5.0")
 
 
 def test_a_probe_that_fails_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,14 @@ def inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, l
     return code, json.loads(capsys.readouterr().out or "[]")
 
 
+def test_a_folder_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--json"]):
+        assert run(["inspect", *arguments, str(tmp_path)]) == NotFoundError.exit_code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert f"{tmp_path}: no slab, sandbox file or journal" in captured.err
+
+
 def test_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = inspect(capsys, "--verify", str(folder))
     by_kind = {row["kind"]: row for row in rows}

@@ -103,14 +103,23 @@ async def test_first_instance_becomes_a_base_and_the_second_is_patched_against_i
     assert files == ["base", "sandbox"]
 
 
+async def holder_and_user(
+    make_agent: MakeAgent, make_app: MakeApp, controller: Controller
+) -> tuple[AgentDaemon, AgentDaemon, App]:
+    """Two nodes: the first holds the base that sandbox `a` became, the second has `b` (the App), still warm."""
+    holder = await make_agent("n0", controller.address)
+    user = await make_agent("n1", controller.address)
+    app = make_app(seed=2)
+    await register(holder, make_app(seed=1), "a")
+    await register(user, app, "b")
+    await handlers.dedup(holder.agent, "a")
+    return holder, user, app
+
+
 async def test_another_node_reads_the_base_over_tcp_and_pins_it(
     make_agent: MakeAgent, make_app: MakeApp, controller: Controller
 ) -> None:
-    holder = await make_agent("n0", controller.address)
-    user = await make_agent("n1", controller.address)
-    await register(holder, make_app(seed=1), "a")
-    await register(user, make_app(seed=2), "b")
-    await handlers.dedup(holder.agent, "a")
+    holder, user, _ = await holder_and_user(make_agent, make_app, controller)
     report = (await handlers.dedup(user.agent, "b")).report
     assert report.base_bytes_added == 0
     assert report.remote_pages_read > 0
@@ -130,12 +139,7 @@ async def test_a_second_dedup_takes_over_what_did_not_change(
     make_agent: MakeAgent, make_app: MakeApp, controller: Controller
 ) -> None:
     """Also what lies against a base of another node; and not once memory was short."""
-    holder = await make_agent("n0", controller.address)
-    user = await make_agent("n1", controller.address)
-    await register(holder, make_app(seed=1), "a")
-    app = make_app(seed=2)
-    await register(user, app, "b")
-    await handlers.dedup(holder.agent, "a")
+    _, user, app = await holder_and_user(make_agent, make_app, controller)
     first = (await handlers.dedup(user.agent, "b")).report
     assert _taken_over(first) == 0
     entry = user.agent.entries["b"]
@@ -336,11 +340,7 @@ async def test_a_holder_that_is_away_is_left_out_with_a_note(
 async def test_a_restarted_agent_knows_its_bases_pins_and_sandboxes(
     make_agent: MakeAgent, make_app: MakeApp, controller: Controller, tmp_path: Path
 ) -> None:
-    holder = await make_agent("n0", controller.address)
-    user = await make_agent("n1", controller.address)
-    await register(holder, make_app(seed=1), "a")
-    await register(user, make_app(seed=2), "b")
-    await handlers.dedup(holder.agent, "a")
+    holder, user, _ = await holder_and_user(make_agent, make_app, controller)
     await handlers.dedup(user.agent, "b")
     (base,) = holder.agent.bases.bases
     await holder.stop()

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from medes import native
-from medes.agent.clock import ManualClock
 from medes.agent.daemon import AgentDaemon
 from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
 from medes.errors import UnauthenticatedError
+from tests.support.manual_clock import ManualClock
 
 MakeAgent = Callable[..., Awaitable[AgentDaemon]]
 

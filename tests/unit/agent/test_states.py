@@ -6,7 +6,6 @@ import pytest
 
 from medes.agent.sandbox import SandboxEntry, SandboxSpec
 from medes.agent.states import (
-    EVICTED_STATES,
     TRANSITIONS,
     may_follow,
     require_dedup_allowed,
@@ -37,7 +36,7 @@ def test_a_sandbox_with_missing_pages_never_becomes_running_without_restoring() 
 
 
 def test_only_states_with_evicted_pages_can_be_lost() -> None:
-    assert {s for s in TRANSITIONS if may_follow(s, S.LOST)} == EVICTED_STATES
+    assert {s for s in TRANSITIONS if may_follow(s, S.LOST)} == {S.DEDUPING, S.DEDUP, S.RESTORING}
 
 
 def test_move_follows_the_table_and_restarts_the_age() -> None:

@@ -1,0 +1,61 @@
+"""What the clients are made of: one channel to one daemon, made on construction, connected on first use."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from medes.errors import MedesError, PeerUnreachableError
+from medes.limits import RPC_TIMEOUT_S
+from medes.rpc.channel import aio_channel, sync_channel
+from medes.rpc.tls import TlsFiles
+
+
+class _Connection:
+    DEFAULT_ADDRESS: ClassVar[str]
+    STUB: ClassVar[Any]  # the service's generated calls
+    UNREACHABLE: ClassVar[type[MedesError]] = PeerUnreachableError
+    _open: ClassVar[Any]
+
+    def __init__(
+        self, address: str | None = None, *, tls: TlsFiles | None = None, timeout_s: float = RPC_TIMEOUT_S
+    ) -> None:
+        """`address`: unix:/path or host:port, DEFAULT_ADDRESS without it. Raises invalid_argument for a malformed
+        one."""
+        self.address = self.DEFAULT_ADDRESS if address is None else address
+        self._channel: Any = self._open(self.address, tls, unreachable=self.UNREACHABLE, timeout_s=timeout_s)
+        self.stub: Any = self.STUB(self._channel)
+
+
+class BlockingConnection(_Connection):
+    """Close it, or use it as a context manager."""
+
+    _open = staticmethod(sync_channel)
+
+    def close(self) -> None:
+        """Ends running calls. Idempotent."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AioConnection(_Connection):
+    """The same for asyncio; create it inside the event loop that uses it."""
+
+    _open = staticmethod(aio_channel)
+
+    async def close(self) -> None:
+        """Ends running calls. Idempotent."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
