@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # window saves a few hundred bytes now and costs a network read at every restore.
 UNMATCHED_RATIO_MIN = 0.10
 HASH_BYTES = 8
+OWN_BASES_ONLY = "the transport is local: own bases only"
 
 
 class Candidates:
@@ -37,6 +38,9 @@ class Candidates:
     async def gather(self) -> None:
         """Asks the controller if the local index leaves much open. Never raises: a lookup is only a hint."""
         local = self._gathered = await self._local()
+        if self._agent.settings.transport == "local":
+            self.note = OWN_BASES_ONLY
+            return
         pages = self.prints.page_count
         unmatched = await self._agent.in_ops(local.unmatched_pages) - self._pages_taken_over
         if pages == 0 or unmatched <= pages * UNMATCHED_RATIO_MIN:

@@ -42,7 +42,7 @@ class PeerTable:
         resolve: Callable[[str], Awaitable[NodeEndpoints | None]],
         executor: Executor,
         rdma: RdmaNode | None = None,
-        rdma_required: bool = False,
+        transport: str = "auto",
     ) -> None:
         self._own_node = own_node
         self._make_client = make_client
@@ -50,7 +50,8 @@ class PeerTable:
         self._resolve = resolve
         self._executor = executor
         self._rdma = rdma
-        self._rdma_required = rdma_required
+        self._rdma_required = transport == "rdma"
+        self._own_only = transport == "local"
         self.endpoints: dict[str, NodeEndpoints] = {}
         self._clients: dict[str, PeerClient] = {}
         self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
@@ -121,6 +122,13 @@ class PeerTable:
     # --- pages ---------------------------------------------------------------------------------------------
     async def reader(self, node_id: str, domain: str) -> native.PageReader:
         """The reader of a peer's pages, opened on first use. Raises peer_unreachable, unauthenticated."""
+        if self._own_only:
+            # Transient to those who need these pages: they wait as for a peer that is away, nothing is lost.
+            raise PeerUnreachableError(
+                "the transport is local: pages of other nodes are not read",
+                object=node_id,
+                hint="set transport to auto or tcp",
+            )
         key = (node_id, domain)
         async with self._opening.setdefault(key, asyncio.Lock()):
             if key not in self._readers:
@@ -182,6 +190,12 @@ class PeerTable:
             used.setdefault(node_id, []).append(domain)
         await asyncio.gather(*(tell(node_id, domains) for node_id, domains in used.items()))
 
+    def forget_regions(self, pinned_at: Callable[[str], Iterable[int]]) -> None:
+        """Forgets where peers' bases are that this node pins no more; `pinned_at` a node, dedup ops included."""
+        if self._rdma is not None:
+            for node_id in {node_id for node_id, _ in self._readers}:
+                self._rdma.keep_regions(node_id, pinned_at(node_id))
+
     async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
         """Whether the reader in use still reads the base (the peer may have restarted). False: it was dropped."""
         key = (node_id, domain)
@@ -207,13 +221,6 @@ class PeerTable:
         endpoints = await self._resolve(node_id)
         if endpoints is not None:
             self.learn(endpoints)
-
-    def pages_read(self) -> dict[str, int]:
-        """Bytes read so far by transport, over the readers open now."""
-        total: dict[str, int] = {}
-        for reader, _ in self._readers.values():
-            total[reader.transport] = total.get(reader.transport, 0) + reader.stats().get("bytes", 0)
-        return total
 
     def fallback_reads(self) -> int:
         """Reads of the open readers that went over TCP because RDMA could not do them; may be called anywhere."""
