@@ -67,6 +67,7 @@ class Stream {
   virtual ~Stream() = default;
   virtual IoResult read(std::span<iovec> into) = 0;
   virtual IoResult write(std::span<const iovec> from) = 0;
+  virtual bool buffers() const { return false; }   // it reads ahead of its caller
   virtual bool buffered() const { return false; }  // bytes are waiting that poll() does not see
   virtual const char* transport_name() const = 0;
   int fd() const { return fd_.get(); }

@@ -63,6 +63,7 @@ class TlsStream final : public Stream {
   TlsStream(FileDescriptor fd, SSL* ssl) : Stream(std::move(fd)), ssl_(ssl) {}
   ~TlsStream() override { SSL_free(ssl_); }
   const char* transport_name() const override { return "tcp+tls"; }
+  bool buffers() const override { return true; }
   bool buffered() const override { return SSL_pending(ssl_) > 0; }
 
   IoResult read(std::span<iovec> into) override {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,15 +71,16 @@ class TestFaults(FaultConformance):
         link.close()
 
 
-class Damage:
-    """A proxy before a page server that flips one bit of what the server sends, `times` connections long."""
+class Proxy:
+    """Before a page server: flips one bit of what the server sends in the first `damages` connections, and hands it on
+    in pieces of `piece` bytes."""
 
     AT_BYTE = 64 * 1024  # behind greeting and reply head: in a page
 
-    def __init__(self, address: str, times: int) -> None:
+    def __init__(self, address: str, *, damages: int = 0, piece: int = 65536) -> None:
         host, _, port = address.rpartition(":")
         self._target = (host, int(port))
-        self._times = times
+        self._damages, self._piece = damages, piece
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -90,16 +92,15 @@ class Damage:
             except OSError:
                 return
             server = socket.create_connection(self._target)
-            damages, self._times = self._times > 0, self._times - 1
+            damages, self._damages = self._damages > 0, self._damages - 1
             threading.Thread(target=self._pump, args=(client, server, -1), daemon=True).start()
             at = self.AT_BYTE if damages else -1
             threading.Thread(target=self._pump, args=(server, client, at), daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, damage_at: int) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, damage_at: int) -> None:
         seen = 0
         try:
-            while data := source.recv(65536):
+            while data := source.recv(self._piece):
                 if seen <= damage_at < seen + len(data):
                     changed = bytearray(data)
                     changed[damage_at - seen] ^= 0x10
@@ -126,7 +127,7 @@ def test_damage_on_the_wire_is_found_by_the_digest_and_healed_by_a_retry(
     length = pages_a_read * native.PAGE_BYTES
     reads = [(LARGE, i * length, length) for i in range(64 // pages_a_read)]
     for attempts, expected in ((1, ["corrupt"]), (4, [])):
-        proxy = Damage(server.address, times=1)
+        proxy = Proxy(server.address, damages=1)
         reader = native.tcp_reader(proxy.address, token, attempts=attempts)
         answers = reader.read_batch(reads, 30.0)
         assert [code for code, _ in answers if code != "ok"] == expected
@@ -139,6 +140,23 @@ def test_damage_on_the_wire_is_found_by_the_digest_and_healed_by_a_retry(
     assert unchecked.read(*reads[0]) == world.expect(*reads[0])
     unchecked.close()
     server.close()
+
+
+def test_replies_that_come_in_small_pieces_are_taken_to_their_last_byte(world: SlabWorld) -> None:
+    """A waiter lets the kernel gather 64 KiB before it is woken, but must not wait for more than is still to come."""
+    link = tcp_link(world)
+    assert link.server is not None
+    token = os.urandom(32)
+    link.server.grant(token, DOMAIN, "reader")
+    proxy = Proxy(link.server.address, piece=1500)
+    reader = native.tcp_reader(proxy.address, token, attempts=1)
+    for length in (128 * 1024 - 4096, 128 * 1024, 192 * 1024, 300 * 1024 + 16, 1 << 20):
+        begun_s = time.monotonic()
+        assert reader.read(LARGE, 4096, length) == world.expect(LARGE, 4096, length)
+        assert time.monotonic() - begun_s < 5.0, "it sat out the stall timeout"
+    reader.close()
+    proxy.close()
+    link.close()
 
 
 def test_streams_are_opened_for_what_fills_them_only(world: SlabWorld) -> None:
