@@ -126,7 +126,7 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
         "pages": pages,
         "scattered": scattered,
         "depth": sizes.depth,
-        "latency_us": {**spread(latencies, 1), "max": round(max(latencies), 1)},
+        "latency_us": _with_worst(latencies),
         "gb_per_s": round(statistics.median(speeds) / 1e9, 3),
         "reference": way.reference.__name__.removeprefix("time_"),
         "reference_gb_per_s": round(statistics.median(references) / 1e9, 3),
@@ -152,6 +152,10 @@ def _latencies(
     return found
 
 
+def _with_worst(samples: Sequence[float]) -> dict[str, float | int]:
+    return {**spread(samples, 1), "max": round(max(samples), 1)}
+
+
 def _setup(way: Way) -> dict[str, Any]:
     samples = []
     for _ in range(SETUP_REPEATS):
@@ -161,7 +165,7 @@ def _setup(way: Way) -> dict[str, Any]:
     return {
         "benchmark": "transport_setup",
         "transport": way.name,
-        "connect_us": spread(samples, 1),
+        "connect_us": _with_worst(samples),
     }
 
 

@@ -97,7 +97,7 @@ def _row(case: dict[str, Any]) -> list[str]:
         return [case["reference"], "", text, "", "", "", "", str(case["gb_per_s"])]
     if case["benchmark"] == "transport_setup":
         times = case["connect_us"]
-        return [case["transport"], "", "connect", str(times["p50"]), str(times["p99"])]
+        return [case["transport"], "", "connect", *(str(times[key]) for key in ("p50", "p99", "max", "n"))]
     times = case["latency_us"]
     return [
         case["transport"],

@@ -63,7 +63,7 @@ TEST(BaseSet, CountsBytesByWhatCarriedThem) {
   other->fall_back_next = 100;
   BaseSet set;
   const uint32_t a = set.add_remote(11, 100, {}, one), b = set.add_remote(12, 100, {}, other);
-  const Extent extents[] = {{a, 0, 2 * kPageBytes}, {a, 4 * kPageBytes, kPageBytes}, {b, 0, 4 * kPageBytes}};
+  const Extent extents[] = {{a, 2 * kPageBytes, 0}, {a, kPageBytes, 4 * kPageBytes}, {b, 4 * kPageBytes, 0}};
   EXPECT_EQ(set.ensure(extents, 1s), Code::ok);
   const BytesByTransport bytes = set.remote_bytes_by_transport();
   EXPECT_EQ(bytes[static_cast<size_t>(Transport::rdma)], kPageBytes);

@@ -37,6 +37,8 @@ def test_every_case_moves_bytes_and_has_a_reference() -> None:
     assert {(c["transport"], c["pages"], c["scattered"]) for c in cases} == {
         (t, p, s) for t in ("local", "tcp") for p in (1, 8) for s in (False, True)
     }
+    setups = [x["connect_us"] for x in lines if x["benchmark"] == "transport_setup"]
+    assert all(s["n"] >= 20 and s["max"] >= s["p99"] for s in setups)
     assert all(c["gb_per_s"] > 0 and c["reference_gb_per_s"] > 0 and c["latency_us"]["n"] > 0 for c in cases)
 
 
