@@ -153,9 +153,11 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::dial(const Slot& slot) {
       tls ? tls->handshake(std::move(fd), parse_address(target).host, deadline) : plain_stream(std::move(fd));
   iovec part{&hello, sizeof hello};
   std::byte answer[sizeof(wire::HelloReply)];
-  if (!write_all(*stream, {&part, 1}, deadline) || !read_all(*stream, answer, sizeof answer, deadline))
-    // Under TLS 1.3 a server refuses a client's certificate only after the client's handshake has ended.
-    throw Error(tls ? Code::unauthenticated : Code::peer_unreachable,
+  const bool sent = write_all(*stream, {&part, 1}, deadline);
+  // Under TLS 1.3 a server refuses a client's certificate only after the client's handshake has ended: what
+  // it said of that is read even when it was gone before the hello was sent.
+  if (!read_all(*stream, answer, sizeof answer, deadline) || !sent)
+    throw Error(stream->refused() ? Code::unauthenticated : Code::peer_unreachable,
                 "page server closed the connection before it was open", target);
   const auto reply = wire::parse_hello_reply(answer);
   const Code status = wire::code_from_wire(reply.status);
