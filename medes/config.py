@@ -10,6 +10,8 @@ A file has the tables [agent] and [controller]; `tls` and per-function overrides
     ca = "/etc/medes/ca.pem"
     [agent.functions.resize]
     keep_alive_period_s = 120
+    [agent.peers.node-b]
+    domains = "tenant-a, tenant-b"
 
 Environment: MEDES_AGENT_<FIELD> and MEDES_CONTROLLER_<FIELD>, upper case; TLS fields as MEDES_AGENT_TLS_CA.
 Durations carry their unit in the name (_s or _ms), sizes end in _bytes and may be written "512MiB".
@@ -41,6 +43,7 @@ S = TypeVar("S", bound="Settings")
 GIB = 1 << 30
 DURATION_S_MAX = 365 * 86400.0
 RUNTIME_DIR = "/run/medes"
+ALL_DOMAINS = "*"
 TRANSPORTS = ("auto", "local", "tcp", "rdma")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
@@ -50,7 +53,7 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 def setting(default: Any, help: str, **checks: Any) -> Any:
-    """A settings field. Checks: minimum, maximum, choices, address (True | "optional"), name, path."""
+    """A settings field. Checks: minimum, maximum, choices, address (True | "optional"), name, path, domains."""
     return field(default=default, metadata={"help": help, **checks})
 
 
@@ -104,6 +107,13 @@ class FunctionOverrides:
 
 
 @dataclass(frozen=True)
+class PeerOverrides:
+    """What one other node may do here; None means what all may."""
+
+    domains: str | None = setting(None, "domains whose bases it may pin and read here", domains=True)
+
+
+@dataclass(frozen=True)
 class AgentSettings(Settings):
     """Settings of `medes agent`."""
 
@@ -147,12 +157,25 @@ class AgentSettings(Settings):
     dedups_concurrent_max: int = setting(1, "dedup ops at once", minimum=1, maximum=256)
     background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
     fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)
-    transport: str = setting("auto", "how base pages of peers are read", choices=TRANSPORTS)
+    transport: str = setting(
+        "auto", "how base pages of peers are read; local: not at all, own bases only", choices=TRANSPORTS
+    )
+    page_streams: int = setting(
+        0,
+        "TCP connections to a peer for one domain's pages; 0: by the number of processors",
+        minimum=0,
+        maximum=16,
+    )
     rdma_devices: str = setting(
         "", "RDMA ports to use: device or device:port, with commas; empty: all active ones"
     )
     page_lease_s: float = setting(
         180.0, "a node silent this long loses its access to pages here", minimum=1.0, maximum=DURATION_S_MAX
+    )
+    peer_domains: str = setting(
+        ALL_DOMAINS,
+        "domains whose bases other nodes may pin and read here, with commas; *: all",
+        domains=True,
     )
     samples_per_page: int = setting(
         8, "fingerprint samples of a page; the controller's value rules", minimum=1, maximum=16
@@ -160,6 +183,9 @@ class AgentSettings(Settings):
     hold_frozen: bool = setting(False, "hold dedup'd sandboxes frozen: they wake only by Restore")
     functions: Mapping[str, FunctionOverrides] = field(
         default_factory=dict, metadata={"help": "per-function overrides", "table": FunctionOverrides}
+    )
+    peers: Mapping[str, PeerOverrides] = field(
+        default_factory=dict, metadata={"help": "per-node overrides", "table": PeerOverrides}
     )
 
     @property
@@ -180,6 +206,18 @@ class AgentSettings(Settings):
                 hint="use listen_tcp for TCP",
             )
         _check_dir("agent.shm_dir", str(self.shm_path))
+        if (self.peers or self.peer_domains != ALL_DOMAINS) and not self.node_certificates:
+            raise InvalidArgumentError(
+                "without certificates a node may call itself by any name: this would keep nobody out",
+                object="agent.peers" if self.peers else "agent.peer_domains",
+                hint="set node_certificates",
+            )
+
+    def may_read(self, node_id: str, domain: str) -> bool:
+        """Whether another node may pin and read this node's bases of a domain."""
+        own = self.peers.get(node_id, PeerOverrides()).domains
+        allowed = parse_domains(self.peer_domains if own is None else own)
+        return ALL_DOMAINS in allowed or domain in allowed
 
     def for_function(self, function: str) -> FunctionOverrides:
         """The overrides of a function with the agent's own values filled in."""
@@ -250,6 +288,9 @@ def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
             raise InvalidArgumentError(f"{value!r}: {error.message}", object=name, hint=error.hint) from None
     if "name" in rules and (value or rules["name"] is True):
         _check_name(name, value)
+    if "domains" in rules:
+        for domain in parse_domains(value) - {ALL_DOMAINS}:
+            _check_name(name, domain)
     if "path" in rules and (value or rules["path"] is True):
         _check_dir(name, value)
 
@@ -269,6 +310,11 @@ def _check_dir(name: str, value: str) -> None:
         raise InvalidArgumentError(
             f"{value!r} is not usable", object=name, hint="an absolute folder without '..'"
         )
+
+
+def parse_domains(text: str) -> frozenset[str]:
+    """The names in a list with commas; none of an empty one."""
+    return frozenset(filter(None, (part.strip() for part in text.split(","))))
 
 
 # --- loading -----------------------------------------------------------------------------------------------
@@ -300,7 +346,7 @@ def load(
             (prefix + f.name.upper(), environment.get(prefix + f.name.upper())),
             ("--" + f.name.replace("_", "-"), (flags or {}).get(f.name)),
         ):
-            if raw is not None and f.name not in ("tls", "functions"):
+            if raw is not None and f.name != "tls" and "table" not in f.metadata:
                 values[f.name] = _convert(_hints(cls)[f.name], raw, source, f.name)
     for f in dataclasses.fields(TlsFiles):
         for raw in (environment.get(f"{prefix}TLS_{f.name.upper()}"), (flags or {}).get(f"tls_{f.name}")):

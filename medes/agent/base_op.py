@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 async def wants_base(agent: Agent, entry: SandboxEntry) -> tuple[bool, str]:
     """Whether this sandbox should become a base: the controller's advice, without one our own knowledge."""
     spec = entry.spec
+    if agent.settings.transport == "local":  # what other nodes hold is of no use here
+        known = agent.bases.has_base_for(spec.domain, spec.function)
+        return not known, "the transport is local; this node has " + ("a base" if known else "no base")
     key = (spec.domain, spec.function)
     try:
         make, reason = await agent.controller.advise(spec.function, spec.domain, spec.sandbox_id)

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # when as much is left after those that are known here.
 UNMATCHED_RATIO_MIN = 0.10
 HASH_BYTES = PAGE_NUMBER_BYTES = 8
+OWN_BASES_ONLY = "the transport is local: own bases only"
 
 
 class Candidates:
@@ -46,6 +47,9 @@ class Candidates:
         found = self._found or await self._local()
         self._found = found
         self._kept, self._asked = None, []
+        if self._agent.settings.transport == "local":
+            self.note = OWN_BASES_ONLY
+            return
         by = "own"
         open_pages, hashes = await self._open(found)
         if open_pages and self._use_kept:

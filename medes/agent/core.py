@@ -100,7 +100,7 @@ class Agent:
             self._resolve,
             self._restores,
             rdma,
-            settings.transport == "rdma",
+            settings.transport,
         )
         self.peers.on_endpoints = self._remember_peer
         self.remote_index = RemoteIndex(

@@ -35,10 +35,11 @@ from medes.config import AgentSettings
 from medes.errors import IoError, MedesError, PermissionDeniedError
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
-from medes.rpc.address import parse_address
+from medes.rpc.address import parse_address, warn_if_open
 from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
 from medes.rpc.server import RpcServer
 from medes.transport.rdma import RdmaNode, open_rdma
+from medes.transport.streams import automatic_streams
 from medes.types import NodeEndpoints, NodeStatus
 from medes.types import SandboxState as S
 
@@ -284,6 +285,7 @@ def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:
         private_key=tls.private_key,
         ca=tls.ca,
     )
+    warn_if_open(settings.page_host, settings.tls, "base pages")
     address = server.address
     if settings.page_advertise_host:
         address = f"{settings.page_advertise_host}:{address.rpartition(':')[2]}"
@@ -292,11 +294,13 @@ def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:
 
 def _reader_factory(settings: AgentSettings) -> ReaderFactory:
     tls = settings.tls
+    streams = settings.page_streams or automatic_streams(len(os.sched_getaffinity(0)))
 
     def make(peer: NodeEndpoints, access: PageAccess) -> native.PageReader:
         return native.tcp_reader(
             access.page_address,
             access.token,
+            streams=streams,
             ca=tls.ca,
             certificate=tls.certificate,
             private_key=tls.private_key,

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from medes import native
-from medes.agent import hooks, journal_state
+from medes.agent import hooks, journal_state, page_sources
 from medes.agent.base_op import BEING_MADE, free_base, publish_base, wants_base
 from medes.agent.candidates import Candidates
 from medes.agent.core import Agent, endpoints_to_json
@@ -84,7 +84,7 @@ class DedupOp:
         self.stage_us: dict[str, int] = {}
         self.notes: list[str] = []
         self.base_bytes_added = 0
-        self.remote_pages = self.remote_bytes_encoded = 0  # read of peers while encoding
+        self.remote_pages: dict[str, int] = {}  # read of peers while encoding, by transport
         self.file: native.SandboxFile | None = None
         # A base must be made of all pages, so nothing is taken over then.
         self.previous = None if make_base else entry.previous
@@ -124,8 +124,7 @@ class DedupOp:
             await self._commit()
             point("dedup.committed")
             # Before the eviction: from then on the sandbox may wake at any instant and read these pages itself.
-            self.remote_pages = planned.bases.remote_pages_read
-            self.remote_bytes_encoded = planned.bases.remote_bytes_read
+            self.remote_pages = planned.bases.remote_pages_by_transport
             planned.bases.drop_remote()
             self._check()
         except BaseException:
@@ -416,7 +415,7 @@ class DedupOp:
         evicted = self._evicted(planned, live)
         packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         live.set_working_set(packed)
-        evicted.remote_bytes_before = self.remote_bytes_encoded
+        evicted.remote_pages_before = self.remote_pages
         entry.evicted = evicted
         entry.previous = None
         entry.cancel = None
@@ -470,13 +469,10 @@ class DedupOp:
         agent, entry = self.agent, self.entry
         result, stats = evicted.handle.evict_result, encoded.stats
         self.notes += evicted.handle.notes
-        remote_pages = self.remote_pages
         resident = await agent.in_ops(resident_bytes, agent, entry, result)
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
-        if evicted.transport_by_peer and remote_pages:
-            transport = next(iter(evicted.transport_by_peer.values()))
-            agent.count_remote(transport, remote_pages)
+        page_sources.count(agent, self.remote_pages)
         report = DedupReport(
             warm_bytes=warm_bytes,
             patch_bytes=patch_bytes,
@@ -488,9 +484,9 @@ class DedupOp:
             stopped_us=result.get("stopped_us", 0),
             total_us=int((time.perf_counter() - start_s) * 1e6),
             stage_us=self.stage_us,
-            remote_pages_read=remote_pages,
+            remote_pages_read=sum(self.remote_pages.values()),
             changed_pages=result.get("changed_pages", 0),
-            pages_by_transport=pages_by_transport(evicted.transport_by_peer, remote_pages),
+            pages_by_transport=self.remote_pages,
             notes=tuple(self.notes),
         )
         entry.kept_bytes = patch_bytes + table_bytes + resident
@@ -522,12 +518,6 @@ def resident_bytes(agent: Agent, entry: SandboxEntry, result: dict[str, int]) ->
         return native.private_bytes(entry.spec.processes())
     except MedesError:
         return result.get("resident_pages", 0) * native.PAGE_BYTES
-
-
-def pages_by_transport(transport_by_peer: dict[str, str], remote_pages: int) -> dict[str, int]:
-    """Remote base pages read by transport. A sandbox's peers use one transport unless one of them fell back."""
-    kinds = sorted(set(transport_by_peer.values()))
-    return {"+".join(kinds): remote_pages} if kinds and remote_pages else {}
 
 
 def unpin(agent: Agent, holder: str, pins: dict[str, list[int]]) -> None:

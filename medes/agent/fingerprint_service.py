@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 
 from medes import native
 from medes.agent.core import Agent
+from medes.agent.peer_handlers import require_domain
 from medes.errors import BusyError, InvalidArgumentError
 from medes.limits import FINGERPRINT_CALLS_QUEUED_MAX, FINGERPRINT_PART_PAGES_MAX, NAME_CHARS_MAX
 
@@ -35,6 +36,7 @@ class FingerprintService:
         for name in (node_id, domain):
             if not name or len(name) > NAME_CHARS_MAX:
                 raise InvalidArgumentError("node and domain must be named", object=name[:50] or "(empty)")
+        require_domain(self._agent, node_id, domain, [base_id])
         if not 1 <= samples_per_page <= native.MAX_SAMPLES:
             raise InvalidArgumentError(
                 f"{samples_per_page} samples a page", object=node_id, hint=f"1 to {native.MAX_SAMPLES}"

@@ -6,6 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from medes.agent import page_sources
 from medes.agent.core import Agent
 from medes.agent.observer import Observer
 from medes.agent.peer_handlers import PageAccessTable
@@ -43,6 +44,9 @@ class AgentObserver(Observer):
         metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
         metrics.remote_index_bases.set_function(lambda: float(len(agent.remote_index.base_ids)))
         metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
+        for transport in page_sources.TRANSPORTS:
+            sources = partial(page_sources.sandboxes_by_source, agent, transport)
+            metrics.base_sources.labels(transport).set_function(sources)
         limit = agent.settings.memory_limit_bytes
         metrics.memory_pressure.set_function(lambda: agent.used_bytes() / limit if limit else 0.0)
 

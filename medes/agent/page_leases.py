@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from medes.agent.core import Agent
 from medes.agent.peer_handlers import PageAccessTable
+from medes.agent.recovery import own_pins_at
 
 log = logging.getLogger(__name__)
 
 TELLS_PER_LEASE = 4  # so that some may be lost
+
+
+def pinned_at(agent: Agent, node_id: str) -> set[int]:
+    """The bases this node pins at another, for sandboxes and for dedup ops under way."""
+    pins = own_pins_at(agent, node_id)
+    return {base_id for _, base_ids in pins.values() for base_id in base_ids}
 
 
 async def run(agent: Agent, pages: PageAccessTable) -> None:
@@ -18,6 +26,7 @@ async def run(agent: Agent, pages: PageAccessTable) -> None:
         await agent.clock.sleep(agent.settings.page_lease_s / TELLS_PER_LEASE)
         try:
             pages.reap()
+            agent.peers.forget_regions(functools.partial(pinned_at, agent))
             await agent.peers.keep_pages()
         except Exception:  # peers would take this node for dead
             log.exception("page leases")

@@ -18,7 +18,7 @@ from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
 from medes.agent.journal import Record
 from medes.agent.peer_client import PageAccess
-from medes.errors import InvalidArgumentError, LimitExceededError, MedesError
+from medes.errors import InvalidArgumentError, LimitExceededError, MedesError, NotFoundError
 from medes.limits import BASES_PER_NODE_MAX, NAME_CHARS_MAX, NODES_MAX, SANDBOXES_PER_NODE_MAX
 from medes.transport.rdma import NO_RDMA, RdmaNode
 from medes.types import BaseDescriptor
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
 PAGE_ACCESS_MAX = NODES_MAX * 16
+
+
+def require_domain(agent: Agent, node_id: str, domain: str, base_ids: list[int]) -> None:
+    """Raises not_found, as for a base that does not exist, when that node may not read the domain here."""
+    if not agent.settings.may_read(node_id, domain):
+        log.warning("%s asked for domain %s, which it may not read here", node_id, domain)
+        name = f"base {base_ids[0]:016x}" if base_ids else f"domain {domain}"
+        raise NotFoundError("this node has no such base", object=name)
 
 
 def _check_names(*names: str) -> None:
@@ -43,6 +51,7 @@ async def pin(
     _check_names(node_id, holder_id, domain)
     if len(base_ids) > BASES_PER_NODE_MAX:
         raise LimitExceededError(f"{len(base_ids)} bases in one pin", object=node_id)
+    require_domain(agent, node_id, domain, base_ids)
     already = agent.pins.held(node_id, holder_id)
     bases = agent.bases.grantable(domain, base_ids, already)
     # In memory first: while the journal is written nobody else may free one of these.
@@ -86,7 +95,9 @@ async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, li
     kept: dict[str, tuple[str, list[int]]] = {}
     for holder_id, (domain, base_ids) in pins.items():
         _check_names(holder_id, domain)
-        known = [b for b in base_ids if _has(agent, b, domain)]
+        known = []
+        if agent.settings.may_read(node_id, domain):
+            known = [b for b in base_ids if _has(agent, b, domain)]
         missing += [b for b in base_ids if b not in known]
         kept[holder_id] = (domain, known)
     freed, gone = agent.pins.replace_node(node_id, kept)
@@ -99,7 +110,7 @@ async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, li
     ]
     if records:
         await agent.journal.write(*records, sync=True)
-    for domain in {domain for domain, _ in kept.values()}:
+    for domain in {domain for domain, known in kept.values() if known}:
         agent.on_pinned(node_id, domain)
     for base_id in freed:
         free_base(agent, base_id)
@@ -143,7 +154,8 @@ class PageAccessTable:
     def grant_again(self) -> None:
         """After recovery: the tokens that peers with pins here were granted before."""
         for node_id, domain in self._agent.pins.peer_domains(self._agent.node_id):
-            self._grant(node_id, domain)
+            if self._agent.settings.may_read(node_id, domain):
+                self._grant(node_id, domain)
 
     async def _load_secret(self) -> None:
         known = self._agent.journal.state.node.get("secret", "")
@@ -177,8 +189,12 @@ class PageAccessTable:
         return token
 
     def open(self, node_id: str, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
-        """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can."""
+        """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can.
+
+        Raises not_found where that node may not read the domain, limit_exceeded.
+        """
         _check_names(node_id, domain)
+        require_domain(self._agent, node_id, domain, [])
         if (node_id, domain) not in self._kept_s and len(self._kept_s) >= PAGE_ACCESS_MAX:
             raise LimitExceededError("too many nodes and domains with page access", object=node_id)
         token = self._grant(node_id, domain)

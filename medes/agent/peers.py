@@ -43,7 +43,7 @@ class PeerTable:
         resolve: Callable[[str], Awaitable[NodeEndpoints | None]],
         executor: Executor,
         rdma: RdmaNode | None = None,
-        rdma_required: bool = False,
+        transport: str = "auto",
     ) -> None:
         self._own_node = own_node
         self._make_client = make_client
@@ -51,7 +51,8 @@ class PeerTable:
         self._resolve = resolve
         self._executor = executor
         self._rdma = rdma
-        self._rdma_required = rdma_required
+        self._rdma_required = transport == "rdma"
+        self._own_only = transport == "local"
         self.endpoints: dict[str, NodeEndpoints] = {}
         self._clients: dict[str, PeerClient] = {}
         self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
@@ -132,6 +133,13 @@ class PeerTable:
 
     async def reader(self, node_id: str, domain: str) -> native.PageReader:
         """The reader of a peer's pages, opened on first use. Raises peer_unreachable, unauthenticated."""
+        if self._own_only:
+            # Transient to those who need these pages: they wait as for a peer that is away, nothing is lost.
+            raise PeerUnreachableError(
+                "the transport is local: pages of other nodes are not read",
+                object=node_id,
+                hint="set transport to auto or tcp",
+            )
         key = (node_id, domain)
         async with self._opening.setdefault(key, asyncio.Lock()):
             if key not in self._readers:
@@ -194,6 +202,12 @@ class PeerTable:
         for node_id, domain in self._readers:
             used.setdefault(node_id, []).append(domain)
         await asyncio.gather(*(tell(node_id, domains) for node_id, domains in used.items()))
+
+    def forget_regions(self, pinned_at: Callable[[str], Iterable[int]]) -> None:
+        """Forgets where peers' bases are that this node pins no more; `pinned_at` a node, dedup ops included."""
+        if self._rdma is not None:
+            for node_id in {node_id for node_id, _ in self._readers}:
+                self._rdma.keep_regions(node_id, pinned_at(node_id))
 
     async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
         """Whether the reader in use still reads the base (the peer may have restarted). False: it was dropped."""

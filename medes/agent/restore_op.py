@@ -12,9 +12,9 @@ import time
 from dataclasses import replace
 
 from medes import native
-from medes.agent import hooks, journal_state
+from medes.agent import hooks, journal_state, page_sources
 from medes.agent.core import Agent
-from medes.agent.dedup_op import add_remote, pages_by_transport, unpin
+from medes.agent.dedup_op import add_remote, unpin
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, Previous, SandboxEntry
 from medes.agent.working_sets import Page, unpack_pages
@@ -117,7 +117,7 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
         await agent.in_restores(live.detach)
     evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, evicted.file, bases)
     evicted.bases, evicted.transport_by_peer = bases, transports
-    evicted.remote_bytes_before = 0
+    evicted.remote_pages_before = {}
     arm_wake(agent, entry, evicted)
 
 
@@ -199,10 +199,7 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     report = _report(evicted, queue_us)
     entry.last_restore = report
     agent.observer.restore("demand" if report.demand_woken else "done", report)
-    remote_pages = report.remote_bytes // native.PAGE_BYTES
-    for transport in sorted(set(evicted.transport_by_peer.values())):
-        agent.count_remote(transport, remote_pages)
-        break
+    page_sources.count(agent, report.pages_by_transport)
     # The journal first: a file that is still there is only an orphan to a restarted agent.
     await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
     entry.evicted = None
@@ -220,15 +217,15 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
 
 def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
     stats = evicted.handle.stats()
-    remote_bytes = max(0, evicted.bases.remote_bytes_read - evicted.remote_bytes_before)
+    remote_pages = page_sources.pages_since(evicted.bases, evicted.remote_pages_before)
     return RestoreReport(
         pages_total=stats.get("pages_total", 0),
         pages_prefetched=stats.get("pages_prefetched", 0),
         faults_demand=stats.get("faults_demand", 0),
         ready_us=stats.get("ready_us", 0),
         complete_us=stats.get("complete_us", 0),
-        remote_bytes=remote_bytes,
-        pages_by_transport=pages_by_transport(evicted.transport_by_peer, remote_bytes // native.PAGE_BYTES),
+        remote_bytes=sum(remote_pages.values()) * native.PAGE_BYTES,
+        pages_by_transport=remote_pages,
         was_dedup=True,
         demand_woken=bool(stats.get("demand_woken", 0)),
         queue_us=queue_us,

@@ -74,10 +74,17 @@ class Evicted:
     pins: dict[str, list[int]]  # node → base ids
     descriptors: dict[int, BaseDescriptor]  # of the remote bases
     endpoints: dict[str, NodeEndpoints]  # of the nodes that hold them
-    transport_by_peer: dict[str, str] = field(default_factory=dict)
+    transport_by_peer: dict[str, str] = field(
+        default_factory=dict
+    )  # other nodes, when their reader was opened
     since_s: float = 0.0
-    remote_bytes_before: int = 0  # what encoding had read into `bases`
+    remote_pages_before: dict[str, int] = field(default_factory=dict)  # what encoding had read, by transport
     probe: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
+
+    def sources(self, own_node: str) -> dict[str, str]:
+        """Node → how its base pages are reached; the own node's are mapped."""
+        own = {own_node: "local"} if self.pins.get(own_node) else {}
+        return {**self.transport_by_peer, **own}
 
     @property
     def handle(self) -> LiveHandle:
@@ -162,7 +169,7 @@ class SandboxEntry:
             state_age_ms=max(0, int((now_s - self.since_s) * 1000)),
             dedup_count=self.dedup_count,
             restore_count=self.restore_count,
-            transport_by_peer=dict(evicted.transport_by_peer) if evicted else {},
+            transport_by_peer=evicted.sources(self.node_id) if evicted else {},
             last_dedup=self.last_dedup,
             last_restore=self.last_restore,
             lost_reason=self.lost_reason,

@@ -1,8 +1,10 @@
 """Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`,
-bare verbs for `rdma`.
+bare verbs and perftest's `ib_read_bw` for `rdma`.
 
 A case is (transport, pages a batch, contiguous or scattered). Reference and transport take turns in short rounds, so
-that a busy neighbour hits both; figures are medians over the rounds. Every loop verifies the bytes it read.
+that a busy neighbour hits both; figures are medians over the rounds. Latencies are of single batches, one in flight:
+at least LATENCY_BATCHES of them unless that takes longer than LATENCY_S_MAX; `n` says how many there were and `max`
+the worst, which is what a p99 of few samples would hide. Every loop verifies the bytes it read.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from medes import native
+from medes.bench import perftest
 from medes.bench.measure import spread
 from medes.config import TlsFiles
-from medes.errors import MedesError
+from medes.errors import UnsupportedError
 
 PAGE = native.PAGE_BYTES
 READ_BYTES_MAX = 8 << 20
@@ -31,6 +34,8 @@ DOMAIN = "bench"
 BASE_ID = 1
 TRANSPORTS = ("local", "tcp", "tcp-unchecked", "tcp+tls", "rdma")
 SETUP_REPEATS = 20
+LATENCY_BATCHES = 200
+LATENCY_S_MAX = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Sizes:
     round_batches_max: int = 2000
     rounds: int = 5
     depth: int = 2
+    latency_batches: int = LATENCY_BATCHES
 
 
 @dataclass
@@ -63,21 +69,32 @@ def offsets_of(pages: int, scattered: bool, slab_pages: int) -> tuple[list[int],
     return list(range(0, pages * PAGE, length)), length
 
 
-def measure(names: Sequence[str], sizes: Sizes, tls: TlsFiles | None = None) -> Iterator[dict[str, Any]]:
-    """One line a case; a transport that cannot run here yields one line that says why."""
+def measure(
+    names: Sequence[str] = (), sizes: Sizes | None = None, tls: TlsFiles | None = None
+) -> Iterator[dict[str, Any]]:
+    """One line a case. Without `names` all transports, and one that cannot run here yields one line that says why;
+    one that is named and cannot run raises unsupported, or what else it fails with."""
+    sizes = sizes or Sizes()
     with tempfile.TemporaryDirectory(prefix="medes-bench-", dir=_shm()) as folder:
         source = random.Random(5)
         image = native.MemoryImage.from_buffer(source.randbytes(sizes.slab_pages * PAGE))
         slab = native.Slab.create(str(Path(folder) / "bench.slab"), BASE_ID, image)
-        for name in names:
+        for name in names or TRANSPORTS:
             try:
-                with _open(name, slab, tls) as way:
+                with contextlib.ExitStack() as stack:
+                    way = _open(stack, name, slab, tls)
                     yield _setup(way)
                     for pages in sizes.batches:
                         for scattered in (False, True):
                             yield _case(way, slab, pages, scattered, sizes)
-            except MedesError as error:
+                if name == "rdma":
+                    yield from perftest.measure(sizes.batches, sizes.depth)
+            except UnsupportedError as error:
+                if names:
+                    raise
                 yield {"benchmark": "transport", "transport": name, "skipped": str(error)}
+                if name == "rdma":
+                    yield perftest.skipped(str(error))
 
 
 def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes) -> dict[str, Any]:
@@ -87,7 +104,7 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
     native.time_reads(
         way.reader, slab, offsets, length, max(2, n // 10), sizes.depth
     )  # warm buffers and windows
-    speeds, references, latencies = [], [], []
+    speeds, references = [], []
     client_cpu_s = server_cpu_s = reference_cpu_s = 0.0
     moved = 0
     for _ in range(sizes.rounds):
@@ -101,24 +118,42 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
         server_cpu_s += server
         moved += times["bytes"]
         speeds.append(times["bytes"] / times["wall_s"])
-    for _ in range(sizes.rounds):
-        latencies += native.time_reads(way.reader, slab, offsets, length, max(3, n // 5), 1)["latency_us"]
+    latencies = _latencies(way.reader, slab, offsets, length, sizes)
+    cpu_s = client_cpu_s + server_cpu_s or 1e-9
     return {
         "benchmark": "transport",
         "transport": way.name,
         "pages": pages,
         "scattered": scattered,
         "depth": sizes.depth,
-        "latency_us": spread(latencies, 1),
+        "latency_us": _with_worst(latencies),
         "gb_per_s": round(statistics.median(speeds) / 1e9, 3),
         "reference": way.reference.__name__.removeprefix("time_"),
         "reference_gb_per_s": round(statistics.median(references) / 1e9, 3),
         "of_reference": round(statistics.median(s / r for s, r in zip(speeds, references, strict=True)), 3),
         "reference_cpu_s_per_gb": round(reference_cpu_s / (moved / 1e9), 3),
-        "reads_per_s_per_core": round(moved / length / (client_cpu_s + server_cpu_s or 1e-9)),
+        "read_bytes": length,
+        "reads_per_s_per_core": round(moved / length / cpu_s),
+        "pages_per_s_per_core": round(moved / PAGE / cpu_s),
         "client_cpu_s_per_gb": round(client_cpu_s / (moved / 1e9), 3),
         "server_cpu_s_per_gb": round(server_cpu_s / (moved / 1e9), 3),
     }
+
+
+def _latencies(
+    reader: native.PageReader, slab: native.Slab, offsets: list[int], length: int, sizes: Sizes
+) -> list[float]:
+    """Microseconds of single batches with nothing else in flight."""
+    found: list[float] = []
+    deadline_s = time.monotonic() + LATENCY_S_MAX
+    while len(found) < sizes.latency_batches and (time.monotonic() < deadline_s or not found):
+        # In small portions, so that the bound on time holds where a batch takes long.
+        found += native.time_reads(reader, slab, offsets, length, 5, 1)["latency_us"]
+    return found
+
+
+def _with_worst(samples: Sequence[float]) -> dict[str, float | int]:
+    return {**spread(samples, 1), "max": round(max(samples), 1)}
 
 
 def _setup(way: Way) -> dict[str, Any]:
@@ -130,21 +165,20 @@ def _setup(way: Way) -> dict[str, Any]:
     return {
         "benchmark": "transport_setup",
         "transport": way.name,
-        "connect_us": spread(samples, 1),
+        "connect_us": _with_worst(samples),
     }
 
 
-@contextlib.contextmanager
-def _open(name: str, slab: native.Slab, tls: TlsFiles | None) -> Iterator[Way]:
-    with contextlib.ExitStack() as stack:
-        openers = {
-            "local": _local,
-            "tcp": _tcp,
-            "tcp-unchecked": _tcp_unchecked,
-            "tcp+tls": _tcp_tls,
-            "rdma": _rdma,
-        }
-        yield openers[name](stack, slab, tls)
+def _open(stack: contextlib.ExitStack, name: str, slab: native.Slab, tls: TlsFiles | None) -> Way:
+    """Connects; `stack` closes it. Raises unsupported where this transport cannot run here."""
+    openers = {
+        "local": _local,
+        "tcp": _tcp,
+        "tcp-unchecked": _tcp_unchecked,
+        "tcp+tls": _tcp_tls,
+        "rdma": _rdma,
+    }
+    return openers[name](stack, slab, tls)
 
 
 def _local(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
@@ -163,8 +197,18 @@ def _tcp_unchecked(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles
 
 
 def _tcp_tls(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
-    if tls is None or not tls.certificate:
-        raise MedesError("needs certificates: --tls-certificate, --tls-private-key, --tls-ca")
+    """With throw-away certificates unless some are given."""
+    if tls is None or not tls.enabled:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medes-bench-")))
+        try:
+            from medes.bench.certificates import Authority
+        except ImportError as error:
+            raise UnsupportedError(
+                f"no certificates, and none can be made: {error}",
+                object="tcp+tls",
+                hint="pip install cryptography, or give --tls-certificate, --tls-private-key, --tls-ca",
+            ) from error
+        tls = Authority(folder).issue("bench")
     return _over_sockets(stack, slab, "tcp+tls", tls)
 
 

@@ -10,8 +10,8 @@ from medes.cli.format import table
 from medes.cli.options import json_lines_option
 
 COLUMNS = (
-    "transport", "pages", "layout", "p50 µs", "p99 µs", "GB/s", "of reference", "reads/s/core",
-    "client CPU s/GB", "server CPU s/GB", "reference CPU s/GB",
+    "transport", "pages", "layout", "p50 µs", "p99 µs", "max µs", "n", "GB/s", "of reference", "reads/s/core",
+    "pages/s/core", "client CPU s/GB", "server CPU s/GB", "reference CPU s/GB",
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ COLUMNS = (
     "transports",
     multiple=True,
     type=click.Choice(["local", "tcp", "tcp-unchecked", "tcp+tls", "rdma"]),
-    help="Measure these only (repeatable); all that run here otherwise.",
+    help="Measure these only (repeatable), and fail where one cannot run; all that run here otherwise.",
 )
 @click.option("--pages", multiple=True, type=click.IntRange(1, 8192), help="Pages a batch (repeatable).")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
@@ -35,7 +35,11 @@ COLUMNS = (
     type=click.IntRange(1, 4096),
     help="Instead: set-up, memory and latency of RDMA with that many connections (repeatable).",
 )
-@click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--tls-certificate",
+    type=click.Path(exists=True, dir_okay=False),
+    help="For tcp+tls, with the next two; throw-away ones otherwise.",
+)
 @click.option("--tls-private-key", type=click.Path(exists=True, dir_okay=False))
 @click.option("--tls-ca", type=click.Path(exists=True, dir_okay=False))
 @json_lines_option
@@ -54,7 +58,8 @@ def cli(
     """Time page reads: batches of contiguous and scattered pages, latency, throughput and CPU time of both sides.
 
     --json prints one line per case. `of reference` compares with memcpy (local), READs on bare verbs (rdma) or a bare
-    socket (all others) that moved the same bytes in the same run.
+    socket (all others) that moved the same bytes in the same run. With rdma, perftest's ib_read_bw is run on the same
+    device at the same read sizes, where it is installed.
     """
     from medes.bench import transport
     from medes.bench.measure import line
@@ -75,7 +80,7 @@ def cli(
     )
     tls = TlsFiles(tls_certificate or "", tls_private_key or "", tls_ca or "")
     rows: list[list[str]] = []
-    for case in transport.measure(transports or transport.TRANSPORTS, sizes, tls):
+    for case in transport.measure(transports, sizes, tls):
         if as_json:
             click.echo(line(case))
         else:
@@ -86,10 +91,13 @@ def cli(
 
 def _row(case: dict[str, Any]) -> list[str]:
     if "skipped" in case:
-        return [case["transport"], "", f"skipped: {case['skipped']}"]
+        return [case.get("reference", case["transport"]), "", f"skipped: {case['skipped']}"]
+    if case["benchmark"] == "transport_reference":
+        text = f"{case['read_bytes']} B × {case['reads_in_flight']} in flight"
+        return [case["reference"], "", text, "", "", "", "", str(case["gb_per_s"])]
     if case["benchmark"] == "transport_setup":
         times = case["connect_us"]
-        return [case["transport"], "", "connect", str(times["p50"]), str(times["p99"])]
+        return [case["transport"], "", "connect", *(str(times[key]) for key in ("p50", "p99", "max", "n"))]
     times = case["latency_us"]
     return [
         case["transport"],
@@ -97,9 +105,12 @@ def _row(case: dict[str, Any]) -> list[str]:
         "scattered" if case["scattered"] else "contiguous",
         str(times["p50"]),
         str(times["p99"]),
+        str(times["max"]),
+        str(times["n"]),
         str(case["gb_per_s"]),
         f"{case['of_reference']:.0%}",
         str(case["reads_per_s_per_core"]),
+        str(case["pages_per_s_per_core"]),
         str(case["client_cpu_s_per_gb"]),
         str(case["server_cpu_s_per_gb"]),
         str(case["reference_cpu_s_per_gb"]),

@@ -158,7 +158,7 @@ class Demo:
             else:
                 entry.dedup = result.report
                 entry.kept_bytes = result.sandbox.kept_bytes
-                self.transports.update(result.sandbox.transport_by_peer.values())
+                self.transports |= set(result.sandbox.transport_by_peer.values()) - {"local"}
             advance()
         await self._read_nodes()
 

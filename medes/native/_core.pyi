@@ -263,7 +263,9 @@ class PageReader:
     """Reads of one peer's base pages, whatever the transport. Thread-safe."""
 
     @property
-    def transport(self) -> str: ...
+    def transport(self) -> str:
+        """What a batch submitted now would take."""
+
     def read(self, base_id: int, offset: int, length: int, timeout_s: float = 10.0) -> bytes:
         """(nogil) One read, for tests and tools: page bytes of ops never pass through Python."""
 
@@ -276,7 +278,11 @@ class PageReader:
         """After the peer was started anew: where it is and what it granted; used from the next connection on."""
 
     def stats(self) -> dict[str, int]: ...
-    # batches, reads, bytes, failures, retries, reconnects, fallbacks
+    # batches, reads, bytes, failures, retries, reconnects, fallbacks, breaks
+    @property
+    def bytes_by_transport(self) -> dict[str, int]:
+        """stats()["bytes"] by what carried them; only those that carried any."""
+
     def close(self) -> None: ...
 
 def tcp_reader(
@@ -303,6 +309,7 @@ def fault_reader(
     drop: float = 0.0,
     fail: float = 0.0,
     corrupt: float = 0.0,
+    corrupt_found: bool = False,
     delay_max_us: int = 0,
     reorder: bool = False,
     die_after_reads: int = 0,
@@ -409,7 +416,8 @@ class RdmaReader(PageReader):
 
     def connect(self, remote: RdmaEndpoint) -> None: ...
     def add_region(self, region: RdmaRegion) -> None: ...
-    def remove_region(self, base_id: int) -> None: ...
+    def keep_regions(self, base_ids: list[int]) -> int:
+        """Forgets the regions of all other bases; returns how many."""
 
 def fallback_reader(first: RdmaReader, second: PageReader) -> PageReader:
     """RDMA, then (counted in stats()["fallbacks"]) the second reader."""
@@ -431,6 +439,10 @@ class BaseSet:
     def remote_pages_read(self) -> int: ...
     @property
     def remote_bytes_read(self) -> int: ...
+    @property
+    def remote_pages_by_transport(self) -> dict[str, int]:
+        """remote_pages_read by what carried them; only those that carried any."""
+
     def drop_remote(self) -> None: ...
 
 # --- live -------------------------------------------------------------------------------------------------

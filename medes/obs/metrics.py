@@ -152,6 +152,11 @@ class AgentMetrics:
         self.base_pages_read = counter(
             "base_pages_read", "Base pages read from peers by transport.", "transport"
         )
+        self.base_sources = gauge(
+            "base_sources",
+            "Dedup'd sandboxes by how their base pages are reached: local (this node's own), tcp, tcp+tls, rdma.",
+            "transport",
+        )
         self.page_server_bytes = gauge("page_server_bytes", "Base page bytes sent to peers over TCP.")
         self.rdma_connections = gauge(
             "rdma_connections",

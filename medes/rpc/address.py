@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from medes.errors import AlreadyExistsError, InvalidArgumentError, IoError
+from medes.rpc.tls import TlsFiles
+
+log = logging.getLogger(__name__)
 
 # sockaddr_un holds 108 bytes with the terminating zero.
 UNIX_PATH_BYTES_MAX = 107
@@ -85,3 +90,27 @@ def clear_stale_socket(path: Path) -> None:
         path.unlink(missing_ok=True)
     elif result != errno.ENOENT:
         raise AlreadyExistsError("another process listens on this socket", object=str(path))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address listened on. A name counts as what it resolves to here; one that
+    does not resolve is taken for open."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+def warn_if_open(host: str, tls: TlsFiles | None, what: str) -> None:
+    """Logs a warning where others reach `host` and nothing says who they are."""
+    if not (tls and tls.ca) and not is_loopback(host):
+        log.warning(
+            "%s at %s without client certificates (tls.ca): whoever reaches it is served; see docs/threat-model.md",
+            what,
+            host,
+        )

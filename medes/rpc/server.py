@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from medes.errors import IoError, PermissionDeniedError
 from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPCS_CONCURRENT_MAX
-from medes.rpc.address import Address, clear_stale_socket, parse_address
+from medes.rpc.address import Address, clear_stale_socket, parse_address, warn_if_open
 from medes.rpc.interceptors import ErrorServerInterceptor, Observer
 from medes.rpc.tls import TlsFiles, server_credentials
 
@@ -55,6 +55,8 @@ class RpcServer:
         if parsed.is_unix:
             return self._bind_unix(parsed, unix_mode)
         credentials = server_credentials(tls) if tls else None
+        if credentials is None:
+            warn_if_open(parsed.host, tls, "gRPC")
         try:
             if credentials:
                 port = self.server.add_secure_port(parsed.target, credentials)

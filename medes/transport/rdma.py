@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from medes import native
 from medes.errors import BusyError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.transport.rdma_watch import LinkWatch
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class _Link:
     rail: int
     reader: native.RdmaReader
     exchange: Exchange
+    combined: native.PageReader | None = None  # with TCP behind it
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ class RdmaNode:
         self._served: dict[int, str] = {}  # base id → domain
         self._accepted: dict[LinkKey, _Accepted] = {}
         self._links: dict[tuple[int, int], _Link] = {}  # by (rail, reader id)
+        self._watch = LinkWatch()
         # Threads of its own: one a rail mostly sleeps in take_wanted.
         self._executor = ThreadPoolExecutor(len(self._rails) + 1, "medes-rdma")
 
@@ -219,7 +222,9 @@ class RdmaNode:
             for old in [i for i, known in self._links.items() if known.key == link.key]:
                 del self._links[old]
             self._links[rail, link.reader.id] = link
-            return native.fallback_reader(link.reader, second)
+            self._watch.forget(*link.key)
+            link.combined = native.fallback_reader(link.reader, second)
+            return link.combined
         return second
 
     async def _reaches(self, link: _Link, answer: RdmaAnswer) -> bool:
@@ -243,6 +248,12 @@ class RdmaNode:
                 for region in regions:
                     link.reader.add_region(region)
 
+    def keep_regions(self, node_id: str, base_ids: Iterable[int]) -> int:
+        """Forgets where that node's other bases are, for they may be gone; returns how many. Right at any time for
+        bases that are not pinned there: a pin brings the base's region anew."""
+        kept = list(base_ids)
+        return sum(link.reader.keep_regions(kept) for link in self._links.values() if link.key[0] == node_id)
+
     def in_use(self, node_id: str) -> list[str]:
         """The domains that this node reads there by RDMA at present."""
         return [
@@ -257,10 +268,12 @@ class RdmaNode:
         except BusyError as error:
             log.warning("%s: %s", link.key[0], error)
             return None
+        # A peer that was started anew has registered its slabs anew: what it says now replaces what was known. Before
+        # the exchange, so that the region of a base pinned meanwhile stays.
+        link.reader.keep_regions([])
         answer = await link.exchange(endpoint)
         if answer.endpoint is None:
             return answer
-        # A peer that was started anew has registered its slabs anew: what it says now replaces what was known.
         for region in answer.regions:
             link.reader.add_region(region)
         try:
@@ -296,6 +309,7 @@ class RdmaNode:
         tasks: set[asyncio.Task[None]] = set()
         while True:
             wanted = await loop.run_in_executor(self._executor, context.take_wanted, WANTED_WAIT_S)
+            self._look_at_links(rail, loop.time())
             for reader_id in wanted:
                 link = self._links.get((rail, reader_id))
                 if link is not None:
@@ -305,6 +319,11 @@ class RdmaNode:
             if loop.time() >= evict_at:
                 await loop.run_in_executor(self._executor, context.evict_idle, IDLE_EVICT_S)
                 evict_at = loop.time() + EVICT_EVERY_S
+
+    def _look_at_links(self, rail: int, now_s: float) -> None:
+        for (on, _), link in self._links.items():
+            if on == rail and link.combined is not None:
+                self._watch.look(*link.key, link.combined.stats(), now_s)
 
     def stats(self) -> dict[str, int]:
         """Sums over the rails."""

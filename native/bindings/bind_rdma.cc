@@ -167,7 +167,10 @@ void register_rdma(nb::module_& m) {
       .def("offer", &RdmaReader::offer, nb::call_guard<nb::gil_scoped_release>())
       .def("connect", &RdmaReader::connect, nb::arg("remote"), nb::call_guard<nb::gil_scoped_release>())
       .def("add_region", &RdmaReader::add_region, nb::arg("region"))
-      .def("remove_region", &RdmaReader::remove_region, nb::arg("base_id"));
+      .def(
+          "keep_regions",
+          [](RdmaReader& r, const std::vector<uint64_t>& base_ids) { return r.keep_regions(base_ids); },
+          nb::arg("base_ids"));
   m.def("fallback_reader", &make_fallback_reader, nb::arg("first"), nb::arg("second"));
 }
 

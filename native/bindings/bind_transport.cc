@@ -69,6 +69,15 @@ nb::dict stats_dict(const TransportStats& s) {
   out["retries"] = s.retries;
   out["reconnects"] = s.reconnects;
   out["fallbacks"] = s.fallbacks;
+  out["breaks"] = s.breaks;
+  return out;
+}
+
+// Transport → amount in units of `unit` bytes, of those that carried any.
+nb::dict by_transport(const BytesByTransport& bytes, uint64_t unit) {
+  nb::dict out;
+  for (size_t i = 0; i < kTransports; ++i)
+    if (bytes[i] > 0) out[transport_name(static_cast<Transport>(i))] = bytes[i] / unit;
   return out;
 }
 
@@ -96,6 +105,9 @@ void register_base_set(nb::module_& m) {
                    })
       .def_prop_ro("remote_pages_read", &BaseSet::remote_pages_read)
       .def_prop_ro("remote_bytes_read", &BaseSet::remote_bytes_read)
+      .def_prop_ro(
+          "remote_pages_by_transport",
+          [](const BaseSet& set) { return by_transport(set.remote_bytes_by_transport(), kPageBytes); })
       .def("drop_remote", &BaseSet::drop_remote, nb::call_guard<nb::gil_scoped_release>());
 }
 
@@ -181,13 +193,13 @@ void register_readers(nb::module_& m) {
   m.def(
       "fault_reader",
       [](std::shared_ptr<PageReader> reader, uint64_t seed, double drop, double fail, double corrupt,
-         uint32_t delay_max_us, bool reorder, uint64_t die_after_reads) {
-        return make_fault_reader(std::move(reader),
-                                 {seed, drop, fail, corrupt, delay_max_us, reorder, die_after_reads});
+         bool corrupt_found, uint32_t delay_max_us, bool reorder, uint64_t die_after_reads) {
+        return make_fault_reader(std::move(reader), {seed, drop, fail, corrupt, corrupt_found, delay_max_us,
+                                                     reorder, die_after_reads});
       },
       nb::arg("reader"), nb::kw_only(), nb::arg("seed") = 1, nb::arg("drop") = 0.0, nb::arg("fail") = 0.0,
-      nb::arg("corrupt") = 0.0, nb::arg("delay_max_us") = 0, nb::arg("reorder") = false,
-      nb::arg("die_after_reads") = 0);
+      nb::arg("corrupt") = 0.0, nb::arg("corrupt_found") = false, nb::arg("delay_max_us") = 0,
+      nb::arg("reorder") = false, nb::arg("die_after_reads") = 0);
 }
 
 nb::dict loop_times(const LoopTimes& times) {
@@ -255,7 +267,8 @@ void register_loops(nb::module_& m) {
 
 void register_transport(nb::module_& m) {
   nb::class_<PageReader>(m, "PageReader")
-      .def_prop_ro("transport", [](const PageReader& r) { return r.capabilities().name; })
+      .def_prop_ro("transport",
+                   [](const PageReader& r) { return transport_name(r.capabilities().transport); })
       .def("read", &read_bytes, nb::arg("base_id"), nb::arg("offset"), nb::arg("length"),
            nb::arg("timeout_s") = 10.0)
       .def("read_batch", &read_batch, nb::arg("reads"), nb::arg("timeout_s") = 10.0)
@@ -268,6 +281,8 @@ void register_transport(nb::module_& m) {
           },
           nb::arg("address"), nb::arg("token"))
       .def("stats", [](const PageReader& r) { return stats_dict(r.stats()); })
+      .def_prop_ro("bytes_by_transport",
+                   [](const PageReader& r) { return by_transport(r.stats().by_transport, 1); })
       .def("close", &PageReader::close, nb::call_guard<nb::gil_scoped_release>());
   register_page_server(m);
   register_readers(m);

@@ -210,7 +210,8 @@ Injector::Injector(const Tracee& thread, const Gadgets& gadgets, uint64_t frame_
   frame_address_ = frame.address;
   // The scratch area lies below the frame, out of reach of what `ret` and rt_sigreturn read.
   frame_range_ = {(frame.address - kScratchBytes) & ~7ull, frame_top};
-  // It must be there before the stack is registered: a write to it would wait for a page that nobody serves yet.
+  // It must be there before the stack is registered: a write to it would wait for a page that nobody serves
+  // yet.
   const std::vector<std::byte> nothing(kScratchBytes);
   write_scratch(0, nothing.data(), nothing.size());
 }

@@ -22,10 +22,12 @@ class ScriptedReader : public PageReader {
   struct Batch : ReadBatch {
     bool wait(std::chrono::nanoseconds) override { return true; }
     Code status(size_t i) const override { return codes[i]; }
+    Transport carried_by(size_t i) const override { return carriers[i]; }
     std::vector<Code> codes;
+    std::vector<Transport> carriers;
   };
   TransportCapabilities capabilities() const override {
-    return {"scripted", false, false, kMaxReadBytes, 8192};
+    return {Transport::rdma, false, false, kMaxReadBytes, 8192};
   }
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
     auto batch = std::make_unique<Batch>();
@@ -33,6 +35,7 @@ class ScriptedReader : public PageReader {
     for (const ReadRequest& read : reads) {
       requests.push_back(read);
       batch->codes.push_back(fail_next > 0 ? (--fail_next, Code::peer_unreachable) : Code::ok);
+      batch->carriers.push_back(fall_back_next > 0 ? (--fall_back_next, Transport::tcp) : Transport::rdma);
       if (batch->codes.back() != Code::ok) continue;
       for (uint32_t i = 0; i < read.length; ++i)
         read.destination[i] = expected(read.base_id, read.offset + i);
@@ -44,7 +47,7 @@ class ScriptedReader : public PageReader {
 
   std::mutex mutex;
   std::vector<ReadRequest> requests;
-  int fail_next = 0;
+  int fail_next = 0, fall_back_next = 0;
 };
 
 bool holds(const BaseSet& set, const Extent& extent) {
@@ -52,6 +55,21 @@ bool holds(const BaseSet& set, const Extent& extent) {
   for (uint64_t i = extent.offset; i < extent.offset + extent.length; ++i)
     if (view.bytes[i] != expected(view.base_id, i)) return false;
   return true;
+}
+
+TEST(BaseSet, CountsBytesByWhatCarriedThem) {
+  auto one = std::make_shared<ScriptedReader>(), other = std::make_shared<ScriptedReader>();
+  one->fall_back_next = 1;
+  other->fall_back_next = 100;
+  BaseSet set;
+  const uint32_t a = set.add_remote(11, 100, {}, one), b = set.add_remote(12, 100, {}, other);
+  const Extent extents[] = {{a, 2 * kPageBytes, 0}, {a, kPageBytes, 4 * kPageBytes}, {b, 4 * kPageBytes, 0}};
+  EXPECT_EQ(set.ensure(extents, 1s), Code::ok);
+  const BytesByTransport bytes = set.remote_bytes_by_transport();
+  EXPECT_EQ(bytes[static_cast<size_t>(Transport::rdma)], kPageBytes);
+  EXPECT_EQ(bytes[static_cast<size_t>(Transport::tcp)], 6 * kPageBytes);
+  EXPECT_EQ(set.remote_bytes_read(), 7 * kPageBytes);
+  EXPECT_EQ(set.remote_pages_read(), 7u);
 }
 
 TEST(BaseSet, CoalescesNeighboursAndReadsEachPageOnce) {

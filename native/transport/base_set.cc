@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
+#include <numeric>
 #include <shared_mutex>
 
 #include "store/slab.h"
@@ -128,7 +129,7 @@ struct BaseSet::Impl {
   std::mutex load_mutex;
   std::condition_variable load_done;
   size_t loads_in_flight = 0;  // ensure() calls that have claimed pages
-  std::atomic<uint64_t> bytes_read{0}, pages_read{0};
+  std::array<std::atomic<uint64_t>, kTransports> bytes_read{};
 
   uint32_t add(std::unique_ptr<Slot> slot) {
     std::unique_lock lock(slots_mutex);
@@ -193,8 +194,7 @@ Code BaseSet::Impl::load(const std::vector<PageRef>& claimed, Clock::time_point 
       const PageRef first = submitted.peer->first_pages[submitted.first + i];
       for (uint64_t p = 0; p < request.length / kPageBytes; ++p)
         first.slot->remote->set_present(first.page + p);
-      bytes_read += request.length;
-      pages_read += request.length / kPageBytes;
+      bytes_read[static_cast<size_t>(submitted.batch->carried_by(i))] += request.length;
     }
   }
   return result;
@@ -312,7 +312,17 @@ void BaseSet::drop_remote() {
   }
 }
 
-uint64_t BaseSet::remote_bytes_read() const { return impl_->bytes_read; }
-uint64_t BaseSet::remote_pages_read() const { return impl_->pages_read; }
+uint64_t BaseSet::remote_bytes_read() const {
+  const BytesByTransport bytes = remote_bytes_by_transport();
+  return std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
+}
+
+uint64_t BaseSet::remote_pages_read() const { return remote_bytes_read() / kPageBytes; }
+
+BytesByTransport BaseSet::remote_bytes_by_transport() const {
+  BytesByTransport out{};
+  for (size_t i = 0; i < kTransports; ++i) out[i] = impl_->bytes_read[i];
+  return out;
+}
 
 }  // namespace medes

@@ -43,6 +43,7 @@ class BaseSet {
 
   uint64_t remote_bytes_read() const;
   uint64_t remote_pages_read() const;
+  BytesByTransport remote_bytes_by_transport() const;  // by what carried them
 
  private:
   struct Impl;

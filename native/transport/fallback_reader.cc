@@ -30,6 +30,7 @@ class FallbackBatch : public ReadBatch {
       : shared_(std::move(shared)),
         all_(reads.begin(), reads.end()),
         status_(reads.size(), Code::ok),
+        carried_by_(reads.size(), Transport::rdma),
         current_(shared_->first->submit(reads)) {
     for (size_t i = 0; i < reads.size(); ++i) indices_.push_back(i);
   }
@@ -42,6 +43,7 @@ class FallbackBatch : public ReadBatch {
       bool lost_connection = false;
       for (size_t i = 0; i < indices_.size(); ++i) {
         const Code code = status_[indices_[i]] = current_->status(i);
+        carried_by_[indices_[i]] = current_->carried_by(i);
         lost_connection |= code == Code::peer_unreachable;
         if (worth_another_way(code)) failed.push_back(indices_[i]);
       }
@@ -52,6 +54,7 @@ class FallbackBatch : public ReadBatch {
     return true;
   }
   Code status(size_t i) const override { return status_[i]; }
+  Transport carried_by(size_t i) const override { return carried_by_[i]; }
 
  private:
   enum class Stage { first, again, second };
@@ -75,6 +78,7 @@ class FallbackBatch : public ReadBatch {
   std::shared_ptr<Shared> shared_;
   std::vector<ReadRequest> all_;
   std::vector<Code> status_;
+  std::vector<Transport> carried_by_;
   std::vector<size_t> indices_;  // of current_'s reads in all_
   Stage stage_ = Stage::first;
   std::unique_ptr<ReadBatch> current_;  // destroyed first: it writes into the destinations
@@ -87,7 +91,9 @@ class FallbackReader : public PageReader {
     shared_->first = std::move(first);
     shared_->second = std::move(second);
   }
-  TransportCapabilities capabilities() const override { return shared_->first->capabilities(); }
+  TransportCapabilities capabilities() const override {
+    return shared_->first->connected() ? shared_->first->capabilities() : shared_->second->capabilities();
+  }
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
     check_reads(reads);
     return std::make_unique<FallbackBatch>(shared_, reads);
@@ -96,6 +102,7 @@ class FallbackReader : public PageReader {
     const TransportStats first = shared_->first->stats(), second = shared_->second->stats();
     TransportStats out = first;
     out.bytes += second.bytes;
+    for (size_t i = 0; i < kTransports; ++i) out.by_transport[i] += second.by_transport[i];
     out.failures = second.failures;  // what failed on the first way was tried on the second
     out.retries += second.retries + shared_->retries;
     out.reconnects += second.reconnects;

@@ -26,17 +26,19 @@ struct Script {
 
 class FaultBatch : public ReadBatch {
  public:
-  FaultBatch(PageReader& inner, std::span<const ReadRequest> reads, Script script, bool one_by_one)
+  FaultBatch(PageReader& inner, std::span<const ReadRequest> reads, Script script, const FaultPlan& plan)
       : reads_(reads.begin(), reads.end()),
         script_(std::move(script)),
         status_(reads.size(), Code::peer_unreachable),
+        carried_by_(reads.size(), Transport::local),
+        corrupt_found_(plan.corrupt_found),
         ready_at_(Clock::now() + script_.delay) {
     std::vector<ReadRequest> group;
     for (size_t index : script_.order) {
       if (script_.fates[index] == Fate::fail) continue;
       group.push_back(reads_[index]);
       sent_.push_back(index);
-      if (one_by_one) {
+      if (plan.reorder) {
         inner_.push_back(inner.submit(group));
         group.clear();
       }
@@ -58,6 +60,7 @@ class FaultBatch : public ReadBatch {
     return true;
   }
   Code status(size_t i) const override { return status_[i]; }
+  Transport carried_by(size_t i) const override { return carried_by_[i]; }
 
  private:
   void finish() {
@@ -65,9 +68,11 @@ class FaultBatch : public ReadBatch {
     for (size_t i = 0; i < sent_.size(); ++i) {
       const size_t index = sent_[i];
       status_[index] = one_by_one ? inner_[i]->status(0) : inner_[0]->status(i);
+      carried_by_[index] = one_by_one ? inner_[i]->carried_by(0) : inner_[0]->carried_by(i);
       if (script_.fates[index] == Fate::corrupt && status_[index] == Code::ok) {
         const uint32_t bit = script_.bits[index] % (reads_[index].length * 8);
         reads_[index].destination[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
+        if (corrupt_found_) status_[index] = Code::corrupt;
       }
     }
   }
@@ -75,6 +80,8 @@ class FaultBatch : public ReadBatch {
   std::vector<ReadRequest> reads_;
   Script script_;
   std::vector<Code> status_;
+  std::vector<Transport> carried_by_;
+  const bool corrupt_found_;
   Clock::time_point ready_at_;
   std::vector<size_t> sent_;  // indices in the order they went out
   std::vector<std::unique_ptr<ReadBatch>> inner_;
@@ -89,7 +96,7 @@ class FaultReader : public PageReader {
   TransportCapabilities capabilities() const override { return inner_->capabilities(); }
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
     check_reads(reads);
-    return std::make_unique<FaultBatch>(*inner_, reads, script(reads.size()), plan_.reorder);
+    return std::make_unique<FaultBatch>(*inner_, reads, script(reads.size()), plan_);
   }
   TransportStats stats() const override { return inner_->stats(); }
   void close() override { inner_->close(); }

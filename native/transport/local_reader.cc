@@ -17,6 +17,7 @@ class LocalBatch : public ReadBatch {
   explicit LocalBatch(std::vector<Code> status) : status_(std::move(status)) {}
   bool wait(std::chrono::nanoseconds) override { return true; }
   Code status(size_t i) const override { return status_.empty() ? Code::ok : status_[i]; }
+  Transport carried_by(size_t) const override { return Transport::local; }
 
  private:
   std::vector<Code> status_;  // empty: every read is ok
@@ -28,7 +29,7 @@ class LocalReader : public PageReader {
     for (const auto& slab : slabs) slabs_.emplace(slab->base_id(), slab);
   }
   TransportCapabilities capabilities() const override {
-    return {"local", true, true, kMaxReadBytes, kMaxReadsPerBatch};
+    return {Transport::local, true, true, kMaxReadBytes, kMaxReadsPerBatch};
   }
 
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
@@ -57,7 +58,7 @@ class LocalReader : public PageReader {
     TransportStats out;
     out.batches = batches_;
     out.reads = reads_;
-    out.bytes = bytes_;
+    out.bytes = out.by_transport[static_cast<size_t>(Transport::local)] = bytes_;
     out.failures = failures_;
     return out;
   }

@@ -4,6 +4,16 @@
 
 namespace medes {
 
+const char* transport_name(Transport transport) noexcept {
+  switch (transport) {
+    case Transport::local: return "local";
+    case Transport::tcp: return "tcp";
+    case Transport::tcp_tls: return "tcp+tls";
+    case Transport::rdma: return "rdma";
+  }
+  return "unknown";
+}
+
 void check_reads(std::span<const ReadRequest> reads) {
   if (reads.empty() || reads.size() > kMaxReadsPerBatch)
     throw Error(Code::limit_exceeded, "reads in one batch");

@@ -2,6 +2,7 @@
 // fault injection. Thread-safe; batches of different threads overlap.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -20,16 +21,25 @@ struct ReadRequest {
   std::byte* destination = nullptr;  // holds nothing of use after a read that failed
 };
 
+// What can carry a page. Decorators are none: each read says what carried it in the end.
+enum class Transport : uint8_t { local, tcp, tcp_tls, rdma };
+inline constexpr size_t kTransports = 4;
+using BytesByTransport = std::array<uint64_t, kTransports>;
+
+const char* transport_name(Transport transport) noexcept;  // "local", "tcp", "tcp+tls", "rdma"
+
 struct TransportCapabilities {
-  std::string name;              // "local", "tcp", "tcp+tls", "rdma"
-  bool one_sided = false;        // the peer's CPU takes no part
-  bool zero_copy_local = false;  // map() gives the base's own memory
+  Transport transport = Transport::local;  // that a batch submitted now would take
+  bool one_sided = false;                  // the peer's CPU takes no part
+  bool zero_copy_local = false;            // map() gives the base's own memory
   size_t max_read_bytes = 0;
   size_t max_batch_reads = 0;
 };
 
 struct TransportStats {
   uint64_t batches = 0, reads = 0, bytes = 0, failures = 0, retries = 0, reconnects = 0, fallbacks = 0;
+  uint64_t breaks = 0;              // connections that ended by an error, not by close or eviction
+  BytesByTransport by_transport{};  // `bytes`, by what carried them
 };
 
 // One submitted batch, used by one thread. Once it is destroyed nothing writes into the destinations any
@@ -39,6 +49,7 @@ class ReadBatch {
   virtual ~ReadBatch() = default;
   virtual bool wait(std::chrono::nanoseconds timeout) = 0;  // true when every read has ended
   virtual Code status(size_t i) const = 0;                  // per read, valid after wait() said true
+  virtual Transport carried_by(size_t i) const = 0;         // of a read that is ok
 };
 
 // Throws limit_exceeded or invalid_argument for a batch that no transport takes. Every reader calls it first.

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <unordered_set>
 #include <vector>
 
 #include "common/limits.h"
@@ -100,6 +101,7 @@ class RdmaBatch : public ReadBatch {
     return reader_->wait(*state_, Clock::now() + std::min<std::chrono::nanoseconds>(timeout, 24h));
   }
   Code status(size_t i) const override { return state_->status[i]; }
+  Transport carried_by(size_t) const override { return Transport::rdma; }
 
  private:
   std::shared_ptr<RdmaReader> reader_;
@@ -168,9 +170,10 @@ void RdmaReader::add_region(const RdmaRegion& region) {
   regions_[region.base_id] = region;
 }
 
-void RdmaReader::remove_region(uint64_t base_id) {
+size_t RdmaReader::keep_regions(std::span<const uint64_t> base_ids) {
+  const std::unordered_set<uint64_t> kept(base_ids.begin(), base_ids.end());
   std::lock_guard lock(mutex_);
-  regions_.erase(base_id);
+  return std::erase_if(regions_, [&](const auto& region) { return !kept.contains(region.first); });
 }
 
 bool RdmaReader::evict(std::chrono::nanoseconds idle) {
@@ -188,12 +191,14 @@ Clock::time_point RdmaReader::last_used() const {
 }
 
 TransportCapabilities RdmaReader::capabilities() const {
-  return {"rdma", true, false, kMaxReadBytes, kMaxReadsPerBatch};
+  return {Transport::rdma, true, false, kMaxReadBytes, kMaxReadsPerBatch};
 }
 
 TransportStats RdmaReader::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  TransportStats out = stats_;
+  out.by_transport[static_cast<size_t>(Transport::rdma)] = out.bytes;
+  return out;
 }
 
 void RdmaReader::close() {
@@ -308,7 +313,7 @@ bool RdmaReader::post_some() {
   if (count == 0) return false;
   requests[count - 1].send_flags = IBV_SEND_SIGNALED;
   ibv_send_wr* bad = nullptr;
-  if (ibv_post_send(qp_->qp.get(), requests, &bad)) break_connection(Code::peer_unreachable);
+  if (ibv_post_send(qp_->qp.get(), requests, &bad)) lose_connection();
   return true;
 }
 
@@ -317,7 +322,7 @@ bool RdmaReader::poll_completions() {
   if (!qp_ || in_flight_.empty()) return false;
   ibv_wc completions[kPollMax];
   const int n = ibv_poll_cq(qp_->cq.get(), kPollMax, completions);
-  if (n < 0) break_connection(Code::peer_unreachable);
+  if (n < 0) lose_connection();
   if (n <= 0) return false;
   for (int i = 0; i < n; ++i) {
     const ibv_wc& wc = completions[i];
@@ -329,7 +334,7 @@ bool RdmaReader::poll_completions() {
     }
     if (wc.status != IBV_WC_SUCCESS) {
       // The queue pair is in its error state; the rest would only be flushed.
-      break_connection(Code::peer_unreachable);
+      lose_connection();
       break;
     }
   }
@@ -372,6 +377,11 @@ void RdmaReader::break_connection(Code code) {
   changed_.notify_all();
 }
 
+void RdmaReader::lose_connection() {
+  if (connected_) ++stats_.breaks;
+  break_connection(Code::peer_unreachable);
+}
+
 bool RdmaReader::step() {
   const bool completed = poll_completions();
   const bool posted = post_some();
@@ -404,7 +414,7 @@ void RdmaReader::pause(Lock& lock, Clock::time_point deadline) {
                         std::min(deadline, Clock::now() + (polling_ ? Clock::duration(kPollSlice) : 1ms)));
     return;
   }
-  if (ibv_req_notify_cq(qp_->cq.get(), 0)) return break_connection(Code::peer_unreachable);
+  if (ibv_req_notify_cq(qp_->cq.get(), 0)) return lose_connection();
   if (poll_completions()) return;  // came between the last poll and arming
   if (!qp_) return;
   const std::shared_ptr<QueuePair> held =

@@ -32,7 +32,8 @@ class RdmaReader : public PageReader, public std::enable_shared_from_this<RdmaRe
   bool await_connection(std::chrono::nanoseconds timeout);
 
   void add_region(const RdmaRegion& region);  // replaces
-  void remove_region(uint64_t base_id);
+  // Forgets all but these: what the peer no longer has, or nobody here reads. Returns how many went.
+  size_t keep_regions(std::span<const uint64_t> base_ids);
 
   // Closes the queue pair if nothing is in flight and it was not used for `idle`.
   bool evict(std::chrono::nanoseconds idle);
@@ -59,6 +60,7 @@ class RdmaReader : public PageReader, public std::enable_shared_from_this<RdmaRe
   void finish(WorkRequest& work, Code code);
   void finish_segment(Segment& segment, const std::byte* data, Code code);
   void break_connection(Code code);
+  void lose_connection();  // the same after an error, counted
   bool wait(BatchState& batch, std::chrono::steady_clock::time_point deadline);
 
   const std::shared_ptr<RdmaClient> client_;

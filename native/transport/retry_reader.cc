@@ -24,6 +24,7 @@ class RetryBatch : public ReadBatch {
         counters_(std::move(counters)),
         all_(reads.begin(), reads.end()),
         status_(reads.size(), Code::ok),
+        carried_by_(reads.size(), Transport::local),
         current_(inner_->submit(reads)) {
     for (size_t i = 0; i < reads.size(); ++i) indices_.push_back(i);
   }
@@ -35,6 +36,7 @@ class RetryBatch : public ReadBatch {
       std::vector<size_t> again;
       for (size_t i = 0; i < indices_.size(); ++i) {
         status_[indices_[i]] = current_->status(i);
+        carried_by_[indices_[i]] = current_->carried_by(i);
         if (is_transient(current_->status(i))) again.push_back(indices_[i]);
       }
       current_.reset();
@@ -47,6 +49,7 @@ class RetryBatch : public ReadBatch {
     return true;
   }
   Code status(size_t i) const override { return status_[i]; }
+  Transport carried_by(size_t i) const override { return carried_by_[i]; }
 
  private:
   void resubmit(std::vector<size_t> again) {
@@ -62,6 +65,7 @@ class RetryBatch : public ReadBatch {
   std::shared_ptr<Counters> counters_;
   std::vector<ReadRequest> all_;
   std::vector<Code> status_;
+  std::vector<Transport> carried_by_;
   std::vector<size_t> indices_;  // of current_'s reads in all_
   int attempt_ = 0;
   std::unique_ptr<ReadBatch> current_;  // destroyed first: it writes into the destinations

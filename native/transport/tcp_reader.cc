@@ -43,7 +43,8 @@ struct TcpReader::Impl {
   bool check_digests = true;
   std::atomic<uint64_t> batches{0}, reads{0}, bytes{0}, failures{0}, reconnects{0};
 
-  std::shared_ptr<TcpConnection> dial();
+  Transport transport() const { return tls ? Transport::tcp_tls : Transport::tcp; }
+  std::shared_ptr<TcpConnection> dial(const Slot& slot);
   std::shared_ptr<TcpConnection> connection(Slot& slot, Code& failure);
 };
 
@@ -59,8 +60,8 @@ struct Part {
 
 class TcpBatch : public ReadBatch {
  public:
-  TcpBatch(size_t n, std::function<void(size_t, size_t, uint64_t)> account)
-      : status_(n, Code::busy), account_(std::move(account)) {}
+  TcpBatch(size_t n, Transport transport, std::function<void(size_t, size_t, uint64_t)> account)
+      : status_(n, Code::busy), transport_(transport), account_(std::move(account)) {}
   ~TcpBatch() override {
     for (Part& part : parts_) part.connection->abandon(*part.request);
   }
@@ -87,10 +88,12 @@ class TcpBatch : public ReadBatch {
     return true;
   }
   Code status(size_t i) const override { return status_[i]; }
+  Transport carried_by(size_t) const override { return transport_; }
 
  private:
   std::vector<Part> parts_;
   std::vector<Code> status_;
+  const Transport transport_;
   std::function<void(size_t, size_t, uint64_t)> account_;
   bool finished_ = false;
 };
@@ -105,7 +108,7 @@ TcpReader::TcpReader(TcpReaderOptions options) : impl_(std::make_shared<Impl>())
   if (options.tls.enabled()) impl_->tls = std::make_unique<TlsContext>(options.tls, TlsContext::Side::client);
   for (size_t i = 0; i < options.streams; ++i) impl_->slots.push_back(std::make_unique<Impl::Slot>());
   if (options.connect_now) {
-    impl_->slots[0]->connection = impl_->dial();
+    impl_->slots[0]->connection = impl_->dial(*impl_->slots[0]);
     impl_->slots[0]->connected_before = true;
   }
 }
@@ -113,7 +116,7 @@ TcpReader::TcpReader(TcpReaderOptions options) : impl_(std::make_shared<Impl>())
 TcpReader::~TcpReader() { close(); }
 
 TransportCapabilities TcpReader::capabilities() const {
-  return {impl_->tls ? "tcp+tls" : "tcp", false, false, kMaxReadBytes, kMaxReadsPerBatch};
+  return {impl_->transport(), false, false, kMaxReadBytes, kMaxReadsPerBatch};
 }
 
 void TcpReader::readdress(const std::string& address, std::span<const std::byte> token_bytes) {
@@ -136,7 +139,7 @@ void TcpReader::readdress(const std::string& address, std::span<const std::byte>
 }
 
 // Connects and introduces itself. Throws peer_unreachable, unauthenticated, corrupt, unsupported.
-std::shared_ptr<TcpConnection> TcpReader::Impl::dial() {
+std::shared_ptr<TcpConnection> TcpReader::Impl::dial(const Slot& slot) {
   std::string target;
   wire::Hello hello;
   {
@@ -150,9 +153,11 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::dial() {
       tls ? tls->handshake(std::move(fd), parse_address(target).host, deadline) : plain_stream(std::move(fd));
   iovec part{&hello, sizeof hello};
   std::byte answer[sizeof(wire::HelloReply)];
-  if (!write_all(*stream, {&part, 1}, deadline) || !read_all(*stream, answer, sizeof answer, deadline))
-    // Under TLS 1.3 a server refuses a client's certificate only after the client's handshake has ended.
-    throw Error(tls ? Code::unauthenticated : Code::peer_unreachable,
+  const bool sent = write_all(*stream, {&part, 1}, deadline);
+  // Under TLS 1.3 a server refuses a client's certificate only after the client's handshake has ended: what
+  // it said of that is read even when it was gone before the hello was sent.
+  if (!read_all(*stream, answer, sizeof answer, deadline) || !sent)
+    throw Error(stream->refused() ? Code::unauthenticated : Code::peer_unreachable,
                 "page server closed the connection before it was open", target);
   const auto reply = wire::parse_hello_reply(answer);
   const Code status = wire::code_from_wire(reply.status);
@@ -160,7 +165,9 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::dial() {
     throw Error(status, "page server refused the token", target,
                 "ask the agent there for a new one (OpenPages)");
   if (status != Code::ok) throw Error(status, "page server refused the connection", target);
-  return std::make_shared<TcpConnection>(std::move(stream), slots.size() > 1, check_digests);
+  // The first stream has no thread: a lone fault costs no thread switch, and of a batch that is spread over
+  // several streams its waiter receives the first one's part while threads receive the others'.
+  return std::make_shared<TcpConnection>(std::move(stream), &slot != slots[0].get(), check_digests);
 }
 
 // The slot's connection, made anew where it failed; null with the reason while that is not possible.
@@ -175,7 +182,7 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::connection(Slot& slot, Code& fai
   }
   if (Clock::now() < slot.retry_at) return nullptr;
   try {
-    slot.connection = dial();
+    slot.connection = dial(slot);
     if (slot.connected_before) ++reconnects;
     slot.connected_before = true;
     slot.backoff = kBackoffMin;
@@ -191,12 +198,12 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::connection(Slot& slot, Code& fai
 std::unique_ptr<ReadBatch> TcpReader::submit(std::span<const ReadRequest> reads) {
   check_reads(reads);
   ++impl_->batches;
-  auto batch =
-      std::make_unique<TcpBatch>(reads.size(), [impl = impl_](size_t n, size_t failed, uint64_t bytes) {
-        impl->reads += n;
-        impl->failures += failed;
-        impl->bytes += bytes;
-      });
+  auto batch = std::make_unique<TcpBatch>(reads.size(), impl_->transport(),
+                                          [impl = impl_](size_t n, size_t failed, uint64_t bytes) {
+                                            impl->reads += n;
+                                            impl->failures += failed;
+                                            impl->bytes += bytes;
+                                          });
   uint64_t total = 0;
   for (const ReadRequest& read : reads) total += read.length;
   const size_t streams = total < kSpreadBytes ? 1 : impl_->slots.size();
@@ -206,7 +213,7 @@ std::unique_ptr<ReadBatch> TcpReader::submit(std::span<const ReadRequest> reads)
     uint64_t bytes = 0;
     while (first + count < reads.size() && (bytes < share || count == 0))
       bytes += reads[first + count++].length;
-    Impl::Slot& slot = *impl_->slots[impl_->turn++ % impl_->slots.size()];
+    Impl::Slot& slot = *impl_->slots[streams == 1 ? 0 : impl_->turn++ % streams];
     Code failure = Code::ok;
     if (auto connection = impl_->connection(slot, failure)) {
       auto request = std::make_shared<TcpRequest>();
@@ -225,7 +232,7 @@ TransportStats TcpReader::stats() const {
   TransportStats out;
   out.batches = impl_->batches;
   out.reads = impl_->reads;
-  out.bytes = impl_->bytes;
+  out.bytes = out.by_transport[static_cast<size_t>(impl_->transport())] = impl_->bytes;
   out.failures = impl_->failures;
   out.reconnects = impl_->reconnects;
   return out;

@@ -63,6 +63,7 @@ class TlsStream final : public Stream {
   TlsStream(FileDescriptor fd, SSL* ssl) : Stream(std::move(fd)), ssl_(ssl) {}
   ~TlsStream() override { SSL_free(ssl_); }
   const char* transport_name() const override { return "tcp+tls"; }
+  bool buffers() const override { return true; }
   bool buffered() const override { return SSL_pending(ssl_) > 0; }
 
   IoResult read(std::span<iovec> into) override {
@@ -100,17 +101,24 @@ class TlsStream final : public Stream {
     return {status_of(0), 0};
   }
 
-  IoStatus status_of(int result) const {
+  bool refused() const override { return refused_; }
+
+  IoStatus status_of(int result) {
     switch (SSL_get_error(ssl_, result)) {
       case SSL_ERROR_WANT_READ: return IoStatus::want_read;
       case SSL_ERROR_WANT_WRITE: return IoStatus::want_write;
       case SSL_ERROR_ZERO_RETURN: return IoStatus::closed;
-      default: return IoStatus::failed;
+      case SSL_ERROR_SSL:
+        refused_ = ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING;
+        break;
+      default: break;  // the connection ended
     }
+    return IoStatus::failed;
   }
 
  private:
   SSL* ssl_;
+  bool refused_ = false;
   std::byte record_[16 * 1024];
 };
 
@@ -166,6 +174,9 @@ std::unique_ptr<Stream> TlsContext::handshake(FileDescriptor fd, const std::stri
       if (wait_ready(descriptor, status, deadline)) continue;
       throw Error(Code::peer_unreachable, "TLS handshake timed out", host);
     }
+    // A peer that dies now has refused nobody: that may pass.
+    if (!stream->refused())
+      throw Error(Code::peer_unreachable, "connection ended during the TLS handshake", host);
     throw Error(Code::unauthenticated, "TLS handshake refused: " + last_tls_error(), host,
                 "both nodes need certificates of the same CA that name their hosts");
   }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from medes import native
+from medes import errors, native
 from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
@@ -30,12 +30,17 @@ def _serve(slab: native.Slab, port: int = 0) -> native.PageServer:
     return server
 
 
-def _dedup_remote(deduper: Deduper, program: Program, server_address: str) -> native.LiveSandbox:
+def _dedup_remote(
+    deduper: Deduper,
+    program: Program,
+    server_address: str,
+    wrap: Callable[[native.PageReader], native.PageReader] = lambda reader: reader,
+) -> native.LiveSandbox:
     image, file, _, _ = deduper.encode([program.pid])
     slab = deduper.slab
     assert slab is not None
     bases = native.BaseSet()
-    reader = native.tcp_reader(server_address, TOKEN)
+    reader = wrap(native.tcp_reader(server_address, TOKEN))
     bases.add_remote(slab.base_id, slab.page_count, slab.ranges, slab.value_only, reader)
     return deduper.server.evict(image, file, bases)
 
@@ -53,6 +58,34 @@ def test_pages_come_over_the_network(deduper: Deduper) -> None:
         assert program.ask("check") == "intact"
         assert live.wait_complete(WAIT_S)
         assert live.stats()["remote_bytes"] > 0
+        server.close()
+
+
+def test_damage_that_no_reader_saw_loses_the_sandbox_and_never_runs_it(deduper: Deduper) -> None:
+    """A flipped bit behind the digests, as of RDMA: the page's own checksum is the last to notice."""
+    with Program() as program:
+        server = _serve(_slab_of(deduper, program))
+        live = _dedup_remote(deduper, program, server.address, lambda r: native.fault_reader(r, corrupt=1.0))
+        live.restore(lazy=False)
+        with pytest.raises(errors.LostError, match="corrupt"):
+            live.wait_complete(WAIT_S)
+        assert live.state == "lost"
+        program.tell("check")
+        assert program.process.stdout is not None
+        assert not select.select([program.process.stdout], [], [], 1.0)[0], "it answered, from wrong memory"
+        server.close()
+
+
+def test_damage_that_a_reader_saw_is_read_again(deduper: Deduper) -> None:
+    def retried(reader: native.PageReader) -> native.PageReader:
+        damaged = native.fault_reader(reader, seed=3, corrupt=0.5, corrupt_found=True)
+        return native.retry_reader(damaged, attempts=12)
+
+    with Program() as program:
+        server = _serve(_slab_of(deduper, program))
+        live = _dedup_remote(deduper, program, server.address, retried)
+        assert program.ask("check") == "intact"
+        assert live.wait_complete(WAIT_S)
         server.close()
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from medes import errors
-from medes.config import FunctionOverrides
+from medes.config import FunctionOverrides, PeerOverrides
 from medes.obs.metrics import AgentMetrics, ControllerMetrics, RpcMetrics
 from medes.types import SandboxState, Statistics
 
@@ -45,12 +45,13 @@ def setting_rows(cls: type) -> list[str]:
     return [
         f"| `{f.name}` | {_default_text(f.default, f.name)} | {f.metadata['help']} |"
         for f in dataclasses.fields(cls)
-        if f.name not in ("tls", "functions")
+        if f.name != "tls" and "table" not in f.metadata
     ]
 
 
 def override_rows() -> list[str]:
-    return [f"| `{f.name}` | {f.metadata['help']} |" for f in dataclasses.fields(FunctionOverrides)]
+    tables = (FunctionOverrides, PeerOverrides)
+    return [f"| `{f.name}` | {f.metadata['help']} |" for table in tables for f in dataclasses.fields(table)]
 
 
 def _labels(registry: CollectorRegistry) -> dict[str, tuple[str, ...]]:

@@ -55,6 +55,7 @@ class Link:
     break_rdma: Callable[[], None] = lambda: None  # the peer's RDMA side is gone, its TCP side not
     disconnect: Callable[[], None] = lambda: None  # the peer ends the queue pair
     reconnect: Callable[[], None] = lambda: None
+    server: native.PageServer | None = None  # where it is in this process
 
 
 def local_link(world: SlabWorld) -> Link:
@@ -92,10 +93,17 @@ def tcp_link(
         reader.close()
         server.close()
 
-    return Link(reader, world, "tcp+tls" if tls else "tcp", server.remove_slab, server.close, close)
+    return Link(
+        reader, world, "tcp+tls" if tls else "tcp", server.remove_slab, server.close, close, server=server
+    )
 
 
-def rdma_link(world: SlabWorld, *, fallback: bool) -> Link:
+def rdma_link(
+    world: SlabWorld,
+    *,
+    fallback: bool,
+    wrap: Callable[[native.PageReader], native.PageReader] = lambda reader: reader,
+) -> Link:
     """Both sides on one device. With `fallback`, lost connections are replaced and TCP takes what RDMA cannot."""
     serving = native.RdmaContext()
     reading = native.RdmaContext(buffer_bytes=8 << 20)
@@ -122,10 +130,10 @@ def rdma_link(world: SlabWorld, *, fallback: bool) -> Link:
             reading.close()
             serving.close()
 
-        return Link(rdma, world, "rdma", serving.remove_slab, serving.close, close_both)
+        return Link(wrap(rdma), world, "rdma", serving.remove_slab, serving.close, close_both)
 
     tcp = tcp_link(world)
-    reader = native.fallback_reader(rdma, tcp.reader)
+    reader = wrap(native.fallback_reader(rdma, tcp.reader))
 
     def remove_slab(base_id: int) -> None:
         serving.remove_slab(base_id)

@@ -1,4 +1,7 @@
-"""What every page transport must do, whatever carries the bytes. A subclass provides the `link` fixture."""
+"""What every page transport must do, whatever carries the bytes. A subclass provides the `link` fixture.
+
+What they must do under faults that show is in tests/support/transport_faults.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def check(link: Link, reads: list[Read]) -> None:
 
 
 class TransportConformance:
-    """Run by tests/contract over local and tcp, and by tests/rdma/suite over rdma."""
+    """Run by tests/contract over local, tcp and tcp+tls, by tests/rdma/suite over rdma; each in all modes of the fault
+    decorator that a caller must not notice."""
 
     batch_reads_max = 8192
     read_bytes_max = 8 << 20

@@ -1,4 +1,4 @@
-"""The transport conformance suite over RDMA, alone and with TCP behind it."""
+"""The transport conformance suite over RDMA, alone and with TCP behind it, in every mode of the fault decorator."""
 
 from __future__ import annotations
 
@@ -8,26 +8,39 @@ import pytest
 
 from tests.support.page_links import Link, SlabWorld, rdma_link
 from tests.support.transport_conformance import PeerConformance, TransportConformance
+from tests.support.transport_faults import TRANSPARENT, FaultConformance, slabs
 
 pytestmark = pytest.mark.rdma
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SlabWorld:
-    return SlabWorld(tmp_path_factory.mktemp("slabs"))
+    return slabs(tmp_path_factory)
 
 
+@pytest.mark.parametrize("mode", TRANSPARENT)
 class TestRdma(TransportConformance):
     @pytest.fixture
-    def link(self, world: SlabWorld) -> Iterator[Link]:
-        link = rdma_link(world, fallback=False)
+    def link(self, world: SlabWorld, mode: str) -> Iterator[Link]:
+        link = rdma_link(world, fallback=False, wrap=TRANSPARENT[mode])
         yield link
         link.close()
 
 
+# Emulation is slow: one by one they run over RDMA alone.
+@pytest.mark.parametrize("mode", ["undisturbed", "all of these"])
 class TestRdmaWithTcpBehind(PeerConformance):
     @pytest.fixture
-    def link(self, world: SlabWorld) -> Iterator[Link]:
-        link = rdma_link(world, fallback=True)
+    def link(self, world: SlabWorld, mode: str) -> Iterator[Link]:
+        link = rdma_link(world, fallback=True, wrap=TRANSPARENT[mode])
+        yield link
+        link.close()
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["alone", "with TCP behind"])
+class TestFaults(FaultConformance):
+    @pytest.fixture
+    def link(self, world: SlabWorld, fallback: bool) -> Iterator[Link]:
+        link = rdma_link(world, fallback=fallback)
         yield link
         link.close()

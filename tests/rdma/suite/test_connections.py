@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from medes import errors, native
-from medes.transport.rdma import RdmaNode
+from medes.transport.rdma import RdmaAnswer, RdmaNode
 from tests.support import rdma_peer
-from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, rdma_link
+from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, rdma_link, tcp_link
+from tests.support.transport_faults import Encoded
 
 pytestmark = pytest.mark.rdma
 
@@ -82,6 +83,7 @@ def test_client_evicts_the_reader_that_was_idle_longest(world: SlabWorld) -> Non
     assert reading.stats()["client_evictions"] == 1
     with pytest.raises(errors.PeerUnreachableError):
         readers[1].read(SMALL, 0, 16)
+    assert readers[1].stats()["breaks"] == 0, "an eviction is no failure"
     assert reading.take_wanted(5.0) == [readers[1].id]
     connect(serving, readers[1])
     assert readers[1].read(SMALL, 0, 16, 60.0) == world.expect(SMALL, 0, 16)
@@ -108,8 +110,90 @@ def test_lost_connection_falls_back_to_tcp_and_is_counted(world: SlabWorld) -> N
     link.break_rdma()
     answers = link.reader.read_batch([(SMALL, 0, 4096), (LARGE, 4096, 8192)], 60.0)
     assert answers == [("ok", world.expect(SMALL, 0, 4096)), ("ok", world.expect(LARGE, 4096, 8192))]
-    assert link.reader.stats()["fallbacks"] == 2
+    stats = link.reader.stats()
+    assert (stats["fallbacks"], stats["breaks"]) == (2, 1)
+    assert link.reader.bytes_by_transport == {"rdma": 4096, "tcp": 4096 + 8192}
+    assert link.reader.transport == "tcp"
     link.close()
+
+
+def test_pages_of_a_base_are_booked_to_what_carried_them(world: SlabWorld) -> None:
+    link = rdma_link(world, fallback=True)
+    work = Encoded(world)
+    encoded, bases = work.encode(), work.remote(link.reader)
+    for page in range(work.PAGES):
+        if page == 100:
+            assert set(bases.remote_pages_by_transport) == {"rdma"}
+            link.break_rdma()
+        first = page * native.PAGE_BYTES
+        assert encoded.decode(page, bases) == bytes(work.data[first : first + native.PAGE_BYTES])
+    pages = bases.remote_pages_by_transport
+    assert set(pages) == {"rdma", "tcp"} and pages["rdma"] >= 100 and pages["tcp"] >= 190
+    assert sum(pages.values()) == bases.remote_pages_read
+    assert link.reader.bytes_by_transport == {k: v * native.PAGE_BYTES for k, v in pages.items()}
+    link.close()
+
+
+async def test_fall_back_and_a_broken_connection_are_said_in_the_log(
+    world: SlabWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder, reading = RdmaNode([native.RdmaContext()]), RdmaNode([native.RdmaContext()])
+    tcp = tcp_link(world)
+    assert holder.publish(world.slabs[LARGE], DOMAIN)
+
+    async def exchange(endpoint: native.RdmaEndpoint) -> RdmaAnswer:
+        return holder.accept("n1", DOMAIN, endpoint, 0.0)
+
+    reader = await reading.attach("n0", DOMAIN, tcp.reader, exchange)
+    assert reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+    with caplog.at_level("WARNING", "medes.transport.rdma_watch"):
+        reading._look_at_links(0, 0.0)
+        assert caplog.messages == []
+        holder.release("n1", DOMAIN)
+        assert reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+        reading._look_at_links(0, 1.0)
+        reading._look_at_links(0, 2.0)
+    broke, fell_back = caplog.messages
+    assert "n0 (tenant-a) broke" in broke and "1 reads from n0 (tenant-a) went over TCP" in fell_back
+    reading.close()
+    holder.close()
+    tcp.close()
+
+
+def test_regions_that_are_not_kept_are_unknown_and_come_back(world: SlabWorld) -> None:
+    serving, reading = serve(world), native.RdmaContext()
+    reader = reading.reader()
+    connect(serving, reader)
+    assert reader.keep_regions([SMALL, 12345]) == 1
+    assert reader.keep_regions([SMALL]) == 0
+    answers = reader.read_batch([(LARGE, 0, 16), (SMALL, 0, 16)], 60.0)
+    assert answers == [("not_found", b""), ("ok", world.expect(SMALL, 0, 16))]
+    assert reader.connected, "nothing was sent that the peer could refuse"
+    region = serving.region(LARGE, DOMAIN)
+    assert region is not None
+    reader.add_region(region)
+    assert reader.read(LARGE, 0, 16, 60.0) == world.expect(LARGE, 0, 16)
+    for context in (reading, serving):
+        context.close()
+
+
+async def test_a_new_connection_forgets_bases_that_the_peer_no_longer_has(world: SlabWorld) -> None:
+    holder, reading = RdmaNode([native.RdmaContext()]), RdmaNode([native.RdmaContext()])
+    tcp = tcp_link(world)
+    for base_id in (SMALL, LARGE):
+        assert holder.publish(world.slabs[base_id], DOMAIN)
+
+    async def exchange(endpoint: native.RdmaEndpoint) -> RdmaAnswer:
+        return holder.accept("n1", DOMAIN, endpoint, 0.0)
+
+    await reading.attach("n0", DOMAIN, tcp.reader, exchange)
+    (link,) = reading._links.values()
+    holder.retire(SMALL)
+    await reading._connect(link)
+    assert link.reader.keep_regions([]) == 1
+    reading.close()
+    holder.close()
+    tcp.close()
 
 
 def test_lost_connection_is_replaced_when_the_agent_exchanges_endpoints(world: SlabWorld) -> None:
