@@ -125,7 +125,8 @@ class BlobEncoder {
       }
       for (size_t g = at; g < stop; ++g) {
         const std::byte* const pages = bytes + (first_page(g) - first) * kPageBytes;
-        if (!take_over_group(g, *scratch)) encode_group(g, pages, encoder, *scratch, packed, direct);
+        if (!take_over_group(g, *scratch))
+          encode_group(g, pages, bytes + count * kPageBytes, encoder, *scratch, packed, direct);
         verify_group(g, pages, verifier);
       }
     }
@@ -187,9 +188,10 @@ class BlobEncoder {
     return true;
   }
 
-  // `packed` and `direct` are buffers kept from group to group.
-  void encode_group(uint64_t g, const std::byte* pages, PageEncoder& encoder, EncodedImage::Scratch& scratch,
-                    std::vector<std::byte>& packed, std::vector<std::byte>& direct) {
+  // What was read ends at `end`. `packed` and `direct` are buffers kept from group to group.
+  void encode_group(uint64_t g, const std::byte* pages, const std::byte* end, PageEncoder& encoder,
+                    EncodedImage::Scratch& scratch, std::vector<std::byte>& packed,
+                    std::vector<std::byte>& direct) {
     GroupOutput& out = groups_[g];
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
@@ -200,7 +202,7 @@ class BlobEncoder {
       const uint64_t page = first + i;
       const std::byte* const bytes = pages + i * kPageBytes;
       // The windows lie anywhere: no hardware prefetcher finds them.
-      if (i + 1 < count && !is_taken_over(options_.reuse, page + 1))
+      if (bytes + kPageBytes < end && !is_taken_over(options_.reuse, page + 1))
         encoder.prefetch(as_words(bytes + kPageBytes), plan_.windows(page + 1));
       Bytes payload;
       const EncodedPage e = encode_page(page, bytes, encoder, scratch, payload);
