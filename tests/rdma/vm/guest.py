@@ -94,11 +94,12 @@ def run(
         console = Path(share) / "console"
         kernel = _kernel()
         assert kernel is not None
+        keep_tmp = " medes.keep_tmp" if PROJECT.is_relative_to("/tmp") else ""
         arguments = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", str(GUEST_MEMORY_MB), "-nodefaults", "-display", "none", "-no-reboot",
             "-serial", f"file:{console}", "-kernel", str(kernel), "-initrd", str(initramfs()),
-            "-append", "console=ttyS0 quiet mitigations=off tsc=reliable panic=-1",
+            "-append", "console=ttyS0 quiet mitigations=off tsc=reliable panic=-1" + keep_tmp,
             "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
             "-fsdev", f"local,id=share,path={share},security_model=none",

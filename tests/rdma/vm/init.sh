@@ -16,7 +16,10 @@ mkdir -p /rw/upper /rw/work
 mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work overlay /new || echo "medes-vm: no overlay"
 mkdir -p /new/mnt/medes-vm
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,msize=524288 share /new/mnt/medes-vm || echo "medes-vm: no share"
-for fs in proc:proc sysfs:sys devtmpfs:dev tmpfs:tmp tmpfs:run; do
+# A project that lies under /tmp must stay in sight there.
+tmp=tmpfs:tmp
+grep -q medes.keep_tmp /proc/cmdline && tmp=
+for fs in proc:proc sysfs:sys devtmpfs:dev tmpfs:run $tmp; do
   mount -t "${fs%%:*}" "${fs%%:*}" "/new/${fs##*:}"
 done
 mkdir -p /new/dev/shm /new/dev/pts
