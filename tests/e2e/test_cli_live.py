@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from medes.errors import NotFoundError
-from tests.support.cluster import Cluster, free_port
+from tests.support.cluster import Cluster
 from tests.support.counter_app import App
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.live
 

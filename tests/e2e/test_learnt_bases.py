@@ -11,8 +11,9 @@ import pytest
 from medes.client import MedesClient
 from medes.types import DedupReport
 from medes.types import SandboxState as S
-from tests.support.cluster import AgentProcess, Cluster, free_port, wait_until
+from tests.support.cluster import AgentProcess, Cluster, wait_until
 from tests.support.counter_app import App
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.live
 

@@ -14,8 +14,9 @@ from medes.errors import PeerUnreachableError, PermissionDeniedError
 from medes.rpc.channel import sync_channel
 from medes.types import SandboxState
 from tests.support.certificates import Authority
-from tests.support.cluster import Cluster, free_port, wait_until
+from tests.support.cluster import Cluster, wait_until
 from tests.support.counter_app import App
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.live
 

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from medes.client import ControllerClient, MedesClient
 from medes.rpc.tls import TlsFiles
 from tests.support.controller_process import ControllerProcess
+from tests.support.ports import free_port
 
 READY = "medes agent "
 # Short enough to notice a killed controller within a test, long enough for a busy two-core machine.
@@ -39,13 +39,6 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0)
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {timeout_s} s: {what}")
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on now: for a controller that must come back at its old address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class AgentProcess:
@@ -103,6 +96,7 @@ class AgentProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith(READY):
+            self.process.stdout.close()
             self.process.wait(10)
             raise AssertionError(f"no agent but {line!r}: {self.log_tail()}")
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,11 +12,7 @@ from typing import Any
 
 import pytest
 
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from tests.support.ports import free_port
 
 
 @contextlib.contextmanager
@@ -29,8 +24,8 @@ def redis_server(folder: Path, *, clustered: bool = False) -> Iterator[str]:
     redis = pytest.importorskip("redis", reason="the redis package is not installed")
     arguments = ["--save", "", "--appendonly", "no", "--dir", str(folder), "--daemonize", "no"]
     if clustered:
-        port = _free_port()
-        bus = _free_port()
+        port = free_port()
+        bus = free_port()
         arguments += [
             "--port",
             str(port),

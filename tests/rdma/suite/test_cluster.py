@@ -16,8 +16,9 @@ from medes.demo.driver import Demo
 from medes.faas import manifest
 from medes.types import LifecycleSettings
 from medes.types import SandboxState as S
-from tests.support.cluster import AgentProcess, Cluster, free_port, wait_until
+from tests.support.cluster import AgentProcess, Cluster, wait_until
 from tests.support.counter_app import App
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.rdma, pytest.mark.live, pytest.mark.timeout(900)]
 
