@@ -21,8 +21,11 @@ using namespace std::chrono_literals;
 constexpr size_t kMaxRequestsInFlight = 256;  // a connection
 constexpr auto kStallTimeout = 10s;           // requests outstanding and not a byte: the peer is dead
 constexpr size_t kWakeBytes = 64 * 1024;      // of a payload under way, before a waiter is woken
-constexpr size_t kStepBytes = 256 * 1024;     // received under the lock at once: stays in a core's own cache
-constexpr size_t kStepParts = 64;
+constexpr size_t kShortPayloadBytes = 512 * 1024;
+// Received under the lock at once. A quarter of it costs large batches 4 to 9 % of their speed, and batches
+// that faults wait for are smaller than both.
+constexpr size_t kStepBytes = 1024 * 1024;
+constexpr size_t kStepParts = 256;
 
 std::vector<wire::ReadDescriptor> descriptors(const std::vector<ReadRequest>& reads) {
   std::vector<wire::ReadDescriptor> out;
@@ -148,7 +151,9 @@ void TcpConnection::pause(Lock& lock, Deadline deadline) {
   if (!requests_.empty()) deadline = std::min(deadline, last_progress_ + kStallTimeout);
   // Woken for every segment, a waiter takes the socket's lock from the sender once a segment: 64 scattered
   // pages then ran at 92 % of a bare socket, now at 100 %. Never for the tail: nothing may come behind it.
-  ask_for(in_payload_ && payload_left_ >= 2 * kWakeBytes ? kWakeBytes : 1);
+  // Nor for long payloads, where the sender runs dry while this end sleeps: 512 pages ran at 84 % with it, 96
+  // % without.
+  ask_for(in_payload_ && short_payload_ && payload_left_ >= 2 * kWakeBytes ? kWakeBytes : 1);
   pollfd entries[2] = {{stream_->fd(), static_cast<short>(POLLIN | (out_.empty() ? 0 : POLLOUT)), 0},
                        {wake_.get(), POLLIN, 0}};
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
@@ -326,6 +331,7 @@ void TcpConnection::on_head(Bytes head) {
   in_payload_ = true;
   payload_left_ = 0;
   for (const wire::ReplyEntry& entry : entries_) payload_left_ += entry.length;
+  short_payload_ = payload_left_ <= kShortPayloadBytes;
   head_received_ = 0;
   read_ = 0;
   read_offset_ = 0;

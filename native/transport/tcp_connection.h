@@ -86,7 +86,7 @@ class TcpConnection {
   // The reply under way: its head, then, read by read, its payload.
   std::vector<std::byte> head_;
   size_t head_received_ = 0;
-  bool in_payload_ = false;
+  bool in_payload_ = false, short_payload_ = false;
   std::vector<wire::ReplyEntry> entries_;
   size_t payload_left_ = 0;
   size_t wake_bytes_ = 1;   // that poll() waits for
