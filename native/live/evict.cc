@@ -30,7 +30,6 @@ constexpr size_t kComparePages = 64;  // one read of the sandbox's memory: stays
 constexpr uint64_t kPidfdSelf =
     static_cast<uint64_t>(-10000);  // PIDFD_SELF_THREAD; the headers here are older
 constexpr size_t kDiscardsPerCall = Injector::kScratchBytes / sizeof(iovec);
-static_assert(sizeof(iovec) == sizeof(AddressRange));
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -367,7 +366,7 @@ size_t EvictOp::discard_together(Process& p, std::span<const AddressRange> range
   iovec vector[kDiscardsPerCall];
   for (size_t i = 0; i < ranges.size(); ++i)
     vector[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].end - ranges[i].begin};
-  p.injector->write_scratch(0, vector, ranges.size_bytes());
+  p.injector->write_scratch(0, vector, ranges.size() * sizeof(iovec));
   const uint64_t arguments[] = {kPidfdSelf, p.injector->scratch(), ranges.size(), MADV_DONTNEED, 0};
   const long bytes = call_and_drain(p, SYS_process_madvise, arguments);
   if (bytes == -EBADF || bytes == -ENOSYS) discards_together_ = false;

@@ -406,7 +406,7 @@ void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
 std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const WindowPlan& plan,
                                                 BaseSet& bases, const EncodeOptions& options) {
   WindowFetcher fetcher(plan, bases);
-  fetcher.fetch_sample(kLearnStride);
+  fetcher.fetch(0, plan.page_count(), kLearnStride);
   check_cancelled(options.cancel);
   fetcher.run_ahead();
   EncodeOptions fetching = options;

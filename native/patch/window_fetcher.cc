@@ -33,42 +33,31 @@ WindowFetcher::~WindowFetcher() {
   if (ahead_.joinable()) ahead_.join();
 }
 
-void WindowFetcher::add_page(uint64_t page, std::vector<Extent>& extents) const {
-  for (uint64_t w : plan_.windows(page)) {
-    if (!window_fits(w, views_) || remote_slots_[window_slot(w)] < 0) continue;
-    extents.push_back({static_cast<uint32_t>(remote_slots_[window_slot(w)]),
-                       static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
+// Of every stride-th page from `first` up to `end`.
+Code WindowFetcher::ensure(uint64_t first, uint64_t end, uint64_t stride) const {
+  std::vector<Extent> extents;
+  for (uint64_t page = first; page < end; page += stride) {
+    for (uint64_t w : plan_.windows(page)) {
+      if (!window_fits(w, views_) || remote_slots_[window_slot(w)] < 0) continue;
+      extents.push_back({static_cast<uint32_t>(remote_slots_[window_slot(w)]),
+                         static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
+    }
   }
-}
-
-Code WindowFetcher::ensure(const std::vector<Extent>& extents) const {
   return extents.empty() ? Code::ok : bases_.ensure(extents, kTimeout);
 }
 
-void WindowFetcher::fetch(uint64_t first, uint64_t count) const {
+void WindowFetcher::fetch(uint64_t first, uint64_t count, uint64_t stride) const {
   if (all_local_) return;
-  std::vector<Extent> extents;
-  for (uint64_t page = first; page < first + count; ++page) add_page(page, extents);
-  if (const Code code = ensure(extents); code != Code::ok) throw Error(code, "base pages could not be read");
-}
-
-void WindowFetcher::fetch_sample(uint64_t stride) const {
-  if (all_local_) return;
-  std::vector<Extent> extents;
-  for (uint64_t page = 0; page < plan_.page_count(); page += stride) add_page(page, extents);
-  if (const Code code = ensure(extents); code != Code::ok) throw Error(code, "base pages could not be read");
+  const Code code = ensure(first, first + count, stride);
+  if (code != Code::ok) throw Error(code, "base pages could not be read");
 }
 
 void WindowFetcher::run_ahead() {
   if (all_local_) return;
   ahead_ = std::thread([this] {
-    std::vector<Extent> extents;
-    for (uint64_t at = 0; at < plan_.page_count() && !stop_; at += kAheadPages) {
-      extents.clear();
-      const uint64_t end = std::min(plan_.page_count(), at + kAheadPages);
-      for (uint64_t page = at; page < end; ++page) add_page(page, extents);
-      if (ensure(extents) != Code::ok) return;  // shows again, and counts, where it is needed
-    }
+    for (uint64_t at = 0; at < plan_.page_count() && !stop_; at += kAheadPages)
+      // A failure shows again, and counts, where the pages are needed.
+      if (ensure(at, std::min(plan_.page_count(), at + kAheadPages), 1) != Code::ok) return;
   });
 }
 

@@ -22,16 +22,13 @@ class WindowFetcher {
   WindowFetcher& operator=(const WindowFetcher&) = delete;
 
   std::span<const BaseView> views() const { return views_; }  // in the plan's slot order
-  // Blocks until the windows of pages first … first + count - 1 are there. Safe from any thread. Throws the
-  // transport's code.
-  void fetch(uint64_t first, uint64_t count) const;
-  // The same of every stride-th page of the image.
-  void fetch_sample(uint64_t stride) const;
+  // Blocks until the windows of pages first … first + count - 1, or of every stride-th of them, are there.
+  // Safe from any thread. Throws the transport's code.
+  void fetch(uint64_t first, uint64_t count, uint64_t stride = 1) const;
   void run_ahead();
 
  private:
-  void add_page(uint64_t page, std::vector<Extent>& extents) const;
-  Code ensure(const std::vector<Extent>& extents) const;
+  Code ensure(uint64_t first, uint64_t end, uint64_t stride) const;
 
   const WindowPlan& plan_;
   BaseSet& bases_;
