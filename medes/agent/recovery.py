@@ -103,7 +103,9 @@ async def _remove_orphans(agent: Agent, found: Recovered) -> None:
     # The file of a lost sandbox is kept until it is purged: it is what is left of its memory.
     used |= {str(agent.sandbox_path(e.id)) for e in agent.entries.values() if e.state is S.LOST}
     for path in own_files(agent.settings.shm_path):
-        if str(path) not in used:
+        # A forked child's file lies beside its sandbox's: SANDBOX_FILE.child-NUMBER.
+        sandbox_file, _, number = str(path).rpartition(".child-")
+        if str(path) not in used and not (number.isdigit() and sandbox_file in used):
             path.unlink(missing_ok=True)
             found.orphans += 1
 
@@ -177,7 +179,8 @@ async def _recover_evicted(
     try:
         file = native.SandboxFile.open(known.path)
         counts = file.page_state_counts
-        if not counts.get("evicted", 0) and not counts.get("evicting", 0) and not counts.get("restored", 0):
+        out = any(counts.get(state, 0) for state in ("evicted", "evicting", "restored"))
+        if not out and not file.child_paths:
             # Killed before the first page went: the sandbox has all its memory.
             file.unlink()
             agent.journal.post({"t": journal_state.WARM, "id": entry.id})

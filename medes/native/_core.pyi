@@ -229,6 +229,10 @@ class SandboxFile:
     @property
     def page_state_counts(self) -> dict[str, int]: ...
     @property
+    def child_paths(self) -> list[str]:
+        """Files of children that were forked while pages were missing, and still miss some."""
+
+    @property
     def path(self) -> str: ...
     @property
     def file_bytes(self) -> int: ...

@@ -6,6 +6,7 @@
 
 #include "common/error.h"
 #include "live/injected_discard.h"
+#include "live/keeper.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
 
@@ -13,10 +14,6 @@ namespace medes {
 namespace {
 
 constexpr std::chrono::seconds kInjectedCallTimeout{5};
-
-bool evictable(const Vma& v) {
-  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
-}
 
 }  // namespace
 
@@ -26,7 +23,8 @@ void AdoptOp::run() {
   bool any = false;
   const auto records = file_.uffds();
   for (uint32_t i = 0; i < records.size(); ++i) any |= adopt_process(i);
-  if (!any) throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
+  for (const auto& path : file_.child_paths()) adopt_child(path);
+  if (!any && children_.empty()) throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
   for (const auto& m : memories_) result_.evicted_pages += m->missing();
   result_.processes = memories_.size();
   result_.resident_pages = file_.layout().page_count - result_.evicted_pages;
@@ -45,10 +43,8 @@ bool AdoptOp::adopt_process(uint32_t index) {
     if (record.fd >= 0 && !take_uffd(index, uffd)) return true;
     auto memory = std::make_shared<ProcessMemory>(layout.pid, index, file_.layout(), std::move(uffd),
                                                   file_.page_states());
-    for (const auto& v : layout.vmas)
-      if (evictable(v)) memory->add_segment(v.begin, v.end);
-    memory->keep_record(file_.changes()[index]);
-    memory->take_up_record();
+    memory->keep_record(file_.changes()[index], file_.path());
+    memory->take_up_record(children_);
     if (record.fd >= 0) finish_injected_call(record, *memory);
     reconcile(*memory);
     memory->count_missing();
@@ -66,7 +62,7 @@ bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
   const UffdRecord& record = file_.uffds()[index];
   const ProcessLayout& layout = file_.layout().processes[index];
   try {
-    uffd = Uffd(take_descriptor(layout.pid, record.fd));
+    uffd = Uffd::of_process(layout.pid, record.fd);
     if (record.inode == 0 || uffd.inode() == record.inode) return true;
   } catch (const Error& e) {
     if (e.code != Code::not_found) throw;
@@ -85,6 +81,39 @@ bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
   }
   throw Error(Code::lost, "the program closed its userfaultfd while pages were out",
               "pid " + std::to_string(layout.pid), "start a new instance");
+}
+
+// Children that a record named are taken already. Those whose userfaultfd is not to be found are gone with
+// their memory, or in danger: then keeper and agent were killed together, and zeros may have been read.
+void AdoptOp::adopt_child(const std::string& path) {
+  const auto file = ChildFile::open(path);
+  for (const auto& child : children_)
+    if (child->inode() == file->inode()) return;
+  UniqueFd fd;
+  bool kept = false;
+  for (const Holder& holder : file->holders()) {
+    if (holder.pid == 0) continue;
+    kept |= keeper::alive(holder);
+    if (file->done()) keeper::release(holder, file->inode());
+    if (!fd) fd = keeper::take(holder, file->inode());
+  }
+  if (file->done() || (!fd && (kept || !strangers()))) return file->unlink();
+  if (!fd)
+    throw Error(Code::lost, "a child was forked, and the agent and its keeper were killed", path,
+                "start a new instance");
+  auto child = ProcessMemory::of_child(file_.layout(), file, Uffd(std::move(fd)), file_.path());
+  child->finish_booking(children_);
+  child->wake_all();
+  children_.push_back(std::move(child));
+}
+
+// Processes of the sandbox that the image knows nothing of.
+bool AdoptOp::strangers() const {
+  std::vector<pid_t> known;
+  for (const auto& p : file_.layout().processes) known.push_back(p.pid);
+  for (const pid_t pid : process_tree(known))
+    if (std::find(known.begin(), known.end(), pid) == known.end()) return true;
+  return false;
 }
 
 // An agent killed in the middle of an eviction may have left one thread inside the call that gives pages

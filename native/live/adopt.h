@@ -26,6 +26,8 @@ class AdoptOp {
   bool take_uffd(uint32_t index, Uffd& uffd);
   void finish_injected_call(const UffdRecord& record, ProcessMemory& memory);
   void reconcile(const ProcessMemory& memory);
+  void adopt_child(const std::string& path);
+  bool strangers() const;
   SandboxFile& file_;
   std::vector<std::shared_ptr<ProcessMemory>> memories_, children_;
   EvictResult result_;

@@ -38,10 +38,6 @@ uint64_t us_since(Clock::time_point begin) {
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count());
 }
 
-bool evictable(const Vma& v) {
-  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
-}
-
 // Two processes with one memory (clone with CLONE_VM): one of them could write while the other is looked at.
 void check_memories_apart(std::span<const ProcessLayout> processes) {
   for (size_t i = 1; i < processes.size(); ++i)
@@ -136,6 +132,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
     auto memory = std::make_shared<ProcessMemory>(p.pid, p.index, file_.layout(), std::move(p.uffd),
                                                   file_.page_states());
     for (const auto& r : p.registered) memory->add_segment(r.begin, r.end);
+    memory->keep_record(file_.changes()[p.index], file_.path());
     memory->set_huge_pages(std::move(p.huge));
     memory->count_missing();
     if (p.killed) memory->mark_gone();
@@ -171,7 +168,7 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
     p.vmas = read_maps(p.pid);
   const Pagemap pagemap(p.pid);
   for (const auto& v : p.vmas)
-    if (evictable(v)) pagemap.private_pages(v.begin, v.end, p.present);
+    if (is_anonymous(v)) pagemap.private_pages(v.begin, v.end, p.present);
   compare(p, candidates(p));
 }
 
@@ -184,7 +181,7 @@ void EvictOp::open_uffd(Process& p) {
   int fd = -1;
   if (auto it = known_.find(p.pid); it != known_.end() && it->second.start_time_ticks == start) {
     try {
-      Uffd old(take_descriptor(p.pid, it->second.fd));
+      Uffd old = Uffd::of_process(p.pid, it->second.fd);
       if (old.inode() == it->second.inode && it->second.inode != 0)
         p.uffd = std::move(old), fd = it->second.fd;
     } catch (const Error&) {  // the program closed it: a new one is made
@@ -192,7 +189,7 @@ void EvictOp::open_uffd(Process& p) {
   }
   if (fd < 0) {
     fd = make_userfaultfd(*p.injector, p.pid);
-    p.uffd = Uffd(take_descriptor(p.pid, fd));
+    p.uffd = Uffd::of_process(p.pid, fd);
   }
   (void)p.uffd.enable();
   record.inode = p.uffd.inode();

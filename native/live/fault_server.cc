@@ -18,6 +18,7 @@
 #include "common/error.h"
 #include "live/adopt.h"
 #include "live/evict.h"
+#include "live/keeper.h"
 #include "live/sandbox.h"
 
 namespace medes {
@@ -264,7 +265,10 @@ void FaultServer::Impl::serve(const std::shared_ptr<Sandbox>& sandbox) {
   for (const auto& m : sandbox->memories()) watch(sandbox, m);
 }
 
-FaultServer::FaultServer(size_t threads) : impl_(std::make_unique<Impl>()) { impl_->start(threads); }
+FaultServer::FaultServer(size_t threads) : impl_(std::make_unique<Impl>()) {
+  keeper::start();
+  impl_->start(threads);
+}
 FaultServer::~FaultServer() { close(); }
 
 int FaultServer::event_fd() const { return impl_->event_signal.get(); }

@@ -1,5 +1,6 @@
 #include "live/mapping_change.h"
 
+#include <algorithm>
 #include <optional>
 
 namespace medes {
@@ -66,6 +67,25 @@ Applied apply_together(Segments& segments, std::span<const MappingChange> change
     if (c.kind == Kind::move) drop(c.to, c.to + (c.end - c.begin), false);
   for (const auto& s : out.moved) segments.add(s.begin, s.end, s.origin);
   return out;
+}
+
+bool independent(std::span<const MappingChange> changes) {
+  const auto meet = [](uint64_t begin, uint64_t end, uint64_t other, uint64_t other_end) {
+    return begin < other_end && other < end;
+  };
+  for (size_t j = 1; j < changes.size(); ++j)
+    for (size_t i = 0; i < j; ++i) {
+      const MappingChange &a = changes[i], &b = changes[j];
+      const uint64_t a_to_end = a.to + (a.end - a.begin), b_to_end = b.to + (b.end - b.begin);
+      const bool a_moves = a.kind == Kind::move, b_moves = b.kind == Kind::move;
+      const bool source_goes = a_moves && b.kind == Kind::unmap && a.begin <= b.begin && b.end <= a.end;
+      const bool target_was_freed = b_moves && a.kind == Kind::unmap && b.to <= a.begin && a.end <= b_to_end;
+      if (!source_goes && meet(a.begin, a.end, b.begin, b.end)) return false;
+      if (a_moves && meet(a.to, a_to_end, b.begin, b.end)) return false;
+      if (b_moves && !target_was_freed && meet(a.begin, a.end, b.to, b_to_end)) return false;
+      if (a_moves && b_moves && meet(a.to, a_to_end, b.to, b_to_end)) return false;
+    }
+  return true;
 }
 
 std::vector<MappingChange> inherited(const Segments& before, std::span<const MappingChange> changes,

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <ctime>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "common/fault_point.h"
@@ -25,21 +26,26 @@ constexpr std::chrono::microseconds kHoldTimeout{60};
 constexpr int kOutOfMemoryRetries = 200;  // with a pause of 5 ms each
 constexpr timespec kOutOfMemoryPause{0, 5'000'000};
 
-// Between reading events and having them booked. An agent killed in between leaves the mark behind.
-class Booking {
- public:
-  explicit Booking(ChangeRecord* record) : record_(record) {
-    if (record_ != nullptr) record_->booking = 1;
+// What a call says of mappings; nothing of a fork.
+std::optional<MappingChange> change_of(const uffd_msg& m) {
+  switch (m.event) {
+    case UFFD_EVENT_REMAP:
+      return MappingChange{MappingChange::Kind::move, m.arg.remap.from, m.arg.remap.from + m.arg.remap.len,
+                           m.arg.remap.to};
+    case UFFD_EVENT_UNMAP:
+      return MappingChange{MappingChange::Kind::unmap, m.arg.remove.start, m.arg.remove.end, 0};
+    case UFFD_EVENT_REMOVE:
+      return MappingChange{MappingChange::Kind::discard, m.arg.remove.start, m.arg.remove.end, 0};
+    default: return std::nullopt;
   }
-  ~Booking() {
-    if (record_ != nullptr) record_->booking = 0;
-  }
-  Booking(const Booking&) = delete;
-  Booking& operator=(const Booking&) = delete;
+}
 
- private:
-  ChangeRecord* const record_;
-};
+std::vector<MappingChange> changes_of(std::span<const uffd_msg> calls) {
+  std::vector<MappingChange> changes;
+  for (const auto& m : calls)
+    if (const auto change = change_of(m)) changes.push_back(*change);
+  return changes;
+}
 
 }  // namespace
 
@@ -104,17 +110,17 @@ DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
     const bool changing = uffd_.changing();
     const size_t most = std::min(faults.value_or(changing ? 0 : kEventsPerRead), kEventsPerRead);
     const size_t n = most > 0 ? read_calls(most, own_discards, out, calls) : 0;
-    if (n == 0 && !changing && faults.value_or(0) == 0) return out;
+    if (n == 0 && !changing && faults.value_or(0) == 0) break;
     if (calls.empty() && !changing) continue;
     if (!alone()) {
       book_set(own_discards, out, calls);
     } else {
-      const Booking booking(record_);
       if (calls.empty() && read_calls(1, own_discards, out, calls) == 0) sched_yield();
-      for (const auto& m : calls) book(std::span(&m, 1), out.children);
+      book(calls, ChangeRecord::in_order, out.children);
     }
     calls.clear();
   }
+  return out;
 }
 
 // Nobody else can make a call before the event of the one under way has been read.
@@ -131,17 +137,23 @@ bool ProcessMemory::alone() const {
 size_t ProcessMemory::read_calls(size_t most, std::span<const AddressRange> own_discards, DrainedEvents& out,
                                  std::vector<uffd_msg>& calls) {
   uffd_msg messages[kEventsPerRead];
-  const size_t n = uffd_.read_events(std::span(messages).first(most));
-  for (size_t i = 0; i < n; ++i) {
-    const auto& m = messages[i];
+  const auto room = std::span(messages).first(most);
+  const auto is_ours = [&](const uffd_msg& m) {
+    return m.event == UFFD_EVENT_REMOVE &&
+           std::any_of(own_discards.begin(), own_discards.end(), [&](const AddressRange& own) {
+             return own.begin <= m.arg.remove.start && m.arg.remove.end <= own.end;
+           });
+  };
+  size_t kept = 0;
+  const size_t n =
+      own_discards.empty()
+          ? kept = log_.read(uffd_, room)
+          : log_.read_some(uffd_, room, kept, [&](const uffd_msg& m) { return !is_ours(m); });
+  for (const auto& m : room.first(kept))
     if (m.event == UFFD_EVENT_PAGEFAULT)
       out.faults.push_back(m.arg.pagefault.address);
-    else if (m.event != UFFD_EVENT_REMOVE ||
-             std::none_of(own_discards.begin(), own_discards.end(), [&](const AddressRange& own) {
-               return own.begin <= m.arg.remove.start && m.arg.remove.end <= own.end;
-             }))
+    else
       calls.push_back(m);
-  }
   return n;
 }
 
@@ -155,11 +167,13 @@ void ProcessMemory::book_set(std::span<const AddressRange> own_discards, Drained
     run_as_tracer([&] {
       const auto held = hold_threads(pid_, kHoldTimeout);
       if (!held && !last) return;
-      const Booking booking(record_);
+      // Often only one of them is in a call: its events come in order, and that is known beforehand.
+      if (held && held->complete() && held->threads().size() - held->stopped().size() <= 1)
+        log_.decide(ChangeRecord::in_order);
       while (read_calls(kEventsPerRead, own_discards, out, calls) > 0 || uffd_.changing()) sched_yield();
       done = true;
-      if (held && held->complete()) return book(calls, out.children);
-      for (const auto& m : calls) book(std::span(&m, 1), out.children);
+      const bool apart = held && held->complete();
+      book(calls, apart ? ChangeRecord::together : ChangeRecord::in_order, out.children);
     });
     if (done) return;
     nanosleep(&kTracerPause, nullptr);
@@ -169,39 +183,51 @@ void ProcessMemory::book_set(std::span<const AddressRange> own_discards, Drained
   }
 }
 
-// Books a set of calls of which none had returned when the last one began.
-void ProcessMemory::book(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born) {
-  if (!calls.empty()) fault_point("restore.booking");
-  std::vector<MappingChange> changes;
-  for (const auto& m : calls) {
-    const auto& r = m.arg.remap;
-    if (m.event == UFFD_EVENT_REMAP)
-      changes.push_back({MappingChange::Kind::move, r.from, r.from + r.len, r.to});
-    else if (m.event == UFFD_EVENT_UNMAP)
-      changes.push_back({MappingChange::Kind::unmap, m.arg.remove.start, m.arg.remove.end, 0});
-    else if (m.event == UFFD_EVENT_REMOVE)
-      changes.push_back({MappingChange::Kind::discard, m.arg.remove.start, m.arg.remove.end, 0});
-  }
+// Books what was read. A kill anywhere in here leaves the log, and it is all done again: children that have
+// their file by then are left as they are, forgetting a page twice is forgetting it once, and moves count
+// from the last store on.
+void ProcessMemory::book(std::span<const uffd_msg> calls, ChangeRecord::Order order,
+                         std::vector<std::shared_ptr<ProcessMemory>>& born) {
+  if (calls.empty()) return;
+  fault_point("restore.read");
+  log_.decide(order);
+  fault_point("restore.booking");
+  bool moved = false;
+  if (order == ChangeRecord::together)
+    moved = apply(calls, born);
+  else
+    for (const auto& m : calls) moved |= apply(std::span(&m, 1), born);
+  fault_point("restore.applied");
+  log_.book(moved ? std::optional(moved_pages()) : std::nullopt);
+  fault_point("restore.booked");
+}
+
+// Applies a set of calls of which none had returned when the last one began. True when something moved.
+bool ProcessMemory::apply(std::span<const uffd_msg> calls,
+                          std::vector<std::shared_ptr<ProcessMemory>>& born) {
+  const std::vector<MappingChange> changes = changes_of(calls);
   // What was missing when the set began was missing when the child was made: nothing is placed meanwhile.
   for (const auto& m : calls) {
     if (m.event != UFFD_EVENT_FORK) continue;
     born.push_back(fork(Uffd(UniqueFd(static_cast<int>(m.arg.fork.ufd)))));
+    fault_point("restore.child_kept");
     const auto child = born.back();
-    if (!changes.empty()) child->catch_up(changes, born);
+    if (!child->log_.untouched())
+      child->finish_booking(born);  // an agent before us had come further
+    else if (!changes.empty())
+      child->catch_up(changes, born);
   }
   const Applied applied = apply_together(segments_, changes);
   forget(applied.unwanted);
-  note_moves(applied.moved);
+  return !applied.moved.empty();
 }
 
-void ProcessMemory::note_moves(std::span<const Segment> moved) {
-  if (record_ == nullptr) return;
-  for (const auto& s : moved) {
-    if (!any_missing(s.origin, s.end - s.begin)) continue;
-    const uint32_t n = record_->count;
-    if (n < ChangeRecord::kMaxMoves) record_->moves[n] = {s.origin, s.begin, s.end - s.begin};
-    record_->count = std::min(n, ChangeRecord::kMaxMoves) + 1;
-  }
+std::vector<MovedPages> ProcessMemory::moved_pages() const {
+  std::vector<MovedPages> out;
+  for (const auto& s : segments_.all())
+    if (s.begin != s.origin && any_missing(s.origin, s.end - s.begin))
+      out.push_back({s.origin, s.begin, s.end - s.begin});
+  return out;
 }
 
 bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
@@ -217,18 +243,85 @@ bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
   return false;
 }
 
-void ProcessMemory::take_up_record() {
-  if (record_ == nullptr) return;
-  const uint32_t count = record_->count;
-  const bool unknown = record_->booking != 0 || count > ChangeRecord::kMaxMoves;
-  if (unknown && any_missing(0, kMaxUserAddress))
+void ProcessMemory::keep_record(ChangeRecord& record, const std::string& sandbox_path) {
+  log_.keep_in(record);
+  sandbox_path_ = sandbox_path;
+}
+
+void ProcessMemory::add_mappings_of_layout() {
+  for (const auto& v : layout_.processes[process_].vmas)
+    if (is_anonymous(v)) segments_.add(v.begin, v.end, v.begin);
+}
+
+void ProcessMemory::take_up_moves() {
+  if (const auto moves = log_.moves()) {
+    for (const auto& m : *moves) segments_.put(m.origin, m.address, m.bytes);
+    return;
+  }
+  if (any_missing(0, kMaxUserAddress))
+    throw Error(Code::lost, "more pieces of missing memory were moved than are kept over a kill of the agent",
+                "pid " + std::to_string(pid_), "start a new instance");
+}
+
+void ProcessMemory::take_up_record(std::vector<std::shared_ptr<ProcessMemory>>& born) {
+  add_mappings_of_layout();
+  take_up_moves();
+  finish_booking(born);
+}
+
+void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& born) {
+  std::vector<Holder> before;
+  auto calls = take_left_calls(before);
+  if (!calls && any_missing(0, kMaxUserAddress))
     throw Error(Code::lost, "the agent was killed while the program changed its mappings",
                 "pid " + std::to_string(pid_), "start a new instance");
-  record_->booking = 0;
-  for (uint32_t i = 0; i < std::min(count, ChangeRecord::kMaxMoves); ++i) {
-    const MovedPages& m = record_->moves[i];
-    segments_.put(m.origin, m.address, m.bytes);
+  if (!calls || calls->empty()) return log_.book(std::nullopt);
+  auto order = log_.left_order();
+  if (order == ChangeRecord::open && !alone()) {
+    read_rest(*calls);
+    order = ChangeRecord::together;
   }
+  const size_t known = born.size();
+  book(*calls, order == ChangeRecord::open ? ChangeRecord::in_order : order, born);
+  for (size_t i = known; i < born.size(); ++i)
+    for (const auto& holder : before) keeper::release(holder, born[i]->inode());
+}
+
+// The rest of a set of which the agent before us had read only a part, and maybe more: threads whose event
+// was read have gone on since. So it is a set only if the order makes no difference.
+void ProcessMemory::read_rest(std::vector<uffd_msg>& calls) {
+  run_as_tracer([&] {
+    const auto held = hold_threads(pid_, kHoldTimeout);
+    uffd_msg messages[kEventsPerRead];
+    for (size_t n = 0; (n = log_.read(uffd_, messages)) > 0 || uffd_.changing(); sched_yield())
+      std::copy_if(messages, messages + n, std::back_inserter(calls),
+                   [](const uffd_msg& m) { return m.event != UFFD_EVENT_PAGEFAULT; });
+  });
+  if (!independent(changes_of(calls)))
+    throw Error(Code::lost, "the agent was killed while threads changed the same mappings",
+                "pid " + std::to_string(pid_), "start a new instance");
+}
+
+// What agents before us read and did not book. Messages of forks name descriptors of theirs, which their
+// keepers have: they get our numbers for them. `holders` gets where they are held meanwhile. A child that is gone needs none.
+std::optional<std::vector<uffd_msg>> ProcessMemory::take_left_calls(std::vector<Holder>& holders) {
+  const auto left = log_.take_left();
+  if (!left) return std::nullopt;
+  std::vector<uffd_msg> calls;
+  for (auto [m, holder] : *left) {
+    if (m.event == UFFD_EVENT_FORK) {
+      holder.fd = static_cast<int32_t>(m.arg.fork.ufd);
+      UniqueFd taken = keeper::take(holder);
+      if (!taken && !keeper::alive(holder))
+        throw Error(Code::lost, "a child was forked, and the agent and its keeper were killed",
+                    "pid " + std::to_string(pid_), "start a new instance");
+      if (!taken) continue;
+      holders.push_back(holder);
+      m.arg.fork.ufd = static_cast<uint32_t>(taken.release());
+    }
+    calls.push_back(m);
+  }
+  return calls;
 }
 
 uint64_t ProcessMemory::address_of(uint64_t page) const {
@@ -241,7 +334,9 @@ uint64_t ProcessMemory::address_of(uint64_t page) const {
 // our looks, and whatever that call speaks of was there when it was born.
 void ProcessMemory::catch_up(std::span<const MappingChange> changes,
                              std::vector<std::shared_ptr<ProcessMemory>>& grandchildren) {
-  std::vector<uffd_msg> own;
+  std::vector<Holder> before;
+  std::vector<uffd_msg> own = take_left_calls(before).value_or(std::vector<uffd_msg>());
+  const size_t known = grandchildren.size();
   DrainedEvents events;
   const auto registered = [&](uint64_t address) {
     for (;;) {
@@ -258,8 +353,13 @@ void ProcessMemory::catch_up(std::span<const MappingChange> changes,
       if (read_calls(1, {}, events, own) == 0) sched_yield();
     }
   };
-  forget(apply_together(segments_, inherited(segments_, changes, registered)).unwanted);
-  for (const auto& m : own) book(std::span(&m, 1), grandchildren);
+  const Applied applied = apply_together(segments_, inherited(segments_, changes, registered));
+  forget(applied.unwanted);
+  bool moved = !applied.moved.empty();
+  for (const auto& m : own) moved |= apply(std::span(&m, 1), grandchildren);
+  log_.book(moved ? std::optional(moved_pages()) : std::nullopt);
+  for (size_t i = known; i < grandchildren.size(); ++i)
+    for (const auto& holder : before) keeper::release(holder, grandchildren[i]->inode());
   for (uint64_t address : events.faults) wake(address);  // it faults once more, when it is served
 }
 
@@ -437,20 +537,83 @@ void ProcessMemory::wake_all() {
 
 void ProcessMemory::close() {
   const std::unique_lock lock(mutex_);
+  if (file_) file_->set_done();
+  told_when_gone_ = {};
   uffd_.close();
+  if (file_) file_->unlink();
+}
+
+void ProcessMemory::put_aside() {
+  const std::unique_lock lock(mutex_);
+  if (uffd_ && file_ && !gone())
+    keeper::leave_open(uffd_.release(), file_, std::move(told_when_gone_));
+  else
+    uffd_.close();
 }
 
 std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
-  auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
-  child->own_states_ = std::vector<std::atomic<uint8_t>>(states_.size());
   // `evicting` is only met while an interrupted eviction is cleared up: the page may be there or not, and
   // placing finds out.
+  std::vector<std::byte> states(states_.size());
   for (uint64_t i = first_page_; i < end_page_; ++i) {
     const PageState s = state(i);
-    child->own_states_[i] = static_cast<uint8_t>(s == PageState::evicting ? PageState::evicted : s);
+    states[i] = static_cast<std::byte>(s == PageState::evicting ? PageState::evicted : s);
   }
-  child->states_ = child->own_states_;
+  const auto file = keep_child(uffd, states);
+  if (file && file->record().sets() > 0) return of_child(layout_, file, std::move(uffd), sandbox_path_);
+  auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
+  if (file) {
+    child->file_ = file;
+    child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
+    child->states_ = file->page_states();
+    child->keep_record(file->record(), sandbox_path_);
+  } else {
+    child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
+    for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
+    child->states_ = child->own_states_;
+  }
   child->segments_ = segments_;
+  child->count_missing();
+  return child;
+}
+
+// From here on our keeper holds the child's userfaultfd, and no other.
+void ProcessMemory::hold(ChildFile& file, const Holder& here) {
+  file.add_holder(here);
+  for (const Holder& h : file.holders())
+    if (h.pid != 0 && (h.pid != here.pid || h.fd != here.fd)) keeper::release(h, file.inode());
+  file.keep_only(here);
+}
+
+// Nothing where the store has no room: the child then depends on us alone, as long as it misses pages.
+std::shared_ptr<ChildFile> ProcessMemory::keep_child(const Uffd& uffd,
+                                                     std::span<const std::byte> states) const {
+  if (sandbox_path_.empty()) return nullptr;
+  const Holder here = keeper::holder_of(uffd.fd());
+  try {
+    return ChildFile::create(sandbox_path_, process_, uffd.inode(), here, states, moved_pages());
+  } catch (const Error& e) {
+    if (e.code != Code::already_exists) return nullptr;
+  }
+  // An agent that was killed while it booked the fork had come so far.
+  const auto file = ChildFile::open(ChildFile::path_of(sandbox_path_, uffd.inode()));
+  hold(*file, here);
+  return file;
+}
+
+std::shared_ptr<ProcessMemory> ProcessMemory::of_child(const ImageLayout& layout,
+                                                       std::shared_ptr<ChildFile> file, Uffd uffd,
+                                                       const std::string& sandbox_path) {
+  if (file->page_states().size() != layout.page_count || file->process() >= layout.processes.size())
+    throw Error(Code::corrupt, "a child file is of another image", sandbox_path);
+  hold(*file, keeper::holder_of(uffd.fd()));
+  auto child =
+      std::make_shared<ProcessMemory>(0, file->process(), layout, std::move(uffd), file->page_states());
+  child->file_ = file;
+  child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
+  child->keep_record(file->record(), sandbox_path);
+  child->add_mappings_of_layout();
+  child->take_up_moves();
   child->count_missing();
   return child;
 }

@@ -18,12 +18,14 @@
 #include <span>
 #include <vector>
 
+#include "live/call_log.h"
 #include "live/huge_pages.h"
 #include "live/mapping_change.h"
 #include "live/segments.h"
 #include "live/uffd.h"
 #include "memory/image.h"
 #include "restore/placer.h"
+#include "store/child_file.h"
 #include "store/sandbox_file.h"
 
 namespace medes {
@@ -44,16 +46,23 @@ class ProcessMemory : public Placer {
   pid_t pid() const { return pid_; }
   uint32_t process() const { return process_; }
   int fd() const { return uffd_.fd(); }
+  uint64_t inode() const { return uffd_.inode(); }
   bool gone() const { return gone_.load(std::memory_order_acquire); }
   uint64_t first_page() const { return first_page_; }
   uint64_t end_page() const { return end_page_; }
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
-  // Where to keep what must outlive the agent (in the sandbox file); a forked child has no such place.
-  void keep_record(ChangeRecord& record) { record_ = &record; }
-  // Takes up the moves of an agent before us. Throws lost when they are not all known.
-  void take_up_record();
+  // Where to keep what must outlive the agent: in the sandbox file, or beside it for children forked later.
+  void keep_record(ChangeRecord& record, const std::string& sandbox_path);
+  // A child that an agent before us had not filled, from its file and a copy of the userfaultfd named there.
+  // Its record is yet to be finished (finish_booking).
+  static std::shared_ptr<ProcessMemory> of_child(const ImageLayout& layout, std::shared_ptr<ChildFile> file,
+                                                 Uffd uffd, const std::string& sandbox_path);
+  // Of what an agent before us left: takes up where moved memory is, and books what was read and not booked;
+  // children whose fork was among that are appended. Throws lost when not all is known.
+  void take_up_record(std::vector<std::shared_ptr<ProcessMemory>>& born);
+  void finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& born);  // its second half
   // Where an image page is now; 0 when its place was unmapped.
   uint64_t address_of(uint64_t page) const;
   // What was huge before the eviction; not known of a process that was adopted.
@@ -91,12 +100,19 @@ class ProcessMemory : public Placer {
   // the descriptor any more.
   void unregister_all();
   void close();
+  // Nobody serves it from here on, and its pages are not in: what only we have of it is left open.
+  void put_aside();
   void mark_gone() { gone_ = true; }
 
  private:
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
+  static void hold(ChildFile& file, const Holder& here);
+  std::shared_ptr<ChildFile> keep_child(const Uffd& uffd, std::span<const std::byte> states) const;
+  void add_mappings_of_layout();
+  void take_up_moves();
+  void read_rest(std::vector<uffd_msg>& calls);
   // Of a child just forked: takes over those changes of its parent that it was born with.
   void catch_up(std::span<const MappingChange> changes,
                 std::vector<std::shared_ptr<ProcessMemory>>& grandchildren);
@@ -105,8 +121,11 @@ class ProcessMemory : public Placer {
   size_t read_calls(size_t most, std::span<const AddressRange> own_discards, DrainedEvents& out,
                     std::vector<uffd_msg>& calls);
   void book_set(std::span<const AddressRange> own_discards, DrainedEvents& out, std::vector<uffd_msg>& calls);
-  void book(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
-  void note_moves(std::span<const Segment> moved);
+  void book(std::span<const uffd_msg> calls, ChangeRecord::Order order,
+            std::vector<std::shared_ptr<ProcessMemory>>& born);
+  bool apply(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
+  std::optional<std::vector<uffd_msg>> take_left_calls(std::vector<Holder>& holders);
+  std::vector<MovedPages> moved_pages() const;
   bool any_missing(uint64_t origin, uint64_t bytes) const;
   bool settle_events();
   bool unregister_registered();  // true when there were any, or it could not be told
@@ -126,7 +145,10 @@ class ProcessMemory : public Placer {
   std::atomic<bool> gone_{false};
   mutable std::shared_mutex mutex_;
   Segments segments_;
-  ChangeRecord* record_ = nullptr;
+  CallLog log_;
+  std::shared_ptr<ChildFile> file_;  // of a forked child
+  keeper::ToldWhenGone told_when_gone_;
+  std::string sandbox_path_;         // children's files lie beside it; empty: nowhere
   std::function<void()> on_events_;
 };
 

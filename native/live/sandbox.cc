@@ -24,7 +24,6 @@ void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
     self->drain(memory, faults);
     for (uint64_t address : faults) self->host_.fault_later(self, memory, address);
   });
-  if (memory->pid() != 0) memory->keep_record(file_->changes()[memory->process()]);
   const std::lock_guard lock(mutex_);
   memories_.push_back(std::move(memory));
 }
@@ -102,7 +101,7 @@ void Sandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
 void Sandbox::detach() {
   detached_ = true;
   host_.forget(file_->path());
-  for (const auto& m : memories()) m->close();
+  for (const auto& m : memories()) m->put_aside();
 }
 
 void Sandbox::restore(const RestoreOptions& options) {

@@ -139,6 +139,12 @@ uint64_t Uffd::inode() const {
   return fstat(fd(), &st) == 0 ? st.st_ino : 0;
 }
 
+Uffd Uffd::of_process(pid_t pid, int fd) {
+  Uffd uffd(take_descriptor(pid, fd));
+  uffd.not_kept_ = NotKept(uffd.fd());
+  return uffd;
+}
+
 UniqueFd take_descriptor(pid_t pid, int fd) {
   const std::string object = "pid " + std::to_string(pid);
   const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));

@@ -13,6 +13,7 @@
 #include "common/bytes.h"
 #include "common/error.h"
 #include "common/unique_fd.h"
+#include "live/keeper.h"
 
 namespace medes {
 
@@ -29,11 +30,19 @@ class Uffd {
  public:
   Uffd() = default;
   explicit Uffd(UniqueFd fd) : fd_(std::move(fd)) {}
+  // A copy of that of process `pid`, which keeps its own; throws as take_descriptor.
+  static Uffd of_process(pid_t pid, int fd);
   int fd() const { return fd_.get(); }
   explicit operator bool() const { return static_cast<bool>(fd_); }
   void close() {
-    fd_.reset();
     info_.reset();
+    not_kept_.end();
+    fd_.reset();
+  }
+  UniqueFd release() {  // the descriptor itself
+    info_.reset();
+    not_kept_.end();
+    return std::move(fd_);
   }
 
   // The handshake that switches on the events of this driver. False when it was done before.
@@ -59,6 +68,7 @@ class Uffd {
 
  private:
   UniqueFd fd_;
+  NotKept not_kept_;
   UniqueFd info_;  // its file in /proc/self/fdinfo
 };
 

@@ -23,10 +23,7 @@ void check_tracer(pid_t pid) {
 }
 
 // Memory that cannot be read is left alone.
-bool can_go(const Vma& v) {
-  const bool anonymous = v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
-  return anonymous && (v.prot & PROT_READ) != 0;
-}
+bool can_go(const Vma& v) { return is_anonymous(v) && (v.prot & PROT_READ) != 0; }
 
 // Enters what process `index` has to give, ascending; returns the page after the last.
 uint64_t enter_runs(uint32_t index, std::span<const PageSpan> spans, uint64_t page,

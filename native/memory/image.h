@@ -40,6 +40,11 @@ struct Vma {
   std::string path;
 };
 
+// Private memory that is of no file: what an eviction may register and give back.
+inline bool is_anonymous(const Vma& v) {
+  return v.kind == VmaKind::anonymous || v.kind == VmaKind::heap || v.kind == VmaKind::stack;
+}
+
 // `count` consecutive resident pages at `address` of process `process`; image pages first_page….
 struct PageRun {
   uint32_t process = 0;  // index into processes

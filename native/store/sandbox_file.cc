@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "common/checksum.h"
+#include "store/child_file.h"
 #include "store/sandbox_format.h"
 #include "store/shm_file.h"
 
@@ -153,7 +154,10 @@ std::span<std::atomic<uint8_t>> SandboxFile::page_states() {
   return {reinterpret_cast<std::atomic<uint8_t>*>(states), impl_->header.page_count};
 }
 
+std::vector<std::string> SandboxFile::child_paths() const { return ChildFile::paths_of(impl_->path); }
+
 void SandboxFile::unlink() {
+  for (const auto& path : child_paths()) (void)::unlink(path.c_str());
   if (::unlink(impl_->path.c_str()) && errno != ENOENT)
     throw errno_error(errno, "cannot remove sandbox file", impl_->path);
 }

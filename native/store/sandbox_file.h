@@ -9,9 +9,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "memory/image.h"
 #include "patch/encoded_image.h"
+#include "store/change_record.h"
 
 namespace medes {
 
@@ -31,18 +33,6 @@ struct UffdRecord {
   uint64_t frame_address = 0;  // where injected calls keep their return frame during the eviction
 };
 
-// Per process: what a restarted agent must know of changes that the program made to its mappings while pages
-// were out. Given back and unmapped pages are `resident` in the page states; moves are kept here.
-struct MovedPages {
-  uint64_t origin = 0, address = 0, bytes = 0;  // where the image has them, where they are
-};
-struct ChangeRecord {
-  static constexpr uint32_t kMaxMoves = 32;
-  std::atomic<uint32_t> booking{0};  // not 0: events were read, and may not be booked
-  std::atomic<uint32_t> count{0};    // moves, in the order booked; above kMaxMoves: more than are kept
-  MovedPages moves[kMaxMoves];
-};
-
 class SandboxFile {
  public:
   // Throws store_full, already_exists, io.
@@ -59,7 +49,9 @@ class SandboxFile {
   std::span<ChangeRecord> changes();  // one a process
   const std::string& path() const;
   uint64_t file_bytes() const;
-  void unlink();
+  // Files of forked children that still miss pages: of this sandbox, beside its own.
+  std::vector<std::string> child_paths() const;
+  void unlink();  // and the children's
 
  private:
   SandboxFile();

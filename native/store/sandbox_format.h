@@ -17,7 +17,7 @@
 namespace medes {
 
 inline constexpr uint64_t kSandboxMagic = 0x3158425344454Dull;  // "MEDSBX1\0"
-inline constexpr uint32_t kSandboxVersion = 2;
+inline constexpr uint32_t kSandboxVersion = 3;
 
 struct SandboxHeader {
   uint64_t magic;
@@ -45,8 +45,6 @@ static_assert(offsetof(UffdRecord, fd) == 4);
 static_assert(offsetof(UffdRecord, start_time_ticks) == 8);
 static_assert(offsetof(UffdRecord, inode) == 16);
 static_assert(offsetof(UffdRecord, frame_address) == 24);
-static_assert(sizeof(ChangeRecord) == 8 + ChangeRecord::kMaxMoves * 24);
-static_assert(sizeof(std::atomic<uint32_t>) == 4 && std::atomic<uint32_t>::is_always_lock_free);
 static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
 
 }  // namespace medes

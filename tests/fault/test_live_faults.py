@@ -51,7 +51,9 @@ RESTORE_POINTS = [
     "restore.place",
     "restore.unregister",
 ]
-MAP_POINT = "restore.booking"  # what the program did to its mappings is read, and not booked
+# What the program did to its mappings is read, and being booked.
+BOOKING_POINTS = ["restore.read", "restore.booking", "restore.applied", "restore.booked"]
+CHILD_POINT = "restore.child_kept"
 FILL = "globals().update(m=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)) or m.write(b'medes!' * 170000)"
 MOVE = "m.resize(1 << 27)"  # mremap: too large for its place
 DIGEST = "hashlib.sha256(m[:1020000]).hexdigest()"
@@ -171,14 +173,113 @@ def test_memory_that_moved_before_the_kill_is_found(tmp_path: Path) -> None:
         server.close()
 
 
-def test_killed_while_mappings_change_is_lost_rather_than_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", BOOKING_POINTS)
+def test_killed_while_mappings_change(point: str, tmp_path: Path) -> None:
     with Program() as program:
         program.ask("exec " + FILL)
-        with _victim(program, tmp_path, MAP_POINT) as agent:
+        digest = program.ask("exec " + DIGEST)
+        with _victim(program, tmp_path, point) as agent:
             program.tell("exec " + MOVE)
             assert agent.wait(WAIT_S) == -signal.SIGKILL
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert live.evict_result["evicted_pages"] > 256, "the restore was over before the kill"
+        program.hear()
+        assert program.ask("exec " + DIGEST) == digest
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        assert program.ask("exec " + DIGEST) == digest
+        server.close()
+
+
+def _fork_and_kill(program: Program, folder: Path, point: str) -> int:
+    """The program forks while pages are missing, and the agent dies at `point`. Returns its keeper's pid."""
+    with _victim(program, folder, point) as agent:
+        keeper = _keeper_of(agent.pid)
+        program.tell("exec fork()")
+        assert agent.wait(WAIT_S) == -signal.SIGKILL
+    return keeper
+
+
+def _keeper_of(agent: int) -> int:
+    for task in Path(f"/proc/{agent}/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            if Path(f"/proc/{pid}/comm").read_text() == "medes-keeper\n":
+                return pid
+    raise AssertionError("the agent has no keeper")
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not _gone(pid):
+        assert time.monotonic() < deadline, f"process {pid} stays"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("point", [*BOOKING_POINTS, CHILD_POINT])
+def test_a_child_forked_while_pages_are_missing_outlives_the_agent(point: str, tmp_path: Path) -> None:
+    with Program() as program:
+        keeper = _fork_and_kill(program, tmp_path, point)
+        if point not in ("restore.read", "restore.booking"):
+            assert len(list(tmp_path.glob("*.child-*"))) == 1
+        time.sleep(0.05)  # the child may well read its memory before anyone serves it
+        assert not _gone(keeper), "nobody holds the child's userfaultfd"
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert program.hear() == "1 forked"
+        assert program.ask("exec reap()") == "intact"
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        assert program.ask("check") == "intact"
+        assert not list(tmp_path.glob("*.child-*"))
+        _wait_until_gone(keeper)
+        server.close()
+
+
+def test_a_forked_child_outlives_agent_after_agent(tmp_path: Path) -> None:
+    with Program() as program:
+        keeper = _fork_and_kill(program, tmp_path, "restore.booked")
+        for _ in range(5):
+            server, live = _adopt(tmp_path)
+            server.close()  # most likely before the child's pages are in
+        _wait_until_gone(keeper)
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert [program.hear(), program.ask("exec reap()"), program.ask("check")] == ["1 forked", "intact", "intact"]
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        server.close()
+
+
+def test_a_keeper_ends_with_the_agent_and_the_memory_it_kept(tmp_path: Path) -> None:
+    with Program() as program:
+        with _victim(program, tmp_path) as agent:
+            keeper = _keeper_of(agent.pid)
+            agent.kill()
+        _wait_until_gone(keeper)  # it kept nothing
+    (tmp_path / "again").mkdir()
+    with Program() as program:
+        keeper = _fork_and_kill(program, tmp_path / "again", "restore.booked")
+        subprocess.run(["pkill", "-KILL", "-P", str(program.pid)], check=True)
+    _wait_until_gone(keeper)
+
+
+def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Path) -> None:
+    with Program() as program:
+        keeper = _fork_and_kill(program, tmp_path, "restore.booked")
+        (child,) = subprocess.check_output(["pgrep", "-P", str(program.pid)], text=True).split()
+        os.kill(int(child), signal.SIGSTOP)  # so that it is there to be asked about
+        os.kill(keeper, signal.SIGKILL)
         with pytest.raises(LostError):
             _adopt(tmp_path)
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_every_point_of_the_source_is_killed_once() -> None:
@@ -186,4 +287,4 @@ def test_every_point_of_the_source_is_killed_once() -> None:
     for source in (ROOT / "native").rglob("*.cc"):
         if source.parent.name in ("live", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    assert found == {*EVICT_POINTS, *RESTORE_POINTS, MAP_POINT}
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *BOOKING_POINTS, CHILD_POINT}

@@ -1,0 +1,73 @@
+// Holds the agent's descriptors beyond its death.
+//
+// The userfaultfd of a process of the layout is open in that process too, and is taken back from there. That of
+// a child forked while pages are missing is not: the kernel gives it to whoever reads the fork event, and with
+// its last copy the child's missing pages would read as zeros. So a second, tiny process shares the agent's
+// table of descriptors (clone with CLONE_FILES, and nothing else): what a read puts into the table is the
+// keeper's in the same instant. It sleeps while the agent lives. When the agent dies it closes everything but
+// such userfaultfds, and ends when none is left: each goes when an agent has taken it over and says so (a signal with
+// the descriptor's number), or when its memory is gone.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "common/unique_fd.h"
+#include "store/child_file.h"
+
+namespace medes {
+
+namespace keeper {
+
+// Starts this process's keeper unless it runs already; started anew when it was killed. Throws io.
+void start();
+// Where `fd` of this process's table is held; it need not be open. start() came before.
+Holder holder_of(int fd);
+bool alive(const Holder& holder);
+// A copy of the userfaultfd there; empty when it is not there any more. `inode` 0: whichever it is.
+UniqueFd take(const Holder& holder, uint64_t inode = 0);
+// Nobody needs it there any more.
+void release(const Holder& holder, uint64_t inode);
+
+// While it lives, the keeper says in `file` (store/child_file.h) when the memory of userfaultfd `fd` has gone
+// after the agent: otherwise nobody could tell a keeper that had nothing left to keep from one that was killed.
+class ToldWhenGone {
+ public:
+  ToldWhenGone() = default;
+  ToldWhenGone(int fd, int file);
+  ~ToldWhenGone() { end(); }
+  ToldWhenGone(ToldWhenGone&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), file_(std::exchange(other.file_, -1)) {}
+  ToldWhenGone& operator=(ToldWhenGone&& other) noexcept;
+
+ private:
+  void end() noexcept;
+  int fd_ = -1, file_ = -1;
+};
+
+// Stays open, in this process's table, for a later take() by whoever it may be.
+void leave_open(UniqueFd fd, std::shared_ptr<ChildFile> file, ToldWhenGone told);
+
+}  // namespace keeper
+
+// While it lives descriptor `fd` is one that the keeper closes when the agent dies: the sandbox has its own.
+class NotKept {
+ public:
+  NotKept() = default;
+  explicit NotKept(int fd);
+  ~NotKept() { end(); }
+  NotKept(NotKept&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  NotKept& operator=(NotKept&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  void end() noexcept;
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace medes

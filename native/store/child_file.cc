@@ -1,0 +1,153 @@
+#include "store/child_file.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "common/checksum.h"
+#include "common/error.h"
+#include "common/unique_fd.h"
+#include "store/shm_file.h"
+
+namespace medes {
+namespace {
+
+constexpr uint64_t kChildMagic = 0x3148434453454Dull;  // "MEDSCH1\0"
+constexpr uint32_t kChildVersion = 1;
+constexpr uint64_t kRecordOffset = 64;
+constexpr uint64_t kStatesOffset = round_up(kRecordOffset + sizeof(ChangeRecord), 64);
+constexpr char kInfix[] = ".child-";
+static_assert(sizeof(ChildState) <= kRecordOffset);
+
+uint64_t header_checksum(const ChildHeader& header) {
+  return checksum64({reinterpret_cast<const std::byte*>(&header), offsetof(ChildHeader, header_checksum)});
+}
+
+uint64_t file_bytes_of(uint64_t page_count) {
+  return kPageBytes + round_up(kStatesOffset + page_count, kPageBytes);
+}
+
+}  // namespace
+
+struct ChildFile::Impl {
+  std::string path;
+  ChildHeader header{};
+  ShmMapping changing;
+  UniqueFd fd;
+
+  std::byte* at(uint64_t offset) { return changing.writable_bytes().data() + offset; }
+  ChildState& state() { return *reinterpret_cast<ChildState*>(at(0)); }
+};
+
+ChildFile::ChildFile() : impl_(std::make_unique<Impl>()) {}
+ChildFile::~ChildFile() = default;
+
+std::shared_ptr<ChildFile> ChildFile::create(const std::string& sandbox_path, uint32_t process,
+                                             uint64_t inode, const Holder& holder,
+                                             std::span<const std::byte> states,
+                                             std::span<const MovedPages> moves) {
+  const std::string path = path_of(sandbox_path, inode);
+  if (states.size() > kMaxImagePages) throw Error(Code::limit_exceeded, "image is too large", path);
+  ChildHeader header{};
+  header.magic = kChildMagic;
+  header.version = kChildVersion;
+  header.process = process;
+  header.page_count = states.size();
+  header.file_bytes = file_bytes_of(states.size());
+  header.inode = inode;
+  header.header_checksum = header_checksum(header);
+
+  ShmFileWriter file(path, header.file_bytes);
+  std::byte* const out = file.bytes().data();
+  std::memcpy(out, &header, sizeof header);
+  std::memcpy(out + kPageBytes, &holder, sizeof holder);
+  Holder none;
+  std::memcpy(out + kPageBytes + sizeof holder, &none, sizeof none);
+  auto& record = *reinterpret_cast<ChangeRecord*>(out + kPageBytes + kRecordOffset);
+  const uint32_t kept = static_cast<uint32_t>(moves.size()) <= ChangeRecord::kMaxMoves
+                            ? static_cast<uint32_t>(moves.size())
+                            : ChangeRecord::kMaxMoves + 1;
+  for (uint32_t i = 0; i < kept && i < ChangeRecord::kMaxMoves; ++i) record.moves[0][i] = moves[i];
+  record.booked = ChangeRecord::pack(0, 0, kept);
+  if (!states.empty()) std::memcpy(out + kPageBytes + kStatesOffset, states.data(), states.size());
+  file.commit(0600);
+  return open(path);
+}
+
+std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
+  ShmFd fd(path, true);
+  const auto require = [&](bool ok, const char* what) {
+    if (!ok) throw Error(Code::corrupt, std::string("child file: ") + what, path);
+  };
+  require(fd.size() >= 2 * kPageBytes, "truncated header");
+  std::shared_ptr<ChildFile> file(new ChildFile());
+  Impl& impl = *file->impl_;
+  impl.path = path;
+  {
+    ShmMapping first(fd.get(), 0, kPageBytes, false, path);
+    std::memcpy(&impl.header, first.bytes().data(), sizeof impl.header);
+  }
+  const ChildHeader& h = impl.header;
+  require(h.magic == kChildMagic, "wrong magic");
+  require(h.version == kChildVersion, "unknown version");
+  require(h.header_checksum == header_checksum(h), "header checksum");
+  require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
+  require(h.file_bytes == fd.size() && h.file_bytes == file_bytes_of(h.page_count), "file length");
+  impl.fd = UniqueFd(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!impl.fd) throw errno_error(errno, "cannot copy the descriptor of a child file", path);
+  impl.changing = ShmMapping(fd.get(), kPageBytes, h.file_bytes - kPageBytes, true, path);
+  return file;
+}
+
+std::string ChildFile::path_of(const std::string& sandbox_path, uint64_t inode) {
+  return sandbox_path + kInfix + std::to_string(inode);
+}
+
+std::vector<std::string> ChildFile::paths_of(const std::string& sandbox_path) {
+  const size_t slash = sandbox_path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : sandbox_path.substr(0, slash + 1);
+  const std::string prefix = sandbox_path.substr(slash == std::string::npos ? 0 : slash + 1) + kInfix;
+  std::vector<std::string> out;
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir(folder.c_str()), closedir);
+  if (!dir) return out;
+  while (const dirent* entry = readdir(dir.get())) {
+    const std::string name = entry->d_name;
+    // Those with a further dot are being written, or were when an agent was killed.
+    if (name.starts_with(prefix) && name.find('.', prefix.size()) == std::string::npos)
+      out.push_back((slash == std::string::npos ? "" : folder) + name);
+  }
+  return out;
+}
+
+int ChildFile::fd() const { return impl_->fd.get(); }
+uint32_t ChildFile::process() const { return impl_->header.process; }
+uint64_t ChildFile::inode() const { return impl_->header.inode; }
+ChangeRecord& ChildFile::record() { return *reinterpret_cast<ChangeRecord*>(impl_->at(kRecordOffset)); }
+bool ChildFile::done() const { return impl_->state().done.load(std::memory_order_acquire) != 0; }
+void ChildFile::set_done() { impl_->state().done.store(1, std::memory_order_release); }
+
+std::span<std::atomic<uint8_t>> ChildFile::page_states() {
+  return {reinterpret_cast<std::atomic<uint8_t>*>(impl_->at(kStatesOffset)), impl_->header.page_count};
+}
+
+std::span<Holder, 2> ChildFile::holders() { return std::span<Holder, 2>(impl_->state().holders); }
+
+void ChildFile::add_holder(const Holder& holder) {
+  auto both = holders();
+  both[both[0].pid == 0 ? 0 : 1] = holder;
+  std::atomic_thread_fence(std::memory_order_release);
+}
+
+void ChildFile::keep_only(const Holder& holder) {
+  for (auto& h : holders())
+    if (h.pid != holder.pid || h.fd != holder.fd || h.start_time_ticks != holder.start_time_ticks)
+      h = Holder{};
+  std::atomic_thread_fence(std::memory_order_release);
+}
+
+void ChildFile::unlink() noexcept { (void)::unlink(impl_->path.c_str()); }
+
+}  // namespace medes
