@@ -182,6 +182,7 @@ async def _recover_evicted(
         out = any(counts.get(state, 0) for state in ("evicted", "evicting", "restored"))
         if not out and not file.child_paths:
             # Killed before the first page went: the sandbox has all its memory.
+            file.continue_stopped()
             file.unlink()
             agent.journal.post({"t": journal_state.WARM, "id": entry.id})
             found.rolled_back += 1

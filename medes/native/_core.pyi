@@ -228,6 +228,9 @@ class SandboxFile:
     def stats(self) -> dict[str, int]: ...
     @property
     def page_state_counts(self) -> dict[str, int]: ...
+    def continue_stopped(self) -> None:
+        """Continues processes that an agent's death in the middle of an eviction has stopped. Adoption does so too."""
+
     @property
     def child_paths(self) -> list[str]:
         """Files of children that were forked while pages were missing, and still miss some."""

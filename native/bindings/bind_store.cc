@@ -120,6 +120,7 @@ void register_store(nb::module_& m) {
                    })
       .def_prop_ro("stats", [](const SandboxFile& f) { return encoded_stats(f.encoded().stats()); })
       .def_prop_ro("page_state_counts", &page_state_counts)
+      .def("continue_stopped", &SandboxFile::continue_stopped)
       .def_prop_ro("child_paths", &SandboxFile::child_paths)
       .def_prop_ro("path", &SandboxFile::path)
       .def_prop_ro("file_bytes", &SandboxFile::file_bytes)

@@ -23,6 +23,7 @@ void AdoptOp::run() {
   bool any = false;
   const auto records = file_.uffds();
   for (uint32_t i = 0; i < records.size(); ++i) any |= adopt_process(i);
+  file_.continue_stopped();
   for (const auto& path : file_.child_paths()) adopt_child(path);
   if (!any && children_.empty()) throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
   for (const auto& m : memories_) result_.evicted_pages += m->missing();
@@ -37,13 +38,13 @@ bool AdoptOp::adopt_process(uint32_t index) {
     const ProcessStat stat = read_stat(layout.pid);
     if (stat.start_time_ticks != layout.start_time_ticks || stat.state == 'Z' || stat.state == 'X')
       return false;
-    held_ |= stat.state == 'T';
+    held_ |= stat.state == 'T' && record.stop == kNotStopped;
     // The eviction never began for a process without a descriptor, and none of its pages are out.
     Uffd uffd;
     if (record.fd >= 0 && !take_uffd(index, uffd)) return true;
     auto memory = std::make_shared<ProcessMemory>(layout.pid, index, file_.layout(), std::move(uffd),
                                                   file_.page_states());
-    memory->keep_record(file_.changes()[index], file_.path());
+    memory->keep_record(file_.changes()[index], file_.uffds()[index].stop, file_.path());
     memory->take_up_record(children_);
     if (record.fd >= 0) finish_injected_call(record, *memory);
     reconcile(*memory);
@@ -136,13 +137,17 @@ void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memo
   }
 }
 
-// The kernel knows what is there; the states know what was meant to go.
-void AdoptOp::reconcile(const ProcessMemory& memory) {
+// The kernel knows what is there; the states know what was meant to go. Where a page was moved away from, other
+// memory may lie by now, and be there: so it must be known of each page where it is.
+void AdoptOp::reconcile(ProcessMemory& memory) {
   const auto states = file_.page_states();
   const Pagemap pagemap(memory.pid());
   std::vector<PageSpan> present;
-  for (const auto& v : read_maps(memory.pid()))
-    if (v.kind != VmaKind::other) pagemap.present_pages(v.begin, v.end, present);
+  memory.look_undisturbed(children_, [&] {
+    present.clear();
+    for (const auto& v : read_maps(memory.pid()))
+      if (v.kind != VmaKind::other) pagemap.present_pages(v.begin, v.end, present);
+  });
   const auto is_there = [&](uint64_t address) {
     const auto span = std::upper_bound(present.begin(), present.end(), address,
                                        [](uint64_t a, const PageSpan& s) { return a < s.address; });

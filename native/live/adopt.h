@@ -25,7 +25,7 @@ class AdoptOp {
   bool adopt_process(uint32_t index);
   bool take_uffd(uint32_t index, Uffd& uffd);
   void finish_injected_call(const UffdRecord& record, ProcessMemory& memory);
-  void reconcile(const ProcessMemory& memory);
+  void reconcile(ProcessMemory& memory);
   void adopt_child(const std::string& path);
   bool strangers() const;
   SandboxFile& file_;

@@ -10,6 +10,8 @@ namespace {
 constexpr auto kMaxMessages = ChangeRecord::kMaxMessages;
 constexpr auto kMaxMoves = ChangeRecord::kMaxMoves;
 
+constexpr uint64_t kMaxAddress = 1ull << 47;
+
 bool is_call(const uffd_msg& m) { return m.event != 0 && m.event != UFFD_EVENT_PAGEFAULT; }
 
 }  // namespace
@@ -105,6 +107,11 @@ std::optional<std::vector<MovedPages>> CallLog::moves() const {
   const uint32_t count = record_->move_count();
   if (count > kMaxMoves) return std::nullopt;
   const MovedPages* const bank = record_->moves[record_->bank()];
+  const auto is_sound = [](const MovedPages& m) {
+    const auto fits = [&](uint64_t at) { return at % kPageBytes == 0 && at <= kMaxAddress && m.bytes <= kMaxAddress - at; };
+    return m.bytes % kPageBytes == 0 && fits(m.origin) && fits(m.address);
+  };
+  if (!std::all_of(bank, bank + count, is_sound)) return std::nullopt;
   return std::vector<MovedPages>(bank, bank + count);
 }
 

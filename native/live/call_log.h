@@ -39,7 +39,7 @@ class CallLog {
   // Nothing when it cannot be known. What is read from here on belongs to the same set.
   std::optional<std::vector<Left>> take_left();
   ChangeRecord::Order left_order() const { return static_cast<ChangeRecord::Order>(record_->order.load()); }
-  // Nothing when there were more moves than are kept.
+  // Nothing when there were more moves than are kept, or the record is damaged.
   std::optional<std::vector<MovedPages>> moves() const;
   bool untouched() const { return record_->sets() == 0; }
 

@@ -132,7 +132,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
     auto memory = std::make_shared<ProcessMemory>(p.pid, p.index, file_.layout(), std::move(p.uffd),
                                                   file_.page_states());
     for (const auto& r : p.registered) memory->add_segment(r.begin, r.end);
-    memory->keep_record(file_.changes()[p.index], file_.path());
+    memory->keep_record(file_.changes()[p.index], file_.uffds()[p.index].stop, file_.path());
     memory->set_huge_pages(std::move(p.huge));
     memory->count_missing();
     if (p.killed) memory->mark_gone();
@@ -157,6 +157,9 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   const FrameRoom room = frame_room(p.vmas, threads);
   p.injector = std::make_unique<Injector>(threads.front(), p.gadgets, room.bottom, room.top);
   open_uffd(p);
+  // Stopped as they are by somebody else's signal they need none of ours, and would not be continued by us.
+  const bool group_stopped = std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
+  if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
   for (const auto& t : threads) add_kernel_ranges(t, p.keep);
   const AddressRange frame = p.injector->frame_range();
@@ -348,7 +351,7 @@ void EvictOp::discard(Process& p, std::span<const AddressRange> ranges) {
 long EvictOp::call_and_drain(Process& p, long number, std::span<const uint64_t> arguments) {
   uffd_msg messages[16];
   // The call waits until its events have been read. Nobody but us can be the sender: all threads stand still.
-  const long result = p.injector->call(number, arguments, [&] {
+  const long result = p.injector->call_alone(number, arguments, [&] {
     fault_point("evict.discarding");
     if (p.uffd.read_events(messages) == 0) sched_yield();
   });

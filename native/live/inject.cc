@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include "common/error.h"
@@ -15,6 +17,7 @@
 #include "live/signal_frame.h"
 #include "live/tracee.h"
 #include "memory/proc.h"
+#include "store/sandbox_file.h"
 
 namespace medes {
 namespace {
@@ -233,18 +236,28 @@ void Injector::read_scratch(size_t offset, void* data, size_t length) {
     throw Error(Code::internal, "scratch memory cannot be read", thread_object(thread_));
 }
 
-long Injector::call(long number, std::span<const uint64_t> arguments,
-                    const std::function<void()>& while_waiting) {
+namespace {
+
+constexpr uint8_t kEntry = 1, kExit = 2;
+
+void set_call(user_regs_struct& r, std::span<const uint64_t> arguments) {
+  uint64_t* const slots[] = {reinterpret_cast<uint64_t*>(&r.rdi), reinterpret_cast<uint64_t*>(&r.rsi),
+                             reinterpret_cast<uint64_t*>(&r.rdx), reinterpret_cast<uint64_t*>(&r.r10),
+                             reinterpret_cast<uint64_t*>(&r.r8),  reinterpret_cast<uint64_t*>(&r.r9)};
+  for (size_t i = 0; i < std::size(slots); ++i) *slots[i] = i < arguments.size() ? arguments[i] : 0;
+}
+
+}  // namespace
+
+// Up to where the kernel has the call's number and arguments, and has done nothing yet.
+void Injector::enter(long number, std::span<const uint64_t> arguments) {
   user_regs_struct r = saved_;
   r.rip = gadgets_.syscall_ret;
   r.rsp = frame_address_;
   r.rax = static_cast<uint64_t>(number);
   r.orig_rax = static_cast<uint64_t>(-1);
   r.eflags &= ~0x400ull;  // direction flag as the ABI has it
-  uint64_t* const slots[] = {reinterpret_cast<uint64_t*>(&r.rdi), reinterpret_cast<uint64_t*>(&r.rsi),
-                             reinterpret_cast<uint64_t*>(&r.rdx), reinterpret_cast<uint64_t*>(&r.r10),
-                             reinterpret_cast<uint64_t*>(&r.r8),  reinterpret_cast<uint64_t*>(&r.r9)};
-  for (size_t i = 0; i < std::size(slots); ++i) *slots[i] = i < arguments.size() ? arguments[i] : 0;
+  set_call(r, arguments);
   // From here on the thread finds back through its frame, whenever we die; signals are held off only after
   // that, because the frame is what gives them back.
   set_registers(thread_, r);
@@ -252,12 +265,45 @@ long Injector::call(long number, std::span<const uint64_t> arguments,
   if (!begun_) set_signal_mask(thread_, ~0ull);
   begun_ = true;
   fault_point("inject.mask");
-  constexpr uint8_t kEntry = 1, kExit = 2;
   resume_until_syscall_stop(kEntry, nullptr);
   fault_point("inject.entered");
+}
+
+long Injector::call(long number, std::span<const uint64_t> arguments,
+                    const std::function<void()>& while_waiting) {
+  enter(number, arguments);
   resume_until_syscall_stop(kExit, while_waiting);
   fault_point("inject.returned");
   return static_cast<long>(registers_of(thread_).rax);
+}
+
+// The signal can only be sent when the thread is past the point where it would take it itself, and the call
+// must not be under way before: so it enters a harmless one, which becomes the other on the spot.
+long Injector::call_alone(long number, std::span<const uint64_t> arguments,
+                          const std::function<void()>& while_waiting) {
+  if (stop_note_ == nullptr) return call(number, arguments, while_waiting);
+  enter(SYS_getppid, {});
+  std::atomic_ref(*stop_note_).store(kMayBeStopped, std::memory_order_release);
+  fault_point("inject.noted");
+  stop_waits_ = kill(thread_.pid, SIGSTOP) == 0;
+  fault_point("inject.stop_waits");
+  user_regs_struct r = registers_of(thread_);
+  r.orig_rax = static_cast<uint64_t>(number);
+  set_call(r, arguments);
+  set_registers(thread_, r);
+  fault_point("inject.changed");
+  resume_until_syscall_stop(kExit, while_waiting);
+  fault_point("inject.returned");
+  return static_cast<long>(registers_of(thread_).rax);
+}
+
+// Our thread is the only one that runs: it gets the signal on its way into the next call, and is passed by.
+void Injector::take_stop_back() {
+  if (!stop_waits_) return;
+  stop_waits_ = false;
+  (void)call(SYS_getppid, {});
+  std::atomic_ref(*stop_note_).store(kNotStopped, std::memory_order_release);
+  fault_point("inject.stop_taken_back");
 }
 
 void Injector::resume_until_syscall_stop(uint8_t wanted, const std::function<void()>& while_waiting) {
@@ -279,6 +325,7 @@ void Injector::resume_until_syscall_stop(uint8_t wanted, const std::function<voi
 void Injector::finish() {
   if (finished_) return;
   finished_ = true;
+  take_stop_back();
   if (!begun_) return set_registers(thread_, saved_);  // an aborted sequence is begun anew also then
   // Back into the kind of stop the thread was found in: only there does the kernel restart an interrupted
   // call with its remaining time. It never reaches user code on the way.

@@ -47,6 +47,8 @@ std::optional<std::vector<AddressRange>> InjectedDiscard::left() {
   bool unknown = false;
   for (pid_t tid : threads_of(pid_)) {
     try {
+      // One that the death of the agent stopped (Injector::call_alone) has left the call.
+      if (const char state = read_stat(tid).state; state == 'T' || state == 't') continue;
       const std::string text = task_file(pid_, tid, "syscall");
       SleepingCall call;
       auto& a = call.arguments;

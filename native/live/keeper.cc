@@ -28,6 +28,9 @@ namespace {
 
 constexpr size_t kMaxListedFds = 1u << 20;  // those above are kept, whatever they are
 constexpr int kReleaseSignal = 34;          // real-time: queued, each with the number of a descriptor
+// How long a keeper that has kept something stays when that has gone, to say so: a new agent could not tell it
+// from one that was killed.
+constexpr int kSweepsAfter = 25;
 constexpr timespec kSweepEvery{0, 200'000'000}, kDeathPoll{0, 50'000'000};
 constexpr uint64_t kNowhere = 1u << 20;  // an address no program maps
 
@@ -161,12 +164,17 @@ MEDES_BARE void close_kept(const volatile int32_t* table, int fd, bool gone) {
   bare_call(SYS_close, fd);
 }
 
-// Closes what is not to be kept; returns how many userfaultfds are.
-MEDES_BARE int sweep(const volatile int32_t* table) {
+struct Swept {
+  int kept, gone;  // userfaultfds
+};
+
+// Closes what is not to be kept, or has no memory any more.
+MEDES_BARE Swept sweep(const volatile int32_t* table) {
+  Swept out;
+  out.kept = out.gone = 0;
   const int folder = static_cast<int>(bare_call(SYS_open, address_of("."), O_RDONLY | O_DIRECTORY));
-  if (folder < 0) return 0;
+  if (folder < 0) return out;
   alignas(8) char entries[2048];
-  int kept = 0;
   for (;;) {
     const long n = bare_call(SYS_getdents64, folder, address_of(entries), sizeof entries);
     if (n <= 0) break;
@@ -179,16 +187,18 @@ MEDES_BARE int sweep(const volatile int32_t* table) {
       for (const char* digit = name; *digit != 0; ++digit) fd = fd * 10 + (*digit - '0');
       const int32_t mark = mark_of(table, fd);
       if (fd == folder || mark == kFile) continue;
-      if (mark == kNotKept || !is_userfaultfd(name))
+      if (mark == kNotKept || !is_userfaultfd(name)) {
         bare_call(SYS_close, fd);
-      else if (memory_is_gone(fd))
+      } else if (memory_is_gone(fd)) {
         close_kept(table, fd, true);
-      else
-        ++kept;
+        ++out.gone;
+      } else {
+        ++out.kept;
+      }
     }
   }
   bare_call(SYS_close, folder);
-  return kept;
+  return out;
 }
 
 // The descriptor alone would not do: the agent may close it by mistake, and its number may be used anew.
@@ -211,12 +221,18 @@ MEDES_BARE void wait_for_death(pid_t agent, int handle) {
   if (!kSanitized) drop_memory(table, thread_block);
   wait_for_death(agent, handle);
   const uint64_t wanted = 1ull << (kReleaseSignal - 1);
-  for (;;) {
-    if (sweep(table) == 0) bare_call(SYS_exit_group, 0);
+  bool kept = false;
+  for (int nothing = 0;;) {
+    const Swept swept = sweep(table);
+    kept |= swept.kept + swept.gone > 0;
+    nothing = swept.kept > 0 ? 0 : nothing + 1;
+    if (nothing > (kept ? kSweepsAfter : 0)) bare_call(SYS_exit_group, 0);
     alignas(8) char info[128];  // siginfo_t: the sent value is the word at 24
     while (bare_call(SYS_rt_sigtimedwait, address_of(&wanted), address_of(info), address_of(&kSweepEvery),
-                     sizeof wanted) == kReleaseSignal)
+                     sizeof wanted) == kReleaseSignal) {
       close_kept(table, *reinterpret_cast<const int*>(info + 24), false);
+      kept = false;  // a new agent is there, and has looked
+    }
   }
 }
 

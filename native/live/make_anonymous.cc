@@ -103,7 +103,7 @@ class Replacement {
     const uint64_t arguments[] = {from, bytes_of(run), bytes_of(run), MREMAP_MAYMOVE | MREMAP_FIXED,
                                   run.begin};
     for (int tries = 0;; ++tries) {
-      const long moved = injector_.call(SYS_mremap, arguments);
+      const long moved = injector_.call_alone(SYS_mremap, arguments);
       if (moved >= 0) return 0;
       if (still_mapped(run)) return static_cast<int>(-moved);
       if (tries == kMoveRetries) {

@@ -123,6 +123,15 @@ DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
   return out;
 }
 
+// A call that changes mappings says so before it does anything, and until its event is read, which is by us.
+void ProcessMemory::look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>& born,
+                                     const std::function<void()>& look) {
+  do {
+    for (auto& child : drain().children) born.push_back(std::move(child));
+    look();
+  } while (uffd_ && uffd_.changing());
+}
+
 // Nobody else can make a call before the event of the one under way has been read.
 bool ProcessMemory::alone() const {
   if (pid_ == 0) return true;
@@ -167,6 +176,8 @@ void ProcessMemory::book_set(std::span<const AddressRange> own_discards, Drained
     run_as_tracer([&] {
       const auto held = hold_threads(pid_, kHoldTimeout);
       if (!held && !last) return;
+      std::optional<StopOnDeath> stop_on_death;
+      if (held) stop_on_death.emplace(pid_, *held, *stop_note_);
       // Often only one of them is in a call: its events come in order, and that is known beforehand.
       if (held && held->complete() && held->threads().size() - held->stopped().size() <= 1)
         log_.decide(ChangeRecord::in_order);
@@ -243,8 +254,9 @@ bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
   return false;
 }
 
-void ProcessMemory::keep_record(ChangeRecord& record, const std::string& sandbox_path) {
+void ProcessMemory::keep_record(ChangeRecord& record, uint32_t& stop_note, const std::string& sandbox_path) {
   log_.keep_in(record);
+  stop_note_ = &stop_note;
   sandbox_path_ = sandbox_path;
 }
 
@@ -279,6 +291,10 @@ void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& 
   auto order = log_.left_order();
   if (order == ChangeRecord::open && !alone()) {
     read_rest(*calls);
+    // Where all of them were stopped by the kill, none has begun a second call.
+    if (std::atomic_ref(*stop_note_).load(std::memory_order_acquire) != kStopped && !independent(changes_of(*calls)))
+      throw Error(Code::lost, "the agent was killed while threads changed the same mappings",
+                  "pid " + std::to_string(pid_), "start a new instance");
     order = ChangeRecord::together;
   }
   const size_t known = born.size();
@@ -287,8 +303,8 @@ void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& 
     for (const auto& holder : before) keeper::release(holder, born[i]->inode());
 }
 
-// The rest of a set of which the agent before us had read only a part, and maybe more: threads whose event
-// was read have gone on since. So it is a set only if the order makes no difference.
+// The rest of a set of which the agent before us had read only a part; and more, where threads whose event was read
+// have gone on since.
 void ProcessMemory::read_rest(std::vector<uffd_msg>& calls) {
   run_as_tracer([&] {
     const auto held = hold_threads(pid_, kHoldTimeout);
@@ -297,9 +313,6 @@ void ProcessMemory::read_rest(std::vector<uffd_msg>& calls) {
       std::copy_if(messages, messages + n, std::back_inserter(calls),
                    [](const uffd_msg& m) { return m.event != UFFD_EVENT_PAGEFAULT; });
   });
-  if (!independent(changes_of(calls)))
-    throw Error(Code::lost, "the agent was killed while threads changed the same mappings",
-                "pid " + std::to_string(pid_), "start a new instance");
 }
 
 // What agents before us read and did not book. Messages of forks name descriptors of theirs, which their
@@ -566,7 +579,8 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
     child->file_ = file;
     child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
     child->states_ = file->page_states();
-    child->keep_record(file->record(), sandbox_path_);
+    child->log_.keep_in(file->record());
+    child->sandbox_path_ = sandbox_path_;
   } else {
     child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
     for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
@@ -611,7 +625,8 @@ std::shared_ptr<ProcessMemory> ProcessMemory::of_child(const ImageLayout& layout
       std::make_shared<ProcessMemory>(0, file->process(), layout, std::move(uffd), file->page_states());
   child->file_ = file;
   child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
-  child->keep_record(file->record(), sandbox_path);
+  child->log_.keep_in(file->record());
+  child->sandbox_path_ = sandbox_path;
   child->add_mappings_of_layout();
   child->take_up_moves();
   child->count_missing();

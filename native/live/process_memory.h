@@ -54,7 +54,7 @@ class ProcessMemory : public Placer {
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
   // Where to keep what must outlive the agent: in the sandbox file, or beside it for children forked later.
-  void keep_record(ChangeRecord& record, const std::string& sandbox_path);
+  void keep_record(ChangeRecord& record, uint32_t& stop_note, const std::string& sandbox_path);
   // A child that an agent before us had not filled, from its file and a copy of the userfaultfd named there.
   // Its record is yet to be finished (finish_booking).
   static std::shared_ptr<ProcessMemory> of_child(const ImageLayout& layout, std::shared_ptr<ChildFile> file,
@@ -81,6 +81,10 @@ class ProcessMemory : public Placer {
   // sandbox may be stopped for some 100 us. A removal inside one of `own_discards` (the kernel tells of each
   // mapping by itself) is the driver's and means nothing.
   DrainedEvents drain(std::span<const AddressRange> own_discards = {});
+
+  // Has `look` look at the process with all calls that changed mappings booked, again and again until none came
+  // between. Children forked meanwhile are appended to `born`. Nobody may be serving it.
+  void look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>& born, const std::function<void()>& look);
 
   // Image page behind an address, kNoPage when it is not of the image or not out.
   uint64_t missing_page_at(uint64_t address);
@@ -148,7 +152,9 @@ class ProcessMemory : public Placer {
   CallLog log_;
   std::shared_ptr<ChildFile> file_;  // of a forked child
   keeper::ToldWhenGone told_when_gone_;
-  std::string sandbox_path_;         // children's files lie beside it; empty: nowhere
+  uint32_t no_stop_note_ = 0;
+  uint32_t* stop_note_ = &no_stop_note_;
+  std::string sandbox_path_;  // children's files lie beside it; empty: nowhere
   std::function<void()> on_events_;
 };
 

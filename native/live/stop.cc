@@ -4,6 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <string>
+#include <cstdlib>
+#include <csignal>
+#include <atomic>
 #include <cerrno>
 #include <ctime>
 #include <exception>
@@ -13,6 +17,7 @@
 #include "live/ptrace_calls.h"
 #include "live/tracee.h"
 #include "memory/proc.h"
+#include "store/sandbox_file.h"
 
 namespace medes {
 namespace {
@@ -223,6 +228,31 @@ std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseco
   } catch (const Error&) {
     return nullptr;
   }
+}
+
+StopOnDeath::StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop_note)
+    : pid_(pid), stop_note_(stop_note) {
+  // The death of an agent before us has stopped it, and that is to last.
+  if (std::atomic_ref(stop_note_).load(std::memory_order_acquire) != kNotStopped) return;
+  const auto threads = held.threads();
+  if (std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; })) return;
+  try {
+    const std::string status = read_proc_file("/proc/" + std::to_string(pid) + "/status", pid);
+    const size_t caught = status.find("\nSigCgt:");
+    if (caught == std::string::npos) return;
+    if (std::strtoull(status.c_str() + caught + 8, nullptr, 16) >> (SIGCONT - 1) & 1) return;
+  } catch (const Error&) {
+    return;  // it is gone
+  }
+  std::atomic_ref(stop_note_).store(kMayBeStopped, std::memory_order_release);
+  sent_ = kill(pid, SIGSTOP) == 0;
+  std::atomic_ref(stop_note_).store(sent_ ? kStopped : kNotStopped, std::memory_order_release);
+}
+
+StopOnDeath::~StopOnDeath() {
+  if (!sent_) return;
+  (void)kill(pid_, SIGCONT);
+  std::atomic_ref(stop_note_).store(kNotStopped, std::memory_order_release);
 }
 
 std::vector<Tracee> StoppedProcesses::threads_of(pid_t pid) const {

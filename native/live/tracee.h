@@ -69,6 +69,21 @@ void run_as_tracer(const std::function<void()>& work);
 // born meanwhile. Nothing when somebody else traces a thread, or the process is gone. Only as a tracer
 // (run_as_tracer), and once in each: a thread that did not stop is let go by the end of the tracer.
 std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseconds timeout);
+// While it lives, threads that are held and those asleep in a call run no code should we die: a SIGSTOP waits
+// for them, which is taken back (by a SIGCONT) at the end. Not where that would be noticed: a process that
+// handles SIGCONT, or is stopped already.
+class StopOnDeath {
+ public:
+  StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop_note);
+  ~StopOnDeath();
+  StopOnDeath(const StopOnDeath&) = delete;
+  StopOnDeath& operator=(const StopOnDeath&) = delete;
+
+ private:
+  const pid_t pid_;
+  uint32_t& stop_note_;
+  bool sent_ = false;
+};
 // A thread of this program (an eviction, say) traces one of the process's.
 bool traced_by_us(pid_t pid);
 
@@ -95,6 +110,13 @@ class Injector {
   // Throws process_gone.
   long call(long number, std::span<const uint64_t> arguments,
             const std::function<void()>& while_waiting = nullptr);
+  // The same for a call that takes memory away, with others of its threads about: should we die before it
+  // ends, they must not write in between what it then takes. A SIGSTOP waits for all of them meanwhile; they
+  // get it in the moment in which they are no longer ours, and we take it back otherwise.
+  long call_alone(long number, std::span<const uint64_t> arguments,
+                  const std::function<void()>& while_waiting = nullptr);
+  // Says that there are others, and where a StopNote is kept. Without it call_alone() is call().
+  void has_others(uint32_t& stop_note) { stop_note_ = &stop_note; }
   void finish();
 
   uint64_t frame_address() const { return frame_address_; }
@@ -105,7 +127,9 @@ class Injector {
   void read_scratch(size_t offset, void* data, size_t length);
 
  private:
+  void enter(long number, std::span<const uint64_t> arguments);
   void resume_until_syscall_stop(uint8_t wanted, const std::function<void()>& while_waiting);
+  void take_stop_back();
   Tracee thread_;
   Gadgets gadgets_;
   user_regs_struct saved_{};
@@ -113,6 +137,8 @@ class Injector {
   uint64_t frame_address_ = 0;
   AddressRange frame_range_;
   bool begun_ = false, finished_ = false;
+  uint32_t* stop_note_ = nullptr;
+  bool stop_waits_ = false;
 };
 
 // Where a frame may go: the main stack below the stack pointer of the thread that uses it.

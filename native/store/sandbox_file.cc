@@ -3,10 +3,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <optional>
 
 #include "common/checksum.h"
+#include "memory/proc.h"
 #include "store/child_file.h"
 #include "store/sandbox_format.h"
 #include "store/shm_file.h"
@@ -152,6 +154,18 @@ std::span<ChangeRecord> SandboxFile::changes() {
 std::span<std::atomic<uint8_t>> SandboxFile::page_states() {
   std::byte* states = impl_->changing.writable_bytes().data() + states_offset(impl_->header.process_count);
   return {reinterpret_cast<std::atomic<uint8_t>*>(states), impl_->header.page_count};
+}
+
+void SandboxFile::continue_stopped() {
+  for (auto& record : uffds()) {
+    const std::atomic_ref note(record.stop);
+    if (note.load(std::memory_order_acquire) == kNotStopped) continue;
+    try {
+      if (process_start_time(record.pid) == record.start_time_ticks) (void)kill(record.pid, SIGCONT);
+    } catch (const Error&) {  // it has exited
+    }
+    note.store(kNotStopped, std::memory_order_release);
+  }
 }
 
 std::vector<std::string> SandboxFile::child_paths() const { return ChildFile::paths_of(impl_->path); }

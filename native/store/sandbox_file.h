@@ -24,6 +24,13 @@ enum class PageState : uint8_t {
   restored = 3,  // placed by a restore op
 };
 
+// Whether a kill of the agent stops the process, as SIGSTOP does, for the next agent to continue.
+enum StopNote : uint32_t {
+  kNotStopped = 0,
+  kMayBeStopped = 1,  // the signal was sent, or was about to be
+  kStopped = 2,       // it was sent, and no thread was running
+};
+
 // Per process of the layout: where its userfaultfd is, written at eviction.
 struct UffdRecord {
   int32_t pid = 0;
@@ -31,6 +38,8 @@ struct UffdRecord {
   uint64_t start_time_ticks = 0;
   uint64_t inode = 0;          // of the anonymous inode, 0 if unknown
   uint64_t frame_address = 0;  // where injected calls keep their return frame during the eviction
+  uint32_t stop = 0;           // a StopNote
+  uint32_t reserved = 0;
 };
 
 class SandboxFile {
@@ -49,6 +58,8 @@ class SandboxFile {
   std::span<ChangeRecord> changes();  // one a process
   const std::string& path() const;
   uint64_t file_bytes() const;
+  // Continues processes that the death of the agent stopped in the middle of an eviction.
+  void continue_stopped();
   // Files of forked children that still miss pages: of this sandbox, beside its own.
   std::vector<std::string> child_paths() const;
   void unlink();  // and the children's

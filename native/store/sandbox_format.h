@@ -40,11 +40,12 @@ static_assert(offsetof(SandboxHeader, mutable_offset) == 80);
 static_assert(offsetof(SandboxHeader, header_checksum) == 104);
 static_assert(sizeof(SandboxHeader) == 112);
 
-static_assert(sizeof(UffdRecord) == 32);
+static_assert(sizeof(UffdRecord) == 40);
 static_assert(offsetof(UffdRecord, fd) == 4);
 static_assert(offsetof(UffdRecord, start_time_ticks) == 8);
 static_assert(offsetof(UffdRecord, inode) == 16);
 static_assert(offsetof(UffdRecord, frame_address) == 24);
+static_assert(offsetof(UffdRecord, stop) == 32);
 static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
 
 }  // namespace medes

@@ -27,6 +27,10 @@ EVICT_POINTS = [
     "inject.mask",
     "inject.entered",
     "inject.returned",
+    "inject.noted",
+    "inject.stop_waits",
+    "inject.changed",
+    "inject.stop_taken_back",
     "evict.uffd",
     "anonymous.mapped",
     "anonymous.copied",
@@ -252,7 +256,11 @@ def test_a_forked_child_outlives_agent_after_agent(tmp_path: Path) -> None:
         _wait_until_gone(keeper)
         server, live = _adopt(tmp_path)
         assert live is not None
-        assert [program.hear(), program.ask("exec reap()"), program.ask("check")] == ["1 forked", "intact", "intact"]
+        assert [program.hear(), program.ask("exec reap()"), program.ask("check")] == [
+            "1 forked",
+            "intact",
+            "intact",
+        ]
         live.restore()
         assert live.wait_complete(WAIT_S)
         server.close()

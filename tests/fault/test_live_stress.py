@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 import select
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from medes.errors import BusyError
+from tests.fault.live_victim import take_over
 from tests.support.live import Deduper, Program
 from tests.support.seed import SEED
 
 pytestmark = pytest.mark.live
 WAIT_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("STRESS_KILLS", "20"))
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +87,32 @@ def test_dedup_in_the_middle_of_everything(stress: Path, deduper: Deduper) -> No
         assert _answer(program).startswith("3 ok")
         live.restore()
         assert live.wait_complete(WAIT_S)
+
+
+def test_agents_are_killed_in_the_middle_of_everything(stress: Path, tmp_path: Path) -> None:
+    """Each takes over what the one before left, and is killed somewhere on its way; STRESS_KILLS says how many."""
+    random_ = random.Random(SEED)
+    with Program([str(stress), "3", str(SEED + 2)]) as program:
+        assert program.process.stdout is not None
+        program.tell("run 3600000")
+        for n in range(KILLS):
+            agent = subprocess.Popen(
+                [sys.executable, "-m", "tests.fault.live_victim", str(program.pid), str(tmp_path), "loop"],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert agent.stdout is not None
+            if random_.random() < 0.8:
+                assert agent.stdout.readline() == "looping\n", f"agent {n} could not go on"
+                time.sleep(random_.uniform(0, 0.15))
+            else:
+                time.sleep(random_.uniform(0.1, 0.4))  # in the middle of taking over, or before
+            agent.kill()
+            assert agent.wait(WAIT_S) == -signal.SIGKILL
+            agent.stdout.close()
+            assert not select.select([program.process.stdout], [], [], 0)[0], program.process.stdout.read()
+        last = Deduper(tmp_path)
+        take_over(last)
+        last.close()
+        assert not select.select([program.process.stdout], [], [], 0.2)[0], program.process.stdout.read()

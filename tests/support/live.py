@@ -110,9 +110,7 @@ class Deduper:
     ) -> tuple[native.MemoryImage, native.SandboxFile, native.BaseSet, native.EncodedImage]:
         image = native.attach(pids)
         if self.slab is None:
-            self.slab = native.Slab.create(str(self.folder / "base.slab"), 1, image)
-            prints = self.slab.fingerprint()
-            self.index.insert(1, prints.hashes, prints.positions, 8)
+            self.use_base(native.Slab.create(str(self.folder / "base.slab"), 1, image))
         bases = self.bases()
         fingerprints, locations, _ = native.survey(image, 8, self.index)
         plan = native.plan_windows(image, fingerprints, locations)
@@ -122,6 +120,11 @@ class Deduper:
             str(self.folder / f"sandbox-{self.count}.medes"), b"{}", image, encoded
         )
         return image, file, bases, encoded
+
+    def use_base(self, slab: native.Slab) -> None:
+        self.slab = slab
+        prints = slab.fingerprint()
+        self.index.insert(1, prints.hashes, prints.positions, 8)
 
     def bases(self) -> native.BaseSet:
         bases = native.BaseSet()
