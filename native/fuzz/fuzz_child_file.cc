@@ -1,5 +1,6 @@
-// Opening a child file of arbitrary bytes: refused with an Error, or a file whose every accessor stays inside it
-// and whose record can be taken up. The header's checksum is made right, so that what lies behind it is reached.
+// Opening a child file of arbitrary bytes: refused with an Error, or a file whose every accessor stays inside
+// it and whose record can be taken up. The header's checksum is made right, so that what lies behind it is
+// reached.
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,7 +26,8 @@ void mend(std::vector<std::byte>& file) {
   std::memcpy(&h, file.data(), sizeof h);
   h.magic = 0x3148434453454Dull, h.version = 1;
   h.file_bytes = file.size();
-  h.header_checksum = checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(ChildHeader, header_checksum)});
+  h.header_checksum =
+      checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(ChildHeader, header_checksum)});
   std::memcpy(file.data(), &h, sizeof h);
 }
 

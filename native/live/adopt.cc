@@ -25,7 +25,8 @@ void AdoptOp::run() {
   for (uint32_t i = 0; i < records.size(); ++i) any |= adopt_process(i);
   file_.continue_stopped();
   for (const auto& path : file_.child_paths()) adopt_child(path);
-  if (!any && children_.empty()) throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
+  if (!any && children_.empty())
+    throw Error(Code::process_gone, "no process of the sandbox is left", file_.path());
   for (const auto& m : memories_) result_.evicted_pages += m->missing();
   result_.processes = memories_.size();
   result_.resident_pages = file_.layout().page_count - result_.evicted_pages;
@@ -137,8 +138,8 @@ void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memo
   }
 }
 
-// The kernel knows what is there; the states know what was meant to go. Where a page was moved away from, other
-// memory may lie by now, and be there: so it must be known of each page where it is.
+// The kernel knows what is there; the states know what was meant to go. Where a page was moved away from,
+// other memory may lie by now, and be there: so it must be known of each page where it is.
 void AdoptOp::reconcile(ProcessMemory& memory) {
   const auto states = file_.page_states();
   const Pagemap pagemap(memory.pid());

@@ -61,8 +61,8 @@ size_t CallLog::read_some(const Uffd& uffd, std::span<uffd_msg> out, size_t& kep
   begin_set();
   const bool was_unlogged = record_->unlogged.exchange(1, std::memory_order_acq_rel) != 0;
   const size_t n = uffd.read_events(out);
-  kept = static_cast<size_t>(std::stable_partition(out.begin(), out.begin() + static_cast<ptrdiff_t>(n), keep) -
-                             out.begin());
+  kept = static_cast<size_t>(
+      std::stable_partition(out.begin(), out.begin() + static_cast<ptrdiff_t>(n), keep) - out.begin());
   if (was_unlogged || kept > kMaxMessages - used_) return n;
   std::copy_n(out.begin(), kept, record_->messages + used_);
   if (std::any_of(out.begin(), out.begin() + static_cast<ptrdiff_t>(kept), is_call))
@@ -108,7 +108,9 @@ std::optional<std::vector<MovedPages>> CallLog::moves() const {
   if (count > kMaxMoves) return std::nullopt;
   const MovedPages* const bank = record_->moves[record_->bank()];
   const auto is_sound = [](const MovedPages& m) {
-    const auto fits = [&](uint64_t at) { return at % kPageBytes == 0 && at <= kMaxAddress && m.bytes <= kMaxAddress - at; };
+    const auto fits = [&](uint64_t at) {
+      return at % kPageBytes == 0 && at <= kMaxAddress && m.bytes <= kMaxAddress - at;
+    };
     return m.bytes % kPageBytes == 0 && fits(m.origin) && fits(m.address);
   };
   if (!std::all_of(bank, bank + count, is_sound)) return std::nullopt;

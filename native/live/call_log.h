@@ -1,5 +1,5 @@
-// Reading userfaultfd messages so that no kill of the agent loses one: into the ChangeRecord's log, where they
-// stay until what they say is booked (store/change_record.h).
+// Reading userfaultfd messages so that no kill of the agent loses one: into the ChangeRecord's log, where
+// they stay until what they say is booked (store/change_record.h).
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -22,8 +22,9 @@ class CallLog {
 
   // Reads up to out.size() messages of the set under way.
   size_t read(const Uffd& uffd, std::span<uffd_msg> out);
-  // The same where some may be the driver's own, which no agent may ever book: only those that `keep` says yes
-  // to go to the log and to `out`; returns how many were read. A kill in these microseconds loses the sandbox.
+  // The same where some may be the driver's own, which no agent may ever book: only those that `keep` says
+  // yes to go to the log and to `out`; returns how many were read. A kill in these microseconds loses the
+  // sandbox.
   size_t read_some(const Uffd& uffd, std::span<uffd_msg> out, size_t& kept,
                    const std::function<bool(const uffd_msg&)>& keep);
   // Says how the messages of this set are to be booked, by a later agent too.

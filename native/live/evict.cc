@@ -158,7 +158,8 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   p.injector = std::make_unique<Injector>(threads.front(), p.gadgets, room.bottom, room.top);
   open_uffd(p);
   // Stopped as they are by somebody else's signal they need none of ours, and would not be continued by us.
-  const bool group_stopped = std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
+  const bool group_stopped =
+      std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
   if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
   for (const auto& t : threads) add_kernel_ranges(t, p.keep);

@@ -30,6 +30,7 @@ constexpr size_t kMaxQueuedEvents = 100'000;
 // Faults come in bursts: who served one looks for the next this long before it sleeps, since waking an idle
 // core costs as much as the fault itself.
 constexpr std::chrono::microseconds kSpin{50};
+constexpr std::chrono::seconds kChildrenPatience{5};
 constexpr uint64_t kStopId = 0, kLaterId = 1, kFirstId = 2;
 
 struct Watched {
@@ -357,6 +358,11 @@ void FaultServer::close() {
     const std::lock_guard lock(impl_->mutex);
     sandboxes = impl_->sandboxes;
   }
+  // In an orderly end the keeper may be ended with us (a container): what only it would hold is done first.
+  const auto deadline = Clock::now() + kChildrenPatience;
+  for (const auto& [path, sandbox] : sandboxes)
+    while (sandbox->fills_children() && Clock::now() < deadline)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
   for (const auto& [path, sandbox] : sandboxes) sandbox->detach();
   {
     const std::lock_guard lock(impl_->jobs_mutex);

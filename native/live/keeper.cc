@@ -28,8 +28,8 @@ namespace {
 
 constexpr size_t kMaxListedFds = 1u << 20;  // those above are kept, whatever they are
 constexpr int kReleaseSignal = 34;          // real-time: queued, each with the number of a descriptor
-// How long a keeper that has kept something stays when that has gone, to say so: a new agent could not tell it
-// from one that was killed.
+// How long a keeper that has kept something stays when that has gone, to say so: a new agent could not tell
+// it from one that was killed.
 constexpr int kSweepsAfter = 25;
 constexpr timespec kSweepEvery{0, 200'000'000}, kDeathPoll{0, 50'000'000};
 constexpr uint64_t kNowhere = 1u << 20;  // an address no program maps
@@ -60,7 +60,8 @@ void mark(int fd, int32_t what) {
   if (table != nullptr && fd >= 0 && static_cast<size_t>(fd) < kMaxListedFds) table[fd] = what;
 }
 
-// --- inside the keeper: system calls and the stack, nothing else --------------------------------------------
+// --- inside the keeper: system calls and the stack, nothing else
+// --------------------------------------------
 MEDES_BARE inline long bare_call(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0) {
   long result;
   register long r10 __asm__("r10") = d;
@@ -236,7 +237,8 @@ MEDES_BARE void wait_for_death(pid_t agent, int handle) {
   }
 }
 
-// --- the agent's side ---------------------------------------------------------------------------------------
+// --- the agent's side
+// ---------------------------------------------------------------------------------------
 struct Running {
   std::mutex mutex;
   pid_t owner = 0;  // who started it: a forked copy of this process has none

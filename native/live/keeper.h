@@ -1,12 +1,12 @@
 // Holds the agent's descriptors beyond its death.
 //
-// The userfaultfd of a process of the layout is open in that process too, and is taken back from there. That of
-// a child forked while pages are missing is not: the kernel gives it to whoever reads the fork event, and with
-// its last copy the child's missing pages would read as zeros. So a second, tiny process shares the agent's
-// table of descriptors (clone with CLONE_FILES, and nothing else): what a read puts into the table is the
-// keeper's in the same instant. It sleeps while the agent lives. When the agent dies it closes everything but
-// such userfaultfds, and ends when none is left: each goes when an agent has taken it over and says so (a signal with
-// the descriptor's number), or when its memory is gone.
+// The userfaultfd of a process of the layout is open in that process too, and is taken back from there. That
+// of a child forked while pages are missing is not: the kernel gives it to whoever reads the fork event, and
+// with its last copy the child's missing pages would read as zeros. So a second, tiny process shares the
+// agent's table of descriptors (clone with CLONE_FILES, and nothing else): what a read puts into the table is
+// the keeper's in the same instant. It sleeps while the agent lives. When the agent dies it closes everything
+// but such userfaultfds, and ends when none is left: each goes when an agent has taken it over and says so (a
+// signal with the descriptor's number), or when its memory is gone.
 #pragma once
 
 #include <sys/types.h>
@@ -33,7 +33,8 @@ UniqueFd take(const Holder& holder, uint64_t inode = 0);
 void release(const Holder& holder, uint64_t inode);
 
 // While it lives, the keeper says in `file` (store/child_file.h) when the memory of userfaultfd `fd` has gone
-// after the agent: otherwise nobody could tell a keeper that had nothing left to keep from one that was killed.
+// after the agent: otherwise nobody could tell a keeper that had nothing left to keep from one that was
+// killed.
 class ToldWhenGone {
  public:
   ToldWhenGone() = default;

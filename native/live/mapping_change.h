@@ -28,8 +28,8 @@ struct Applied {
 
 Applied apply_together(Segments& segments, std::span<const MappingChange> changes);
 
-// No two of them, in the order read, speak of the same addresses, so that their order makes no difference. A move
-// comes with others of its own call: its target is freed before, its source after.
+// No two of them, in the order read, speak of the same addresses, so that their order makes no difference. A
+// move comes with others of its own call: its target is freed before, its source after.
 bool independent(std::span<const MappingChange> changes);
 
 // Those of the changes that a child forked by one more call of the set was born with. `registered` asks the

@@ -154,10 +154,9 @@ size_t ProcessMemory::read_calls(size_t most, std::span<const AddressRange> own_
            });
   };
   size_t kept = 0;
-  const size_t n =
-      own_discards.empty()
-          ? kept = log_.read(uffd_, room)
-          : log_.read_some(uffd_, room, kept, [&](const uffd_msg& m) { return !is_ours(m); });
+  const size_t n = own_discards.empty()
+                       ? kept = log_.read(uffd_, room)
+                       : log_.read_some(uffd_, room, kept, [&](const uffd_msg& m) { return !is_ours(m); });
   for (const auto& m : room.first(kept))
     if (m.event == UFFD_EVENT_PAGEFAULT)
       out.faults.push_back(m.arg.pagefault.address);
@@ -292,7 +291,8 @@ void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& 
   if (order == ChangeRecord::open && !alone()) {
     read_rest(*calls);
     // Where all of them were stopped by the kill, none has begun a second call.
-    if (std::atomic_ref(*stop_note_).load(std::memory_order_acquire) != kStopped && !independent(changes_of(*calls)))
+    if (std::atomic_ref(*stop_note_).load(std::memory_order_acquire) != kStopped &&
+        !independent(changes_of(*calls)))
       throw Error(Code::lost, "the agent was killed while threads changed the same mappings",
                   "pid " + std::to_string(pid_), "start a new instance");
     order = ChangeRecord::together;
@@ -303,8 +303,8 @@ void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& 
     for (const auto& holder : before) keeper::release(holder, born[i]->inode());
 }
 
-// The rest of a set of which the agent before us had read only a part; and more, where threads whose event was read
-// have gone on since.
+// The rest of a set of which the agent before us had read only a part; and more, where threads whose event
+// was read have gone on since.
 void ProcessMemory::read_rest(std::vector<uffd_msg>& calls) {
   run_as_tracer([&] {
     const auto held = hold_threads(pid_, kHoldTimeout);
@@ -316,7 +316,8 @@ void ProcessMemory::read_rest(std::vector<uffd_msg>& calls) {
 }
 
 // What agents before us read and did not book. Messages of forks name descriptors of theirs, which their
-// keepers have: they get our numbers for them. `holders` gets where they are held meanwhile. A child that is gone needs none.
+// keepers have: they get our numbers for them. `holders` gets where they are held meanwhile. A child that is
+// gone needs none.
 std::optional<std::vector<uffd_msg>> ProcessMemory::take_left_calls(std::vector<Holder>& holders) {
   const auto left = log_.take_left();
   if (!left) return std::nullopt;

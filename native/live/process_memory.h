@@ -82,8 +82,8 @@ class ProcessMemory : public Placer {
   // mapping by itself) is the driver's and means nothing.
   DrainedEvents drain(std::span<const AddressRange> own_discards = {});
 
-  // Has `look` look at the process with all calls that changed mappings booked, again and again until none came
-  // between. Children forked meanwhile are appended to `born`. Nobody may be serving it.
+  // Has `look` look at the process with all calls that changed mappings booked, again and again until none
+  // came between. Children forked meanwhile are appended to `born`. Nobody may be serving it.
   void look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>& born, const std::function<void()>& look);
 
   // Image page behind an address, kNoPage when it is not of the image or not out.

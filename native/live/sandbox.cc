@@ -1,6 +1,7 @@
 // The handle's own side of a sandbox: state, waiting, record. The restore's work is in sandbox_restore.cc.
 #include "live/sandbox.h"
 
+#include <algorithm>
 #include <csignal>
 
 #include "common/error.h"
@@ -31,6 +32,13 @@ void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
 std::vector<std::shared_ptr<ProcessMemory>> Sandbox::memories() const {
   const std::lock_guard lock(mutex_);
   return memories_;
+}
+
+bool Sandbox::fills_children() const {
+  const auto all = memories();
+  return state() != LiveState::lost && std::any_of(all.begin(), all.end(), [](const auto& m) {
+           return m->pid() == 0 && !m->gone() && m->missing() > 0;
+         });
 }
 
 void Sandbox::set_evict_result(EvictResult result) {

@@ -39,6 +39,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void set_held(bool held) { held_ = held; }
   const std::shared_ptr<SandboxFile>& file() const { return file_; }
   std::vector<std::shared_ptr<ProcessMemory>> memories() const;
+  bool fills_children() const;  // pages of a forked child are out that we alone can bring
 
   LiveState state() const override { return state_.load(std::memory_order_acquire); }
   EvictResult evict_result() const override;

@@ -4,13 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <string>
-#include <cstdlib>
-#include <csignal>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
+#include <cstdlib>
 #include <ctime>
 #include <exception>
+#include <string>
 #include <thread>
 
 #include "common/error.h"

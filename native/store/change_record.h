@@ -1,5 +1,5 @@
-// What must outlive the agent of the changes that a program makes to its mappings while pages are out. Lies in
-// shared memory, one a process (in the sandbox file) and one a forked child (in its own file).
+// What must outlive the agent of the changes that a program makes to its mappings while pages are out. Lies
+// in shared memory, one a process (in the sandbox file) and one a forked child (in its own file).
 //
 // The kernel tells of such calls by messages that can be read once. They are read straight into the log here,
 // and stay until the whole set that they belong to is booked, which one store says: an agent that is killed
@@ -50,7 +50,8 @@ struct ChangeRecord {
   std::atomic<uint64_t> booked{0};    // sets << 32 | bank << 31 | moves in it, kMaxMoves + 1 for more
   std::atomic<uint32_t> log_set{0};   // the log holds messages of this set: to be booked if it is sets + 1
   std::atomic<uint32_t> order{open};  // of the log
-  std::atomic<uint32_t> unlogged{0};  // not 0: messages were read that are not in the log, and may not be booked
+  std::atomic<uint32_t> unlogged{
+      0};  // not 0: messages were read that are not in the log, and may not be booked
   uint32_t reserved = 0;
   LogPart parts[kMaxParts];  // ascending
   MovedPages moves[2][kMaxMoves];

@@ -1,7 +1,9 @@
-// What is kept of a child that was forked while pages were missing, until its own are in: which of them it still
-// misses, where they lie, and where its userfaultfd is. A small shared-memory file beside the sandbox file:
+// What is kept of a child that was forked while pages were missing, until its own are in: which of them it
+// still misses, where they lie, and where its userfaultfd is. A small shared-memory file beside the sandbox
+// file:
 //   0      ChildHeader, padded with zeros to 4096
-//   4096   ChildState | ChangeRecord | one state byte an image page, each part 64-byte aligned; mapped writable
+//   4096   ChildState | ChangeRecord | one state byte an image page, each part 64-byte aligned; mapped
+//   writable
 #pragma once
 
 #include <atomic>
@@ -30,7 +32,7 @@ static_assert(offsetof(ChildHeader, process) == 12 && offsetof(ChildHeader, inod
 static_assert(sizeof(ChildHeader) == 48);
 
 struct ChildState {
-  Holder holders[2];  // the second one while it changes hands
+  Holder holders[2];              // the second one while it changes hands
   std::atomic<uint32_t> done{0};  // all its pages are in: the userfaultfd may be gone
 };
 static_assert(offsetof(ChildState, done) == 32);

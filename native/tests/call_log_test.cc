@@ -110,7 +110,8 @@ TEST_F(CallLogTest, TheDriversOwnAreLeftOut) {
   for (uint64_t i = 1; i <= 4; ++i) tell(UFFD_EVENT_REMOVE, i);
   std::vector<uffd_msg> out(64);
   size_t kept = 0;
-  EXPECT_EQ(log.read_some(uffd, out, kept, [](const uffd_msg& m) { return m.arg.remove.start % 2 == 0; }), 4u);
+  EXPECT_EQ(log.read_some(uffd, out, kept, [](const uffd_msg& m) { return m.arg.remove.start % 2 == 0; }),
+            4u);
   EXPECT_EQ(kept, 2u);
   EXPECT_EQ(found(), (Starts{2, 4}));
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -111,6 +112,23 @@ def test_a_fault_waits_for_the_next_agent(make_cluster: MakeCluster, make_app: M
     with agent.client() as client:
         wait_until(lambda: client.get("a").state is S.WARM, "woken by the fault that had waited")
     app.ask()
+
+
+@pytest.mark.parametrize("point", ["restore.read", "restore.child_kept", "restore.booked"])
+def test_a_child_forked_while_pages_are_missing_waits_for_the_next_agent(
+    make_cluster: MakeCluster, make_app: MakeApp, point: str
+) -> None:
+    cluster, app = make_cluster(nodes=1, controller=False), make_app()
+    agent = cluster.agents[0]
+    with agent.client() as client:
+        client.register("counter", pids=[app.pid], sandbox_id="a")
+        client.dedup("a")
+    agent.kill()
+    with ThreadPoolExecutor(1) as pool:
+        forked = []
+        killed_by(agent, point, lambda _: forked.append(pool.submit(app.fork)))
+        forked[0].result()
+    check_all_works(agent, app)
 
 
 def test_sigterm_leaves_dedupd_sandboxes_for_the_next_agent(

@@ -2,6 +2,7 @@
 
 GET /           → {"count", "digest", "sum"}: counts requests, digests all of its buffers
 GET /touch?n=…  writes into n pages
+GET /fork       → the answer of / as a forked child gives it
 Prints its port. Its memory: MEGABYTES of half-structured, half-repeating data, the same in every instance but for
 the seed.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -62,7 +64,7 @@ def serve(megabytes: int, seed: int) -> None:
             path, _, query = self.path.partition("?n=")
             if path == "/touch":
                 state.touch(int(query))
-            body = json.dumps(state.answer()).encode()
+            body = json.dumps(forked(state.answer) if path == "/fork" else state.answer()).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -77,6 +79,20 @@ def serve(megabytes: int, seed: int) -> None:
     while True:
         connection, address = listener.accept()
         threading.Thread(target=answer, args=(Handler, connection, address), daemon=True).start()
+
+
+def forked(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a child that ends with it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, json.dumps(work()).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
 
 
 def answer(handler: type[BaseHTTPRequestHandler], connection: socket.socket, address: Any) -> None:
@@ -120,6 +136,10 @@ class App:
         """Changes pages; the new digest is the expected one from then on."""
         self.first = self._get(f"/touch?n={pages}")
         self.count += 1
+
+    def fork(self, timeout_s: float = 30.0) -> None:
+        """One request that a forked child answers, from the same state."""
+        assert self._get("/fork", timeout_s) == {**self.first, "count": self.count + 1}
 
     def alive(self) -> bool:
         return self.process.poll() is None
