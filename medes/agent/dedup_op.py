@@ -246,8 +246,10 @@ class DedupOp:
         remote: bool,
     ) -> tuple[Planned, native.EncodedImage]:
         planned = await self._pinned_plan(image, candidates, remote=remote)
+        spec = self.entry.spec
+        wanted_first = self.agent.working_sets.get(spec.domain, spec.function).exact()
         with self._stage("encode"):
-            return planned, await self.agent.in_ops(self._encode, image, planned)
+            return planned, await self.agent.in_ops(self._encode, image, planned, wanted_first)
 
     async def _advice(self, candidates: Candidates) -> tuple[bool, str]:
         """Whether to become a base. While another sandbox is becoming the function's first one, waits for it: patches
@@ -339,8 +341,15 @@ class DedupOp:
                 planned.descriptors[descriptor.base_id] = descriptor
                 add_remote(planned.bases, descriptor, reader)
 
-    def _encode(self, image: native.MemoryImage, planned: Planned) -> native.EncodedImage:
-        return native.encode(image, planned.plan, planned.bases, cancel=self.cancel, reuse=self.reuse)
+    def _encode(self, image: native.MemoryImage, planned: Planned, wanted_first: bytes) -> native.EncodedImage:
+        return native.encode(
+            image,
+            planned.plan,
+            planned.bases,
+            cancel=self.cancel,
+            reuse=self.reuse,
+            wanted_first=wanted_first,
+        )
 
     async def _write_file(
         self, image: native.MemoryImage, encoded: native.EncodedImage, planned: Planned

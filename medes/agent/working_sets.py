@@ -89,6 +89,13 @@ class WorkingSet:
             self._next = self._plan()
         return self._next
 
+    def exact(self) -> bytes:
+        """All of the set, packed; empty while it is young, and its pages a guess."""
+        if self.restores < YOUNG_RESTORES:
+            return b""
+        packed, probe = self.prefetch()
+        return packed + pack_pages(sorted(probe))
+
     def prepare(self) -> None:
         """Works out what the next prefetch() returns; for after a merge, off the path of a restore."""
         self._next = self._plan()

@@ -156,11 +156,13 @@ def encode(
     cancel: CancelFlag | None = None,
     simd: str = "best",
     reuse: Reuse | None = None,
+    wanted_first: bytes = b"",
 ) -> EncodedImage:
     """(nogil) Fetches the windows' extents, encodes, decodes and compares every page (verify before evict).
 
     Bases of the plan that are not in `bases` are not used. group_pages: 1 to 64 pages are compressed together
-    (default 16); 0 stores patches uncompressed. Raises cancelled, the error of a failed fetch, corrupt.
+    (default 16); 0 stores patches uncompressed. wanted_first: the working set, packed; its pages are stored so
+    that each reads alone. Raises cancelled, the error of a failed fetch, corrupt.
     """
 
 class Reuse:

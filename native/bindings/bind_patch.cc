@@ -4,6 +4,7 @@
 #include "patch/reuse.h"
 #include "patch/survey.h"
 #include "patch/window_plan.h"
+#include "restore/working_set.h"
 #include "store/sandbox_file.h"
 #include "transport/base_set.h"
 
@@ -48,7 +49,8 @@ nb::bytes decode_page(const Encoded& self, uint64_t page, BaseSet& bases) {
 
 std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const WindowPlan& plan, BaseSet& bases,
                                 const std::string& codec, std::optional<size_t> group_pages,
-                                const CancelFlag* cancel, const std::string& simd, const Reuse* reuse) {
+                                const CancelFlag* cancel, const std::string& simd, const Reuse* reuse,
+                                const nb::bytes& wanted_first) {
   if (codec != "windowed") throw Error(Code::invalid_argument, "unknown codec", codec, "use windowed");
   EncodeOptions options;
   options.cancel = cancel;
@@ -58,7 +60,9 @@ std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const Window
     options.compress_groups = *group_pages > 0;
     if (*group_pages > 0) options.group_pages = *group_pages;
   }
+  const auto wanted = unpack_working_set(as_bytes(wanted_first));
   nb::gil_scoped_release release;
+  if (!wanted.empty()) options.wanted_first = RegionIndex(image->layout()).pages_of(wanted);
   return std::const_pointer_cast<Encoded>(encode_image(*image, plan, bases, options));
 }
 
@@ -183,7 +187,7 @@ void register_patch(nb::module_& m) {
   register_survey(m);
   m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
         nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best",
-        nb::arg("reuse").none() = nb::none());
+        nb::arg("reuse").none() = nb::none(), nb::arg("wanted_first") = nb::bytes("", 0));
 }
 
 }  // namespace medes::bindings

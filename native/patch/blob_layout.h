@@ -13,7 +13,7 @@
 namespace medes::blob {
 
 inline constexpr char kMagicText[9] = "MEDESENC";
-inline constexpr uint32_t kVersion = 2;
+inline constexpr uint32_t kVersion = 3;
 inline constexpr size_t kMaxGroupPages = 64;
 inline constexpr size_t kTailPadding = 64;
 
@@ -38,24 +38,26 @@ struct Header {
 static_assert(sizeof(Header) == 224 && offsetof(Header, checksum) == 216);
 
 // A page entry: kind in the upper 3 bits, payload length in the lower 13.
-enum class EntryKind : uint8_t { zero, identical, patch, compressed, raw, words };
-inline constexpr unsigned kEntryKinds = 6;
+enum class EntryKind : uint8_t { zero, identical, patch, compressed, raw, words, loose };
+inline constexpr unsigned kEntryKinds = 7;
 constexpr uint16_t pack_entry(EntryKind kind, size_t length) {
   return static_cast<uint16_t>(static_cast<unsigned>(kind) << 13 | length);
 }
 constexpr unsigned entry_kind(uint16_t entry) { return entry >> 13; }
 constexpr size_t entry_length(uint16_t entry) { return entry & 0x1fff; }
-// Patches and window-less word patches lie in a group's packed part, frames and raw pages in its direct part.
+// Patches and window-less word patches lie in a group's packed part; frames, raw pages and loose patches (of
+// pages that a restore wants without the rest of their group) in its direct part.
 constexpr bool in_packed(unsigned kind) {
   return kind == static_cast<unsigned>(EntryKind::patch) || kind == static_cast<unsigned>(EntryKind::words);
 }
 constexpr bool in_direct(unsigned kind) {
   return kind == static_cast<unsigned>(EntryKind::compressed) ||
-         kind == static_cast<unsigned>(EntryKind::raw);
+         kind == static_cast<unsigned>(EntryKind::raw) || kind == static_cast<unsigned>(EntryKind::loose);
 }
 constexpr bool has_windows(unsigned kind) {
   return kind == static_cast<unsigned>(EntryKind::patch) ||
-         kind == static_cast<unsigned>(EntryKind::identical);
+         kind == static_cast<unsigned>(EntryKind::identical) ||
+         kind == static_cast<unsigned>(EntryKind::loose);
 }
 
 struct Group {

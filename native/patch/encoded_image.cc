@@ -218,8 +218,10 @@ uint64_t EncodedImage::checksum(uint64_t page) const { return impl_->checksums[p
 uint32_t EncodedImage::group_pages() const { return impl_->header.group_pages; }
 
 PageKind EncodedImage::kind(uint64_t page) const {
-  const unsigned kind = blob::entry_kind(impl_->entries[page]);
-  return kind == static_cast<unsigned>(EntryKind::words) ? PageKind::compressed : static_cast<PageKind>(kind);
+  const auto kind = static_cast<EntryKind>(blob::entry_kind(impl_->entries[page]));
+  if (kind == EntryKind::words) return PageKind::compressed;
+  if (kind == EntryKind::loose) return PageKind::patch;
+  return static_cast<PageKind>(kind);
 }
 
 bool EncodedImage::group_compressed(uint64_t group) const {
@@ -322,12 +324,14 @@ bool EncodedImage::Impl::rebuild(size_t index, size_t next, std::span<const Base
     case EntryKind::compressed:
       return ZSTD_decompressDCtx(s.zstd, out, kPageBytes, direct, length) == kPageBytes;
     case EntryKind::patch:
+    case EntryKind::loose:
     case EntryKind::words: break;
   }
   if (kind != EntryKind::words && s.window_count[index] == 0)
     return false;  // an entry that changed since open()
-  if (!s.unpacked && !unpack(s)) return false;
-  Bytes patch{s.packed + s.offset[index], length};
+  const bool loose = kind == EntryKind::loose;
+  if (!loose && !s.unpacked && !unpack(s)) return false;
+  const Bytes patch{loose ? direct : s.packed + s.offset[index], length};
   if (kind == EntryKind::words) {
     std::memset(out, 0, kPageBytes);
     return decode_words(patch, dictionary, words);

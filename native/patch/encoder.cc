@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "common/checksum.h"
 #include "common/error.h"
@@ -26,6 +27,8 @@ namespace {
 using blob::EntryKind;
 
 constexpr size_t kGroupsPerTask = 16;
+// Unpacking a group takes as long as decoding about four of its pages; compression saves a fifth of a patch.
+constexpr size_t kLoosePagesMost = 8;
 
 // What encoding a group hands to the assembly.
 struct GroupOutput {
@@ -92,6 +95,7 @@ class BlobEncoder {
     checksums_.resize(pages);
     entries_.resize(pages);
     groups_.resize((pages + options_.group_pages - 1) / options_.group_pages);
+    choose_loose();
     ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask,
                                       [&](size_t begin, size_t end) { encode_groups(begin, end); });
     std::vector<std::byte> blob = assemble();
@@ -103,6 +107,18 @@ class BlobEncoder {
   uint64_t first_page(uint64_t g) const { return g * options_.group_pages; }
   size_t pages_in(uint64_t g) const {
     return static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first_page(g)));
+  }
+
+  void choose_loose() {
+    loose_.resize(image_.page_count());
+    if (!options_.compress_groups) return;
+    for (uint64_t page : options_.wanted_first)
+      if (page < loose_.size()) loose_[page] = 1;
+    for (uint64_t g = 0; g < groups_.size(); ++g) {
+      const auto group = std::span(loose_).subspan(first_page(g), pages_in(g));
+      if (std::accumulate(group.begin(), group.end(), size_t{0}) > kLoosePagesMost)
+        std::fill(group.begin(), group.end(), uint8_t{0});
+    }
   }
 
   // Reads a few groups at a time, which are then encoded and verified from the cache.
@@ -135,8 +151,9 @@ class BlobEncoder {
   EncodedPage encode_page(uint64_t page, const std::byte* bytes, PageEncoder& encoder,
                           EncodedImage::Scratch& scratch, Bytes& payload) {
     if (options_.reuse == nullptr || !options_.reuse->still_same(page, checksums_[page])) {
-      const EncodedPage e = encoder.encode(as_words(bytes), plan_.windows(page));
+      EncodedPage e = encoder.encode(as_words(bytes), plan_.windows(page));
       payload = {encoder.payload(), e.length};
+      e.kind = placed(page, e.kind);
       return e;
     }
     StoredPage stored;
@@ -144,14 +161,21 @@ class BlobEncoder {
       throw Error(Code::corrupt, "a page cannot be taken over", "page " + std::to_string(page));
     payload = stored.payload;
     EncodedPage e;
-    e.kind = static_cast<EntryKind>(stored.entry_kind);
+    e.kind = placed(page, static_cast<EntryKind>(stored.entry_kind));
     e.length = payload.size();
     e.window_count = stored.windows.size();
     std::copy(stored.windows.begin(), stored.windows.end(), e.windows);
     return e;
   }
 
-  // A group all of whose pages were one group before is stored as it was, compressed bytes and all.
+  // A patch is the same in either part of its group.
+  EntryKind placed(uint64_t page, EntryKind kind) const {
+    if (kind == EntryKind::patch && loose_[page]) return EntryKind::loose;
+    return kind == EntryKind::loose && !loose_[page] ? EntryKind::patch : kind;
+  }
+
+  // A group all of whose pages were one group before is stored as it was, compressed bytes and all; unless a
+  // page of it is wanted sooner now.
   bool take_over_group(uint64_t g, EncodedImage::Scratch& scratch) {
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
@@ -159,10 +183,14 @@ class BlobEncoder {
     const EncodedImage& before = options_.reuse->encoded();
     const uint64_t old = options_.reuse->old_page(first);
     if (before.group_pages() != options_.group_pages || old % options_.group_pages != 0) return false;
-    for (size_t i = 0; i < count; ++i)
+    for (size_t i = 0; i < count; ++i) {
+      StoredPage page;
       if (options_.reuse->old_page(first + i) != old + i ||
-          !options_.reuse->still_same(first + i, checksums_[first + i]))
+          !options_.reuse->still_same(first + i, checksums_[first + i]) ||
+          (loose_[first + i] && (!before.stored_windows(old + i, scratch, page) ||
+                                 page.entry_kind == static_cast<uint8_t>(EntryKind::patch))))
         return false;
+    }
     StoredGroup stored;
     if (!before.stored_group(old / options_.group_pages, scratch, stored) || stored.pages != count ||
         (!options_.compress_groups && stored.packed_bytes != stored.unpacked_bytes))
@@ -348,6 +376,7 @@ class BlobEncoder {
   std::vector<uint16_t> entries_;
   std::vector<GroupOutput> groups_;
   std::vector<std::byte> base_section_;
+  std::vector<uint8_t> loose_;  // by page
 };
 
 }  // namespace

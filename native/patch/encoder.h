@@ -32,6 +32,9 @@ struct EncodeOptions {
   SimdLevel simd = best_simd();
   const CancelFlag* cancel = nullptr;
   const Reuse* reuse = nullptr;  // of this image; the plan must come from plan_with_reuse()
+  // Pages that a restore will want first, in any order. Where few of a group are among them their patches are
+  // stored loose, so that they cost no unpacking of the others'.
+  std::vector<uint64_t> wanted_first;
   // Called before windows of pages first … first + count - 1 are looked at, from any thread; may block and
   // throw.
   std::function<void(uint64_t first, uint64_t count)> before_pages;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/error.h"
+#include "patch/blob_layout.h"
 #include "patch/encoder.h"
 #include "patch/survey.h"
 #include "registry/fingerprint_index.h"
@@ -57,8 +58,10 @@ class Sandbox {
     return survey_image(image, 8, index_, earlier);
   }
   // Encodes, opens and verifies; `views` has those of the encoding's bases.
-  std::vector<std::byte> encode(const MemoryImage& image, const Survey& found) {
+  std::vector<std::byte> encode(const MemoryImage& image, const Survey& found,
+                                std::vector<uint64_t> wanted_first = {}) {
     EncodeOptions options;
+    options.wanted_first = std::move(wanted_first);
     options.reuse = found.reuse.get();
     WindowPlan p = plan_windows(image.page_count(), found.fingerprints, found.locations);
     if (found.reuse) p = plan_with_reuse(p, *found.reuse);
@@ -96,6 +99,40 @@ TEST(Reuse, TakesOverWhatDidNotChange) {
                 most.reuse->old_page(page) == Reuse::kNoPage ? whole.hashes[i] : 0)
           << page;
   (void)sandbox.encode(*second, most);
+}
+
+std::vector<uint64_t> loose_pages(const std::vector<std::byte>& blob) {
+  const EncodedImage encoded = EncodedImage::open(blob);
+  const auto scratch = EncodedImage::make_scratch();
+  std::vector<uint64_t> out;
+  for (uint64_t page = 0; page < encoded.page_count(); ++page) {
+    StoredPage stored;
+    EXPECT_TRUE(encoded.stored_windows(page, *scratch, stored));
+    if (stored.entry_kind == static_cast<uint8_t>(blob::EntryKind::loose)) out.push_back(page);
+  }
+  return out;
+}
+
+TEST(Reuse, PagesWantedFirstAreLooseFromTheNextEncodingOn) {
+  using Pages = std::vector<uint64_t>;
+  Sandbox sandbox({11});
+  const auto image = image_of(testing::moved(sandbox.base(0), 0x40000, -0x9000, 20, 3), 0x10000);
+  const auto before = sandbox.encode(*image, sandbox.survey(*image));
+  EXPECT_EQ(loose_pages(before), Pages{});
+  const EncodedImage encoded = EncodedImage::open(before);
+  const Survey all = sandbox.survey(*image, &image->layout(), &encoded);
+  ASSERT_EQ(all.reuse->reused(), kPages);
+  Pages wanted{40, 3, 39};
+  for (uint64_t page = 64; page < 80; ++page) wanted.push_back(page);  // a whole group: better compressed
+  wanted.push_back(1'000'000);                                         // none of this image
+  const auto after = sandbox.encode(*image, all, wanted);
+  EXPECT_EQ(loose_pages(after), (Pages{3, 39, 40}));
+  EXPECT_EQ(after, sandbox.encode(*image, sandbox.survey(*image), wanted)) << "as without reuse";
+  // What is not wanted any more stays as it was, rather than be compressed again.
+  const EncodedImage second = EncodedImage::open(after);
+  const Survey again = sandbox.survey(*image, &image->layout(), &second);
+  EXPECT_EQ(sandbox.encode(*image, again), after);
+  EXPECT_EQ(loose_pages(sandbox.encode(*image, again, {3, 4, 100})), (Pages{3, 4, 39, 40, 100}));
 }
 
 // As when a live sandbox writes between the two passes: what is stored is what is there at the second.
