@@ -341,7 +341,9 @@ class DedupOp:
                 planned.descriptors[descriptor.base_id] = descriptor
                 add_remote(planned.bases, descriptor, reader)
 
-    def _encode(self, image: native.MemoryImage, planned: Planned, wanted_first: bytes) -> native.EncodedImage:
+    def _encode(
+        self, image: native.MemoryImage, planned: Planned, wanted_first: bytes
+    ) -> native.EncodedImage:
         return native.encode(
             image,
             planned.plan,
