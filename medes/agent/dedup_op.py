@@ -30,6 +30,7 @@ from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, SandboxEntry
 from medes.errors import (
+    BusyError,
     CancelledError,
     CorruptError,
     DeadlineExceededError,
@@ -37,6 +38,7 @@ from medes.errors import (
     MedesError,
     NotFoundError,
     PeerUnreachableError,
+    ProcessGoneError,
     StoreFullError,
     UnauthenticatedError,
 )
@@ -96,6 +98,14 @@ class DedupOp:
         """Ends with the sandbox in DEDUP, or raises and leaves it WARM (LOST only if pages had gone)."""
         try:
             return await self._run()
+        except ProcessGoneError as error:
+            if not self.entry.spec.live_roots():
+                raise
+            raise BusyError(
+                f"a process of it ended during the op: {error.message}",
+                object=self.entry.id,
+                hint="try again when the sandbox is idle",
+            ) from error
         finally:
             self.agent.pins_of_ops.pop(self.holder, None)
 

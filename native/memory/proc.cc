@@ -263,7 +263,7 @@ uint64_t private_file_pages(pid_t pid) {
   constexpr uint64_t kPresent = 1ull << 63, kOfFile = 1ull << 61, kExclusive = 1ull << 56;
   constexpr uint64_t kMine = kPresent | kOfFile | kExclusive;
   const UniqueFd map(open(proc_path(pid, "pagemap").c_str(), O_RDONLY | O_CLOEXEC));
-  if (!map) throw errno_error(errno, "cannot open the page map", pid_object(pid));
+  if (!map) throw errno_error(errno == ENOENT ? ESRCH : errno, "cannot open the page map", pid_object(pid));
   uint64_t pages = 0;
   std::vector<uint64_t> entries(4096);
   for (const Vma& v : read_maps(pid)) {
@@ -283,17 +283,30 @@ uint64_t private_file_pages(pid_t pid) {
 
 }  // namespace
 
+namespace {
+
+uint64_t private_bytes_of(pid_t pid) {
+  const std::string text = read_proc_file(proc_path(pid, "smaps_rollup"), pid);
+  const auto field = [&](const char* name) { return field_of(text, name) * 1024; };
+  const uint64_t huge = field("Private_Hugetlb");
+  // Rarely anything is shared since a fork, and the sums of private pages are then all there is to know.
+  if (field("Pss_Anon") / kPageBytes >= field("Anonymous") / kPageBytes)
+    return huge + field("Private_Clean") + field("Private_Dirty");
+  return huge + field("Pss_Anon") + private_file_pages(pid) * kPageBytes;
+}
+
+}  // namespace
+
 uint64_t private_bytes(std::span<const pid_t> pids) {
   uint64_t bytes = 0;
+  size_t gone = 0;
   for (pid_t pid : pids) {
-    const std::string text = read_proc_file(proc_path(pid, "smaps_rollup"), pid);
-    const auto field = [&](const char* name) { return field_of(text, name) * 1024; };
-    bytes += field("Private_Hugetlb");
-    // Rarely anything is shared since a fork, and the sums of private pages are then all there is to know.
-    if (field("Pss_Anon") / kPageBytes >= field("Anonymous") / kPageBytes)
-      bytes += field("Private_Clean") + field("Private_Dirty");
-    else
-      bytes += field("Pss_Anon") + private_file_pages(pid) * kPageBytes;
+    try {
+      bytes += private_bytes_of(pid);
+    } catch (const Error& e) {
+      // One of several that has ended meanwhile holds nothing.
+      if (e.code != Code::process_gone || ++gone == pids.size()) throw;
+    }
   }
   return bytes;
 }

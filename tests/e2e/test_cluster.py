@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from medes.client import MedesClient
-from medes.errors import LimitExceededError, MedesError, NotFoundError, UnsupportedError
+from medes.errors import (
+    BusyError,
+    CancelledError,
+    LimitExceededError,
+    MedesError,
+    NotFoundError,
+    UnsupportedError,
+)
 from medes.types import LifecycleSettings
 from medes.types import SandboxState as S
 from tests.support.cluster import AgentProcess, Cluster, wait_until
@@ -146,6 +153,31 @@ def test_requests_under_dedup_are_all_answered_right(make_cluster: MakeCluster, 
         thread.join()
         assert set(errors) <= {"cancelled", "wrong_state"}
         app.ask()
+
+
+def test_children_that_come_and_go_under_dedup(make_cluster: MakeCluster, make_app: MakeApp) -> None:
+    """A process that ends in the middle of an op is a reason to try again, and none to give the sandbox up."""
+    cluster, app = make_cluster(nodes=1), make_app()
+    outcomes = []
+    with cluster.agents[0].client() as client, ThreadPoolExecutor(1) as pool:
+        client.register("counter", pids=[app.pid], sandbox_id="a")
+        end_s = time.monotonic() + 4
+
+        def fork() -> None:
+            while time.monotonic() < end_s:
+                app.fork()
+
+        forking = pool.submit(fork)
+        while not forking.done():
+            try:
+                client.dedup("a")
+                outcomes.append("done")
+            except (BusyError, CancelledError) as error:
+                outcomes.append(error.code)
+            client.restore("a")
+        forking.result()
+        app.ask()
+    assert "done" in outcomes
 
 
 def test_watch_tells_every_change(make_cluster: MakeCluster, make_app: MakeApp) -> None:

@@ -90,6 +90,8 @@ def load(run: Run, agent: AgentProcess, sandbox_id: str, app: App, rng: random.R
             if announced:
                 run.expect("begin", lambda: client.begin(sandbox_id))
             try:
+                if rng.random() < 0.3:
+                    app.fork(timeout_s=60.0)
                 app.ask(timeout_s=60.0)
                 if rng.random() < 0.3:
                     app.touch(rng.randrange(1, 50))
