@@ -60,8 +60,7 @@ void mark(int fd, int32_t what) {
   if (table != nullptr && fd >= 0 && static_cast<size_t>(fd) < kMaxListedFds) table[fd] = what;
 }
 
-// --- inside the keeper: system calls and the stack, nothing else
-// --------------------------------------------
+// --- inside the keeper: system calls and the stack, nothing else ---
 MEDES_BARE inline long bare_call(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0) {
   long result;
   register long r10 __asm__("r10") = d;
@@ -237,8 +236,7 @@ MEDES_BARE void wait_for_death(pid_t agent, int handle) {
   }
 }
 
-// --- the agent's side
-// ---------------------------------------------------------------------------------------
+// --- the agent's side ---
 struct Running {
   std::mutex mutex;
   pid_t owner = 0;  // who started it: a forked copy of this process has none
@@ -297,6 +295,10 @@ void start() {
 Holder holder_of(int fd) {
   Running& r = running();
   const std::lock_guard lock(r.mutex);
+  try {
+    if (!still_runs(r)) start_keeper(r);
+  } catch (const Error&) {  // without one the next agent will find nobody alive there
+  }
   Holder holder = r.keeper;
   holder.fd = fd;
   return holder;

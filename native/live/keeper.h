@@ -22,9 +22,9 @@ namespace medes {
 
 namespace keeper {
 
-// Starts this process's keeper unless it runs already; started anew when it was killed. Throws io.
+// Starts this process's keeper unless it runs already. Throws io.
 void start();
-// Where `fd` of this process's table is held; it need not be open. start() came before.
+// Where `fd` of this process's table is held; it need not be open. A keeper that was killed is started anew.
 Holder holder_of(int fd);
 bool alive(const Holder& holder);
 // A copy of the userfaultfd there; empty when it is not there any more. `inode` 0: whichever it is.

@@ -592,8 +592,15 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
   return child;
 }
 
-// From here on our keeper holds the child's userfaultfd, and no other.
+// From here on our keeper holds the child's userfaultfd, and no other. At every instant the file names one
+// that does: of two (an agent was killed in here) one may have given it up.
 void ProcessMemory::hold(ChildFile& file, const Holder& here) {
+  for (Holder& h : file.holders())
+    if (h.pid != 0 && !keeper::take(h, file.inode())) h = Holder{};
+  if (Holder& second = file.holders()[1]; file.holders()[0].pid != 0 && second.pid != 0) {
+    keeper::release(second, file.inode());
+    second = Holder{};
+  }
   file.add_holder(here);
   for (const Holder& h : file.holders())
     if (h.pid != 0 && (h.pid != here.pid || h.fd != here.fd)) keeper::release(h, file.inode());

@@ -285,6 +285,7 @@ def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Pa
         (child,) = subprocess.check_output(["pgrep", "-P", str(program.pid)], text=True).split()
         os.kill(int(child), signal.SIGSTOP)  # so that it is there to be asked about
         os.kill(keeper, signal.SIGKILL)
+        _wait_until_gone(keeper)
         with pytest.raises(LostError):
             _adopt(tmp_path)
         os.kill(int(child), signal.SIGKILL)
