@@ -99,7 +99,10 @@ class DedupOp:
         try:
             return await self._run()
         except ProcessGoneError as error:
-            if not self.entry.spec.live_roots():
+            spec = self.entry.spec
+            # A root that was killed counts as running for some instants yet.
+            its_root = error.object in {f"{what} {pid}" for pid in spec.pids for what in ("pid", "thread")}
+            if its_root or not spec.live_roots():
                 raise
             raise BusyError(
                 f"a process of it ended during the op: {error.message}",
