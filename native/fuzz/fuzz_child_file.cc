@@ -1,18 +1,15 @@
 // Opening a child file of arbitrary bytes: refused with an Error, or a file whose every accessor stays inside
 // it and whose record can be taken up. The header's checksum is made right, so that what lies behind it is
 // reached.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "common/checksum.h"
-#include "common/error.h"
+#include "fuzz/with_file.h"
 #include "live/call_log.h"
 #include "live/segments.h"
 #include "store/child_file.h"
@@ -47,20 +44,9 @@ void use(ChildFile& file) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::string path = "/dev/shm/medes-fuzz-child-" + std::to_string(getpid());
   std::vector<std::byte> bytes(std::max<size_t>((size + kPageBytes - 1) / kPageBytes, 3) * kPageBytes);
   if (size != 0) std::memcpy(bytes.data(), data, size);
   if (size != 0 && data[size - 1] % 4 != 0) mend(bytes);
-  FILE* out = fopen(path.c_str(), "wb");
-  if (!out) return 0;
-  const bool written = fwrite(bytes.data(), 1, bytes.size(), out) == bytes.size();
-  fclose(out);
-  if (written) {
-    try {
-      use(*ChildFile::open(path));
-    } catch (const Error&) {
-    }
-  }
-  unlink(path.c_str());
+  fuzz::with_file("child", bytes, [](const std::string& path) { use(*ChildFile::open(path)); });
   return 0;
 }

@@ -1,7 +1,6 @@
 // Opening a sandbox file of arbitrary bytes: refused with an Error, or a file whose every accessor stays
 // inside it. The header's and sections' checksums are made right, so that what lies behind them is reached.
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -11,7 +10,7 @@
 #include <vector>
 
 #include "common/checksum.h"
-#include "common/error.h"
+#include "fuzz/with_file.h"
 #include "store/sandbox_format.h"
 
 using namespace medes;
@@ -40,24 +39,15 @@ void mend(std::vector<std::byte>& file) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::string path = "/dev/shm/medes-fuzz-sandbox-" + std::to_string(getpid());
   // Whole pages, as create() writes them; the input is the beginning.
   std::vector<std::byte> bytes(std::max<size_t>((size + kPageBytes - 1) / kPageBytes, 3) * kPageBytes);
   if (size != 0) std::memcpy(bytes.data(), data, size);
   if (size != 0 && data[size - 1] % 4 != 0) mend(bytes);
-  FILE* file = fopen(path.c_str(), "wb");
-  if (!file) return 0;
-  const bool written = fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-  fclose(file);
-  if (written) {
-    try {
-      const auto sandbox = SandboxFile::open(path);
-      (void)checksum64(sandbox->meta());
-      for (auto& state : sandbox->page_states()) state.store(0);
-      for (auto& record : sandbox->uffds()) record.fd = -1;
-    } catch (const Error&) {
-    }
-  }
-  unlink(path.c_str());
+  fuzz::with_file("sandbox", bytes, [](const std::string& path) {
+    const auto sandbox = SandboxFile::open(path);
+    (void)checksum64(sandbox->meta());
+    for (auto& state : sandbox->page_states()) state.store(0);
+    for (auto& record : sandbox->uffds()) record.fd = -1;
+  });
   return 0;
 }

@@ -106,11 +106,8 @@ void set_signal_mask(const Tracee& t, uint64_t mask) {
 bool has_signal_waiting(const Tracee& t) {
   const std::string status =
       read_proc_file("/proc/" + std::to_string(t.pid) + "/task/" + std::to_string(t.tid) + "/status", t.pid);
-  const auto mask = [&](const char* name) {
-    const size_t at = status.find(name);
-    return at == std::string::npos ? 0 : std::strtoull(status.c_str() + at + std::strlen(name), nullptr, 16);
-  };
-  return ((mask("\nSigPnd:") | mask("\nShdPnd:")) & ~mask("\nSigBlk:")) != 0;
+  const auto mask = [&](const char* name) { return field_of(status, name, 16); };
+  return ((mask("SigPnd") | mask("ShdPnd")) & ~mask("SigBlk")) != 0;
 }
 
 // Of a killed process the kernel reports the first thread only when all others have been collected, which

@@ -47,6 +47,12 @@ std::vector<MappingChange> changes_of(std::span<const uffd_msg> calls) {
   return changes;
 }
 
+// The children are ours now, and need nobody before us.
+void give_up(std::span<const Holder> before, std::span<const std::shared_ptr<ProcessMemory>> children) {
+  for (const auto& child : children)
+    for (const auto& holder : before) keeper::release(holder, child->inode());
+}
+
 }  // namespace
 
 ProcessMemory::ProcessMemory(pid_t pid, uint32_t process, const ImageLayout& layout, Uffd uffd,
@@ -299,8 +305,7 @@ void ProcessMemory::finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& 
   }
   const size_t known = born.size();
   book(*calls, order == ChangeRecord::open ? ChangeRecord::in_order : order, born);
-  for (size_t i = known; i < born.size(); ++i)
-    for (const auto& holder : before) keeper::release(holder, born[i]->inode());
+  give_up(before, std::span(born).subspan(known));
 }
 
 // The rest of a set of which the agent before us had read only a part; and more, where threads whose event
@@ -372,8 +377,7 @@ void ProcessMemory::catch_up(std::span<const MappingChange> changes,
   bool moved = !applied.moved.empty();
   for (const auto& m : own) moved |= apply(std::span(&m, 1), grandchildren);
   log_.book(moved ? std::optional(moved_pages()) : std::nullopt);
-  for (size_t i = known; i < grandchildren.size(); ++i)
-    for (const auto& holder : before) keeper::release(holder, grandchildren[i]->inode());
+  give_up(before, std::span(grandchildren).subspan(known));
   for (uint64_t address : events.faults) wake(address);  // it faults once more, when it is served
 }
 
@@ -577,11 +581,8 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
   if (file && file->record().sets() > 0) return of_child(layout_, file, std::move(uffd), sandbox_path_);
   auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
   if (file) {
-    child->file_ = file;
-    child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
     child->states_ = file->page_states();
-    child->log_.keep_in(file->record());
-    child->sandbox_path_ = sandbox_path_;
+    child->keep_in(file, sandbox_path_);
   } else {
     child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
     for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
@@ -590,6 +591,13 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
   child->segments_ = segments_;
   child->count_missing();
   return child;
+}
+
+void ProcessMemory::keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path) {
+  file_ = std::move(file);
+  told_when_gone_ = keeper::ToldWhenGone(fd(), file_->fd());
+  log_.keep_in(file_->record());
+  sandbox_path_ = sandbox_path;
 }
 
 // From here on our keeper holds the child's userfaultfd, and no other. At every instant the file names one
@@ -631,10 +639,7 @@ std::shared_ptr<ProcessMemory> ProcessMemory::of_child(const ImageLayout& layout
   hold(*file, keeper::holder_of(uffd.fd()));
   auto child =
       std::make_shared<ProcessMemory>(0, file->process(), layout, std::move(uffd), file->page_states());
-  child->file_ = file;
-  child->told_when_gone_ = keeper::ToldWhenGone(child->fd(), file->fd());
-  child->log_.keep_in(file->record());
-  child->sandbox_path_ = sandbox_path;
+  child->keep_in(std::move(file), sandbox_path);
   child->add_mappings_of_layout();
   child->take_up_moves();
   child->count_missing();

@@ -113,6 +113,7 @@ class ProcessMemory : public Placer {
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
   static void hold(ChildFile& file, const Holder& here);
+  void keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
   std::shared_ptr<ChildFile> keep_child(const Uffd& uffd, std::span<const std::byte> states) const;
   void add_mappings_of_layout();
   void take_up_moves();

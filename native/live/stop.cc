@@ -238,9 +238,8 @@ StopOnDeath::StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop
   if (std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; })) return;
   try {
     const std::string status = read_proc_file("/proc/" + std::to_string(pid) + "/status", pid);
-    const size_t caught = status.find("\nSigCgt:");
-    if (caught == std::string::npos) return;
-    if (std::strtoull(status.c_str() + caught + 8, nullptr, 16) >> (SIGCONT - 1) & 1) return;
+    if (status.find("\nSigCgt:") == std::string::npos) return;
+    if (field_of(status, "SigCgt", 16) >> (SIGCONT - 1) & 1) return;
   } catch (const Error&) {
     return;  // it is gone
   }

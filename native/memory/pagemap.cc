@@ -66,17 +66,17 @@ uint64_t zero_frame() {
 
 }  // namespace
 
-Pagemap::Pagemap(pid_t pid) : pid_(pid) {
+UniqueFd open_pagemap(pid_t pid) {
   const std::string path = "/proc/" + std::to_string(pid) + "/pagemap";
-  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd_ >= 0) return;
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd) return fd;
   const int err = errno;
   const std::string object = "pid " + std::to_string(pid);
   if (err == ENOENT || err == ESRCH) throw Error(Code::process_gone, "the process does not exist", object);
   throw errno_error(err, "cannot open " + path, object, "the agent needs CAP_SYS_PTRACE over the sandbox");
 }
 
-Pagemap::~Pagemap() { close(fd_); }
+Pagemap::Pagemap(pid_t pid) : pid_(pid), fd_(open_pagemap(pid)) {}
 
 void Pagemap::private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
   if (!scan(begin, end, Wanted::own, out)) read_entries(begin, end, true, out);
@@ -106,7 +106,7 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
     arg.category_mask = unwanted | (wanted == Wanted::huge ? kHuge : 0);
     arg.category_anyof_mask = kPresent | kSwapped;
     arg.return_mask = kPresent | kSwapped;
-    const int n = ioctl(fd_, kPagemapScan, &arg);
+    const int n = ioctl(fd_.get(), kPagemapScan, &arg);
     if (n < 0) {
       const int err = errno;
       if (err == EINTR) continue;
@@ -136,7 +136,7 @@ void Pagemap::read_entries(uint64_t begin, uint64_t end, bool private_only,
   const uint64_t zero = zero_frame();
   while (begin < end) {
     const size_t want = std::min<uint64_t>(entries.size(), (end - begin) / kPageBytes);
-    const ssize_t got = pread(fd_, entries.data(), want * sizeof(uint64_t),
+    const ssize_t got = pread(fd_.get(), entries.data(), want * sizeof(uint64_t),
                               static_cast<off_t>(begin / kPageBytes * sizeof(uint64_t)));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw errno_error(errno, "cannot read the page map", "pid " + std::to_string(pid_));

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/unique_fd.h"
 #include "memory/image.h"
 
 namespace medes {
@@ -15,14 +16,14 @@ struct PageSpan {
   uint64_t address = 0, count = 0;
 };
 
+// /proc/<pid>/pagemap, for reading. Throws process_gone, permission_denied.
+UniqueFd open_pagemap(pid_t pid);
+
 // Reads /proc/<pid>/pagemap: through PAGEMAP_SCAN where the kernel has it (6.7), which skips what is not
 // mapped, else entry by entry. One object per process, used by one thread.
 class Pagemap {
  public:
   explicit Pagemap(pid_t pid);  // throws process_gone, permission_denied
-  ~Pagemap();
-  Pagemap(const Pagemap&) = delete;
-  Pagemap& operator=(const Pagemap&) = delete;
 
   // Appends the pages of [begin, end) that hold memory of the process's own (present or swapped, not of a
   // file, not the shared zero page, not a guard), ascending, neighbours merged.
@@ -37,7 +38,7 @@ class Pagemap {
   bool scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const;
   void read_entries(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const;
   pid_t pid_;
-  int fd_ = -1;
+  UniqueFd fd_;
 };
 
 }  // namespace medes

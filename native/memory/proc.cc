@@ -17,6 +17,7 @@
 
 #include "common/error.h"
 #include "common/unique_fd.h"
+#include "memory/pagemap.h"
 
 namespace medes {
 namespace {
@@ -248,12 +249,12 @@ std::vector<pid_t> threads_of(pid_t pid) {
   return out;
 }
 
-uint64_t field_of(const std::string& text, const char* name) {
+uint64_t field_of(const std::string& text, const char* name, int base) {
   const std::string key = std::string(name) + ":";
   size_t at = text.starts_with(key) ? 0 : text.find("\n" + key);
   if (at == std::string::npos) return 0;
   at += key.size() + (at == 0 ? 0 : 1);
-  return std::strtoull(text.c_str() + at, nullptr, 10);
+  return std::strtoull(text.c_str() + at, nullptr, base);
 }
 
 namespace {
@@ -262,8 +263,7 @@ namespace {
 uint64_t private_file_pages(pid_t pid) {
   constexpr uint64_t kPresent = 1ull << 63, kOfFile = 1ull << 61, kExclusive = 1ull << 56;
   constexpr uint64_t kMine = kPresent | kOfFile | kExclusive;
-  const UniqueFd map(open(proc_path(pid, "pagemap").c_str(), O_RDONLY | O_CLOEXEC));
-  if (!map) throw errno_error(errno == ENOENT ? ESRCH : errno, "cannot open the page map", pid_object(pid));
+  const UniqueFd map = open_pagemap(pid);
   uint64_t pages = 0;
   std::vector<uint64_t> entries(4096);
   for (const Vma& v : read_maps(pid)) {
@@ -280,10 +280,6 @@ uint64_t private_file_pages(pid_t pid) {
   }
   return pages;
 }
-
-}  // namespace
-
-namespace {
 
 uint64_t private_bytes_of(pid_t pid) {
   const std::string text = read_proc_file(proc_path(pid, "smaps_rollup"), pid);

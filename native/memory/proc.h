@@ -39,7 +39,7 @@ inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time
 uint64_t private_bytes(std::span<const pid_t> pids);
 
 // The number after "name:" in a status-like file, 0 when there is none (kB are not converted).
-uint64_t field_of(const std::string& text, const char* name);
+uint64_t field_of(const std::string& text, const char* name, int base = 10);
 
 // The pointer ranges of an image: VMAs merged where gaps are below 1 GB, then further, smallest gap first,
 // until at most kMaxRanges are left; [vsyscall] is left out.

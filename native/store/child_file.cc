@@ -1,15 +1,12 @@
 #include "store/child_file.h"
 
 #include <dirent.h>
-#include <fcntl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstring>
 
 #include "common/checksum.h"
 #include "common/error.h"
-#include "common/unique_fd.h"
 #include "store/shm_file.h"
 
 namespace medes {
@@ -36,7 +33,7 @@ struct ChildFile::Impl {
   std::string path;
   ChildHeader header{};
   ShmMapping changing;
-  UniqueFd fd;
+  std::unique_ptr<ShmFd> fd;
 
   std::byte* at(uint64_t offset) { return changing.writable_bytes().data() + offset; }
   ChildState& state() { return *reinterpret_cast<ChildState*>(at(0)); }
@@ -78,7 +75,8 @@ std::shared_ptr<ChildFile> ChildFile::create(const std::string& sandbox_path, ui
 }
 
 std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
-  ShmFd fd(path, true);
+  auto opened = std::make_unique<ShmFd>(path, true);
+  const ShmFd& fd = *opened;
   const auto require = [&](bool ok, const char* what) {
     if (!ok) throw Error(Code::corrupt, std::string("child file: ") + what, path);
   };
@@ -86,19 +84,15 @@ std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
   std::shared_ptr<ChildFile> file(new ChildFile());
   Impl& impl = *file->impl_;
   impl.path = path;
-  {
-    ShmMapping first(fd.get(), 0, kPageBytes, false, path);
-    std::memcpy(&impl.header, first.bytes().data(), sizeof impl.header);
-  }
+  impl.header = read_header<ChildHeader>(fd, path);
   const ChildHeader& h = impl.header;
   require(h.magic == kChildMagic, "wrong magic");
   require(h.version == kChildVersion, "unknown version");
   require(h.header_checksum == header_checksum(h), "header checksum");
   require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
   require(h.file_bytes == fd.size() && h.file_bytes == file_bytes_of(h.page_count), "file length");
-  impl.fd = UniqueFd(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
-  if (!impl.fd) throw errno_error(errno, "cannot copy the descriptor of a child file", path);
   impl.changing = ShmMapping(fd.get(), kPageBytes, h.file_bytes - kPageBytes, true, path);
+  impl.fd = std::move(opened);
   return file;
 }
 
@@ -122,7 +116,7 @@ std::vector<std::string> ChildFile::paths_of(const std::string& sandbox_path) {
   return out;
 }
 
-int ChildFile::fd() const { return impl_->fd.get(); }
+int ChildFile::fd() const { return impl_->fd->get(); }
 uint32_t ChildFile::process() const { return impl_->header.process; }
 uint64_t ChildFile::inode() const { return impl_->header.inode; }
 ChangeRecord& ChildFile::record() { return *reinterpret_cast<ChangeRecord*>(impl_->at(kRecordOffset)); }

@@ -114,10 +114,7 @@ std::shared_ptr<SandboxFile> SandboxFile::open(const std::string& path) {
   std::shared_ptr<SandboxFile> file(new SandboxFile());
   Impl& impl = *file->impl_;
   impl.path = path;
-  {
-    ShmMapping first(fd.get(), 0, kPageBytes, false, path);
-    std::memcpy(&impl.header, first.bytes().data(), sizeof impl.header);
-  }
+  impl.header = read_header<SandboxHeader>(fd, path);
   const SandboxHeader& h = impl.header;
   check_header(h, fd.size(), path);
   impl.fixed = ShmMapping(fd.get(), 0, h.mutable_offset, false, path);

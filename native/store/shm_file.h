@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "common/bytes.h"
+#include "common/limits.h"
 
 namespace medes {
 
@@ -63,6 +65,17 @@ class ShmFd {
   int fd_ = -1;
   uint64_t size_ = 0;
 };
+
+// A copy of the header at the begin of a file that has at least a page: checked as a copy, since others may
+// write.
+template <typename Header>
+Header read_header(const ShmFd& fd, const std::string& object) {
+  static_assert(sizeof(Header) <= kPageBytes);
+  Header header;
+  const ShmMapping first(fd.get(), 0, kPageBytes, false, object);
+  std::memcpy(&header, first.bytes().data(), sizeof header);
+  return header;
+}
 
 inline constexpr uint64_t round_up(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
 

@@ -107,11 +107,7 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
 std::shared_ptr<Slab> Slab::open(const std::string& path) {
   ShmFd file(path, false);
   if (file.size() < kPageBytes) throw Error(Code::corrupt, "slab: truncated header", path);
-  SlabHeader header;
-  {
-    ShmMapping first(file.get(), 0, kPageBytes, false, path);
-    std::memcpy(&header, first.bytes().data(), sizeof header);
-  }
+  const auto header = read_header<SlabHeader>(file, path);
   check_header(header, file.size(), path);
   std::shared_ptr<Slab> slab(new Slab());
   Impl& impl = *slab->impl_;

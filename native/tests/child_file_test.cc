@@ -6,26 +6,19 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
 #include "common/error.h"
+#include "tests/temporary_folder.h"
 
 namespace medes {
 namespace {
 
 namespace fs = std::filesystem;
 
-class ChildFileTest : public testing::Test {
+class ChildFileTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    char name[] = "/dev/shm/medes-child-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    directory = name;
-    sandbox = (directory / "sandbox-a.medes").string();
-  }
-  void TearDown() override { fs::remove_all(directory); }
   std::shared_ptr<ChildFile> create(uint64_t inode, size_t moves = 1) const {
     const std::vector<std::byte> states{std::byte{2}, std::byte{0}, std::byte{2}};
     return ChildFile::create(sandbox, 1, inode, {77, 5, 900}, states,
@@ -39,8 +32,9 @@ class ChildFileTest : public testing::Test {
       return e.code;
     }
   }
-  fs::path directory;
-  std::string sandbox;
+  const testing::TemporaryFolder folder;
+  const fs::path directory = folder.path();
+  const std::string sandbox = (directory / "sandbox-a.medes").string();
 };
 
 TEST_F(ChildFileTest, HoldsWhatItWasMadeWith) {

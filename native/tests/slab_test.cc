@@ -5,7 +5,6 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +12,7 @@
 #include "common/checksum.h"
 #include "store/shm_file.h"
 #include "store/slab_format.h"
+#include "tests/temporary_folder.h"
 #include "transport/base_set.h"
 
 namespace medes {
@@ -20,14 +20,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class SlabTest : public testing::Test {
+class SlabTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    char name[] = "/dev/shm/medes-slab-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    directory = name;
-  }
-  void TearDown() override { fs::remove_all(directory); }
   std::string path(const char* name) const { return (directory / name).string(); }
 
   static std::shared_ptr<MemoryImage> image(size_t pages) {
@@ -53,7 +47,8 @@ class SlabTest : public testing::Test {
       return e.code;
     }
   }
-  fs::path directory;
+  const testing::TemporaryFolder folder;
+  const fs::path directory = folder.path();
 };
 
 TEST_F(SlabTest, KeepsThePagesThatWereChosen) {

@@ -3,13 +3,12 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <random>
 #include <thread>
 
 #include "store/slab.h"
+#include "tests/temporary_folder.h"
 #include "transport/base_set.h"
 #include "transport/fault_reader.h"
 #include "transport/page_server.h"
@@ -21,25 +20,22 @@ namespace {
 
 using namespace std::chrono_literals;
 
-class TcpTest : public testing::Test {
+class TcpTest : public ::testing::Test {
  protected:
   static constexpr uint64_t kBase = 5, kPages = 1024;
 
   void SetUp() override {
-    char name[] = "/dev/shm/medes-tcp-test-XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    directory = name;
     data.resize(kPages * kPageBytes);
     std::mt19937_64 random(3);
     for (size_t i = 0; i < data.size(); i += 8) {
       const uint64_t value = random();
       std::memcpy(data.data() + i, &value, 8);
     }
-    slab = Slab::create(directory + "/a.slab", kBase, *MemoryImage::from_buffer(data, 0, {{}, true}), {});
+    slab = Slab::create((folder.path() / "a.slab").string(), kBase,
+                        *MemoryImage::from_buffer(data, 0, {{}, true}), {});
     token.fill(std::byte{7});
     serve();
   }
-  void TearDown() override { std::filesystem::remove_all(directory); }
   void serve() {
     server = std::make_unique<PageServer>("127.0.0.1", 0, TlsFiles{});
     server->slabs().add(slab, "d");
@@ -52,7 +48,7 @@ class TcpTest : public testing::Test {
     return std::memcmp(got.data(), data.data() + offset, got.size()) == 0;
   }
 
-  std::string directory;
+  const testing::TemporaryFolder folder;
   std::vector<std::byte> data;
   std::shared_ptr<Slab> slab;
   Token token{};
