@@ -101,6 +101,19 @@ def test_interrupted_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch
     assert call(capsys, "doctor") == (130, "", "interrupted\n")
 
 
+def test_an_interrupt_while_the_interpreter_ends_changes_nothing() -> None:
+    script = (
+        "import atexit, os, signal\n"
+        "from medes.cli.main import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever the tests were started with
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("medes, version")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
