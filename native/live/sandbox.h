@@ -11,6 +11,7 @@
 
 #include "live/live_sandbox.h"
 #include "live/process_memory.h"
+#include "restore/fault_windows.h"
 #include "restore/rebuilder.h"
 
 namespace medes {
@@ -62,11 +63,13 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   using Clock = std::chrono::steady_clock;
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
   void wake_by_fault();
-  std::pair<uint64_t, uint64_t> block_around(const ProcessMemory& memory, uint64_t page) const;
   void record(ProcessMemory& memory, uint64_t page);
   void fetch_ahead();
   void hold_background();
   void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  void serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  void serve_near(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                  Rebuilder::Worker& worker);
   Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, PageClaims& claims,
                          ProcessMemory& memory, uint64_t& placed);
   void run(RestoreOptions options);
@@ -98,6 +101,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   const std::shared_ptr<BaseSet> bases_;
   Rebuilder rebuilder_;
   RegionIndex regions_;
+  FaultWindows windows_;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "common/error.h"
@@ -15,10 +16,7 @@
 namespace medes {
 namespace {
 
-// Aligned block that comes in with a faulting page when a working set is known and this is drift: what is
-// near may be next. Without one every page comes alone, so that the record holds what is touched and nothing
-// else.
-constexpr size_t kFaultAroundPages = 8, kFaultAroundRecording = 1;
+constexpr const char* kRebuildFailed = "a page could not be rebuilt";
 constexpr int kBackgroundNice = 19;  // the sandbox's own threads come first
 // The rest of a lazy restore waits until the first request has touched what it needs: no demand fault for
 // kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole.
@@ -158,13 +156,6 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
       true);
 }
 
-// The aligned block of image pages around `page`, as [begin, end), within the process's own.
-std::pair<uint64_t, uint64_t> Sandbox::block_around(const ProcessMemory& memory, uint64_t page) const {
-  const uint64_t pages = recording_afresh_ ? kFaultAroundRecording : kFaultAroundPages;
-  const uint64_t block = page / pages * pages;
-  return {std::max(block, memory.first_page()), std::min(block + pages, memory.end_page())};
-}
-
 // Books the page that was touched. Children are left out: their pages are filled at once, whoever touches
 // them.
 void Sandbox::record(ProcessMemory& memory, uint64_t page) {
@@ -179,19 +170,57 @@ void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t 
   uint64_t placed = 0;
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   Code code = rebuild_patiently(worker, std::span(&page, 1), claims, *memory, placed);
-  uint64_t near[kFaultAroundPages];
-  size_t n = 0;
-  const auto [begin, end] = block_around(*memory, page);
-  for (uint64_t p = begin; p < end; ++p)
-    if (p != page) near[n++] = p;
-  if (code == Code::ok && n > 0)
-    code = rebuild_patiently(worker, std::span(near, n), claims, *memory, placed);
   demanded_ += placed;
   if (code == Code::process_gone)
     handle_exit(*memory);
   else if (code != Code::ok)
-    lose(code, "a page could not be rebuilt");
+    lose(code, kRebuildFailed);
+  else if (!recording_afresh_)
+    serve_around(memory, page, worker);
   settle();
+}
+
+// What may be touched next. Without a working set nothing is guessed, so that the record holds what is
+// touched and nothing else.
+void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+                           Rebuilder::Worker& worker) {
+  const auto window = windows_.next(page);
+  const uint64_t begin = std::max(window.begin, memory->first_page());
+  const uint64_t end = std::min(window.end, memory->end_page());
+  const uint64_t near = std::min(begin + FaultWindows::kBlockPages, end);
+  serve_near(memory, begin, near, worker);
+  if (near == end) return;
+  // A walk: the rest comes from another thread, as this one is waited for by others.
+  host_.enqueue(
+      [self = shared_from_this(), memory, near, end] {
+        Lease worker;
+        if (!self->rebuilder_.all_local()) {
+          std::vector<uint64_t> pages(end - near);
+          std::iota(pages.begin(), pages.end(), near);
+          (void)self->rebuilder_.fetch(pages, kFetchTimeout);  // a failure shows again when it is rebuilt
+        }
+        for (uint64_t p = near; p < end; p += FaultWindows::kBlockPages)
+          self->serve_near(memory, p, std::min(p + FaultWindows::kBlockPages, end), *worker);
+        self->settle();
+      },
+      true);
+}
+
+// At most a block of pages nobody is known to wait for.
+void Sandbox::serve_near(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                         Rebuilder::Worker& worker) {
+  if (state() == LiveState::lost || detached_ || memory->gone()) return;
+  uint64_t pages[FaultWindows::kBlockPages];
+  size_t n = 0;
+  for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
+  ClaimsOf claims(*memory);
+  uint64_t placed = 0;
+  const Code code = rebuild_patiently(worker, std::span(pages, n), claims, *memory, placed);
+  demanded_ += placed;
+  if (code == Code::process_gone)
+    handle_exit(*memory);
+  else if (code != Code::ok)
+    lose(code, kRebuildFailed);
 }
 
 // A peer that is away may come back: the pages are asked for again, with pauses, until patience ends.
@@ -405,7 +434,7 @@ void Sandbox::fetch_ahead() {
 void Sandbox::run_background(const RestoreOptions& options) {
   if (options.lazy && !rebuilder_.all_local()) fetch_ahead();
   if (options.lazy) hold_background();
-  if (state() != LiveState::lost && !detached_) fill_rest(memories(), options, "a page could not be rebuilt");
+  if (state() != LiveState::lost && !detached_) fill_rest(memories(), options, kRebuildFailed);
   --running_;
   settle();
 }
