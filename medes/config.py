@@ -157,6 +157,12 @@ class AgentSettings(Settings):
     dedups_concurrent_max: int = setting(1, "dedup ops at once", minimum=1, maximum=256)
     background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
     fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)
+    fork_sharers_max: int = setting(
+        8,
+        "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",
+        minimum=1,
+        maximum=1 << 20,
+    )
     transport: str = setting(
         "auto", "how base pages of peers are read; local: not at all, own bases only", choices=TRANSPORTS
     )

@@ -28,6 +28,7 @@ from medes.agent.candidates import Candidates
 from medes.agent.core import Agent, endpoints_to_json
 from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
+from medes.agent.memory_headroom import headroom_bytes
 from medes.agent.sandbox import Evicted, SandboxEntry
 from medes.errors import (
     BusyError,
@@ -121,9 +122,8 @@ class DedupOp:
             pids = await self.agent.in_ops(entry.spec.processes)
             warm_bytes = await self.agent.in_ops(native.private_bytes, pids)
             entry.warm_bytes = warm_bytes
-            driver = self.agent.driver_of(entry)
             with self._stage("capture"):
-                image = await self.agent.in_ops(driver.capture, pids)
+                image = await self.agent.in_ops(self._capture, pids)
             point("dedup.captured")
             candidates = await self._survey(image)
             if self.reuse is not None:
@@ -159,6 +159,25 @@ class DedupOp:
         problem = await hooks.try_call(self.entry.spec.hook_address, "before-dedup", body)
         if problem:
             self.notes.append(problem)
+
+    def _capture(self, pids: list[int]) -> native.MemoryImage:
+        """(blocks) Pages that the processes share since a fork go only where the copies that a restore makes of them
+        fit, as the kernel would kill for them."""
+        driver = self.agent.driver_of(self.entry)
+        image = driver.capture(pids, self.agent.settings.fork_sharers_max)
+        copied_bytes = image.fork_shared["copied"] * native.PAGE_BYTES
+        room = headroom_bytes(pids[0]) if copied_bytes else None
+        if room is not None and copied_bytes > room:
+            image = driver.capture(pids, 1)
+            self.notes.append(
+                f"copies of shared pages ({copied_bytes} bytes) would not fit its memory limit ({room} bytes left)"
+            )
+        shared = image.fork_shared
+        if shared["outside"]:
+            self.notes.append(f"{shared['outside']} pages stay: processes outside the sandbox share them")
+        if shared["kept"]:
+            self.notes.append(f"{shared['kept']} pages stay: its processes share them since a fork")
+        return image
 
     # --- steps ---------------------------------------------------------------------------------------------
     @contextmanager

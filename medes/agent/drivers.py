@@ -40,7 +40,11 @@ class Driver(Protocol):
 
     @property
     def name(self) -> str: ...
-    def capture(self, pids: list[int]) -> native.MemoryImage: ...
+    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
+        """What can be evicted. With `sharers_max`, without pages that processes outside share, or more than so many of
+        `pids`. Raises process_gone, permission_denied, traced, limit_exceeded, unsupported."""
+        ...
+
     def evict(
         self,
         image: native.MemoryImage,

@@ -11,14 +11,14 @@ import asyncio
 import dataclasses
 import functools
 import os
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from medes.bench import baselines, criu, zram
+from medes.bench import baselines, criu, throughput, zram
 from medes.bench.host import host as machine
+from medes.bench.throughput import Pair, settled
 from medes.bench.workloads import percentile
 from medes.demo.cluster import Cluster, local_cluster
 from medes.demo.driver import COMPLETE_TIMEOUT_S, POLL_S
@@ -29,10 +29,9 @@ from medes.faas.manifest import FunctionSpec
 from medes.types import RestoreReport, Sandbox, SandboxState
 
 RECORD_ROUNDS = 2
-COLD_STARTS = 3
+OTHERS_ROUNDS = 3  # restores of the pairs whose restores are not measured
 BASELINE_ROUNDS = 5
 RECORD_SEED, TEST_SEED, WARM_SEED = 11, 5000, 9000
-THROUGHPUT_QUADS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Options:
     """What to measure."""
 
     rounds: int = 20
+    pairs: int = 3  # of a restored and an untouched instance; the first pair's restores are the ones measured
     storm: int = 32
     transport: str = "auto"
     with_baselines: bool = True
@@ -53,7 +53,7 @@ async def run(
     async with local_cluster(1, options.transport) as cluster:
         for spec in specs:
             progress(f"{spec.name}: restoring")
-            line = await _measure(cluster.host, spec, options.rounds)
+            line = await _measure(cluster.host, spec, options)
             if options.with_baselines:
                 progress(f"{spec.name}: baselines")
                 line |= baselines.run("criu", functools.partial(criu.measure, spec, BASELINE_ROUNDS))
@@ -68,41 +68,33 @@ async def run(
 
 
 # --- one function ------------------------------------------------------------------------------------------
-async def _measure(host: FunctionHost, spec: FunctionSpec, rounds: int) -> dict[str, Any]:
-    cold_ms = []
-    instances: list[HostedInstance] = []
-    for number in range(COLD_STARTS):
-        if number == 0:
-            (instance,) = await host.deploy(spec, 1)
-        else:
-            instance = await host.add_instance(host.functions[spec.name])
-        cold_ms.append(instance.cold_start_ms + (await _ask(host, instance, spec.event))[1])
-        instances.append(instance)
-    base, tested, untouched = instances
-    for instance in instances:
-        for request in range(3):
-            await _ask(host, instance, spec.seeded_event(100 + request))
+async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> dict[str, Any]:
+    base, pairs, cold_ms = await _deploy(host, spec, options.pairs)
     await _dedup(host, base)
-    control = await _throughput_ratio(host, tested, untouched)
-    subject = _Subject(host, tested)
-    expected, _ = await subject.ask(spec.event)
-    warm_ms = [(await subject.ask(spec.seeded_event(WARM_SEED + n)))[1] for n in range(rounds)]
+    control = await throughput.measure(host, pairs)
+    first, rounds = pairs[0], options.rounds
+    expected, _ = await _ask_tested(host, first, spec.event)
+    warm_ms = [(await _ask_tested(host, first, spec.seeded_event(WARM_SEED + n)))[1] for n in range(rounds)]
     singly_ms = []
     for number in range(max(3, rounds // 4)):
         # A name of its own: no working set is known for it, so every page comes when it is missed or behind.
-        await _register_as(host, tested, f"{spec.name}.unknown-{number}")
-        singly_ms.append((await _round(subject, expected, TEST_SEED + number))[0])
-    await _register_as(host, tested, spec.name)
+        await _register_as(host, first.tested, f"{spec.name}.unknown-{number}")
+        singly_ms.append((await _round(host, first, expected, TEST_SEED + number))[0])
+    await _register_as(host, first.tested, spec.name)
     for number in range(RECORD_ROUNDS):
-        await _round(subject, expected, RECORD_SEED + number)
-    measured = [await _round(subject, expected, TEST_SEED + 100 + n) for n in range(rounds)]
+        await _round(host, first, expected, RECORD_SEED + number)
+    measured = [await _round(host, first, expected, TEST_SEED + 100 + n) for n in range(rounds)]
     first_ms = [row[0] for row in measured]
     reports = [row[1] for row in measured]
-    eager_ms = [await _eager_round(subject, expected) for _ in range(max(3, rounds // 4))]
-    # Functions grow with what they have served: the other one is asked the same, in the same order.
-    for event in subject.asked:
-        await _ask(host, untouched, event)
-    ratio = await _throughput_ratio(host, tested, untouched)
+    eager_ms = [await _eager_round(host, first, expected) for _ in range(max(3, rounds // 4))]
+    for pair in pairs[1:]:
+        known, _ = await _ask_tested(host, pair, spec.event)
+        for number in range(OTHERS_ROUNDS):
+            await _round(host, pair, known, RECORD_SEED + number)
+    for pair in pairs:
+        for event in pair.asked:
+            await _ask(host, pair.untouched, event)
+    restored = await throughput.measure(host, pairs)
     await host.remove(spec.name)
     return {
         "function": spec.name,
@@ -124,45 +116,61 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, rounds: int) -> dict[
         "pages_total": int(percentile([report.pages_total for report in reports], 50) or 0),
         "pages_prefetched": int(percentile([report.pages_prefetched for report in reports], 50) or 0),
         "faults_demand": int(percentile([report.faults_demand for report in reports], 50) or 0),
-        "restored_throughput_ratio": ratio,
-        "control_throughput_ratio": control,
+        "restored_throughput_ratio": restored.ratio,
+        "restored_throughput_ratio_by_pair": restored.by_pair,
+        "control_throughput_ratio": control.ratio,
+        "control_throughput_ratio_by_pair": control.by_pair,
         "verified": spec.idempotent,
     }
 
 
-@dataclasses.dataclass
-class _Subject:
-    """The instance under test, and what it was asked."""
+async def _deploy(
+    host: FunctionHost, spec: FunctionSpec, pairs: int
+) -> tuple[HostedInstance, list[Pair], list[float]]:
+    """An instance to make the base of, and pairs; and their cold starts, process start to first answer."""
+    cold_ms = []
+    instances: list[HostedInstance] = []
+    for number in range(1 + 2 * pairs):
+        if number == 0:
+            (instance,) = await host.deploy(spec, 1)
+        else:
+            instance = await host.add_instance(host.functions[spec.name])
+        cold_ms.append(instance.cold_start_ms + (await _ask(host, instance, spec.event))[1])
+        instances.append(instance)
+    for instance in instances:
+        for request in range(3):
+            await _ask(host, instance, spec.seeded_event(100 + request))
+    base, others = instances[0], instances[1:]
+    return base, [Pair(*two) for two in zip(others[::2], others[1::2], strict=True)], cold_ms
 
-    host: FunctionHost
-    instance: HostedInstance
-    asked: list[Any] = dataclasses.field(default_factory=list)
 
-    async def ask(self, event: Any) -> tuple[Any, float]:
-        self.asked.append(event)
-        return await _ask(self.host, self.instance, event)
+async def _ask_tested(host: FunctionHost, pair: Pair, event: Any) -> tuple[Any, float]:
+    pair.asked.append(event)
+    return await _ask(host, pair.tested, event)
 
 
-async def _round(subject: _Subject, expected: Any, seed: int) -> tuple[float, RestoreReport, Sandbox]:
+async def _round(
+    host: FunctionHost, pair: Pair, expected: Any, seed: int
+) -> tuple[float, RestoreReport, Sandbox]:
     """Dedup, a request with an input of its own, the rest of the restore, and the check. Returns the first
     response's milliseconds, the restore's report and the sandbox as it was dedup'd."""
-    host, instance = subject.host, subject.instance
+    instance = pair.tested
     dedupd = await _dedup(host, instance)
-    _, first_ms = await subject.ask(instance.spec.seeded_event(seed))
+    _, first_ms = await _ask_tested(host, pair, instance.spec.seeded_event(seed))
     report = await _complete(host, instance)
-    answer, _ = await subject.ask(instance.spec.event)
+    answer, _ = await _ask_tested(host, pair, instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after a restore", object=instance.instance_id)
     return first_ms, report, dedupd
 
 
-async def _eager_round(subject: _Subject, expected: Any) -> float:
+async def _eager_round(host: FunctionHost, pair: Pair, expected: Any) -> float:
     """Dedup, a restore that answers with the last page in, and the check. Returns the milliseconds it took."""
-    host, instance = subject.host, subject.instance
+    instance = pair.tested
     await _dedup(host, instance)
     await host.nodes[instance.node_id].restore(instance, eager=True)
     report = await _complete(host, instance)
-    answer, _ = await subject.ask(instance.spec.event)
+    answer, _ = await _ask_tested(host, pair, instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after an eager restore", object=instance.instance_id)
     return report.complete_us / 1000
@@ -174,19 +182,14 @@ async def _ask(host: FunctionHost, instance: HostedInstance, event: Any) -> tupl
 
 
 async def _dedup(host: FunctionHost, instance: HostedInstance) -> Sandbox:
-    await _settled(instance)
+    await settled(instance)
     result = await host.dedup(instance)
     return result.sandbox  # type: ignore[no-any-return]
 
 
-async def _settled(instance: HostedInstance) -> None:
-    while instance.busy:  # noqa: ASYNC110 (the end of the last request is being reported)
-        await asyncio.sleep(POLL_S)
-
-
 async def _register_as(host: FunctionHost, instance: HostedInstance, function: str) -> None:
     """The agent knows the instance under another function's name from now on."""
-    await _settled(instance)
+    await settled(instance)
     node = host.nodes[instance.node_id]
     await node.purge(instance)
     spec = instance.spec
@@ -210,24 +213,6 @@ async def _complete(host: FunctionHost, instance: HostedInstance) -> RestoreRepo
             return sandbox.last_restore
         await asyncio.sleep(POLL_S)
     raise DeadlineExceededError("the restore does not complete", object=instance.instance_id)
-
-
-async def _throughput_ratio(host: FunctionHost, tested: HostedInstance, untouched: HostedInstance) -> float:
-    """How much longer `untouched`'s handler runs than `tested`'s: 1 is equal, below 1 `tested` is slower.
-
-    Both must have served the same requests. They take turns (A B B A, so that neither drift nor order favours one);
-    the median of the quads' ratios.
-    """
-    event = tested.spec.event
-    ratios = []
-    for _ in range(THROUGHPUT_QUADS):
-        spent_ms = {tested.instance_id: 0.0, untouched.instance_id: 0.0}
-        for instance in (tested, untouched, untouched, tested):
-            answer = await host.invoke(instance.spec.name, event, instance_id=instance.instance_id)
-            spent_ms[instance.instance_id] += answer.handler_ms
-        if spent_ms[tested.instance_id]:
-            ratios.append(spent_ms[untouched.instance_id] / spent_ms[tested.instance_id])
-    return round(statistics.median(ratios), 4) if ratios else 0.0
 
 
 # --- many at once ------------------------------------------------------------------------------------------

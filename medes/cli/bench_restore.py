@@ -23,6 +23,7 @@ COLUMNS = {
     "complete_ms_p50": "complete",
     "pages_prefetched": "prefetched",
     "faults_demand": "faults",
+    "restored_throughput_ratio": "restored/untouched",
     "criu_first_response_ms_p50": "CRIU ms",
     "zram_first_response_ms_p50": "zram ms",
 }
@@ -38,6 +39,13 @@ COLUMNS = {
 @click.option("--only", multiple=True, metavar="NAME", help="This function; repeatable.")
 @click.option(
     "--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Restores per function."
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1, 50),
+    default=3,
+    show_default=True,
+    help="Pairs of a restored and an untouched instance whose throughput is compared.",
 )
 @click.option(
     "--storm",
@@ -60,6 +68,7 @@ def cli(
     directory: Path | None,
     only: tuple[str, ...],
     rounds: int,
+    pairs: int,
     storm: int,
     transport: str,
     baselines: bool,
@@ -74,7 +83,7 @@ def cli(
     from medes.bench.workloads import select
 
     specs = select(directory, only)
-    options = Options(rounds, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram)
+    options = Options(rounds, pairs, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram)
     rows = asyncio.run(_collect(specs, options, as_json))
     if as_json:
         return

@@ -109,8 +109,8 @@ class ImageDriver:
     name = "image"
     event_fd = -1
 
-    def capture(self, pids: list[int]) -> native.MemoryImage:
-        """A copy, which a restore is compared with."""
+    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
+        """A copy, which a restore is compared with. Of all pages, as none goes."""
         return native.capture(pids)
 
     def evict(

@@ -14,9 +14,9 @@ class LiveDriver:
         """Raises unsupported or permission_denied where native.probe_live() is not empty."""
         self._server = native.FaultServer(threads)
 
-    def capture(self, pids: list[int]) -> native.MemoryImage:
+    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
         """A live image: the bytes stay in the sandbox until they are encoded, and are compared at the eviction."""
-        return native.attach(pids)
+        return native.attach(pids, sharers_max)
 
     def evict(
         self,

@@ -30,6 +30,11 @@ class MemoryImage:
     def ranges(self) -> list[tuple[int, int]]: ...
     @property
     def value_only(self) -> bool: ...
+    @property
+    def fork_shared(self) -> dict[str, int]:
+        """Pages shared copy-on-write, each counted once: `outside` and `kept` ones are not in the image, `copied` is
+        what a restore will hold beyond what was held."""
+
     def page(self, index: int) -> bytes: ...
     def pages(self, first: int, count: int) -> bytes: ...
     def layout_bytes(self) -> bytes: ...
@@ -44,9 +49,9 @@ def private_bytes(pids: list[int]) -> int:
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""
 
-def attach(pids: list[int]) -> MemoryImage:
+def attach(pids: list[int], sharers_max: int | None = None) -> MemoryImage:
     """(nogil) A live image of the private pages that can leave the processes, which keep running. Takes no memory of
-    their size."""
+    their size. With `sharers_max`, pages stay that processes outside share too, or more than so many of `pids`."""
 
 def capture(pids: list[int]) -> MemoryImage:
     """(nogil) A copy of it."""

@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include <nanobind/stl/map.h>
+
 #include "bindings/bindings.h"
 #include "common/error.h"
 #include "memory/capture.h"
@@ -50,6 +52,12 @@ void register_memory(nb::module_& m) {
           "page", [](const MemoryImage& image, uint64_t index) { return image_pages(image, index, 1); },
           nb::arg("index"))
       .def("pages", &image_pages, nb::arg("first"), nb::arg("count"))
+      .def_prop_ro("fork_shared",
+                   [](const MemoryImage& image) {
+                     const auto& s = image.fork_shared();
+                     return std::map<std::string, uint64_t>{
+                         {"outside", s.outside}, {"kept", s.kept}, {"copied", s.copied}};
+                   })
       .def("layout_bytes", [](const MemoryImage& image) {
         const auto bytes = image.layout().serialise();
         return to_bytes(bytes);
@@ -63,8 +71,11 @@ void register_memory(nb::module_& m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def("process_start_time", &process_start_time, nb::arg("pid"));
   m.def(
-      "attach", [](const std::vector<pid_t>& pids) { return attach(pids); }, nb::arg("pids"),
-      nb::call_guard<nb::gil_scoped_release>());
+      "attach",
+      [](const std::vector<pid_t>& pids, std::optional<uint32_t> sharers_max) {
+        return attach(pids, sharers_max);
+      },
+      nb::arg("pids"), nb::arg("sharers_max") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "capture", [](const std::vector<pid_t>& pids) { return capture(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());

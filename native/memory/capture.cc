@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/error.h"
+#include "memory/fork_shared.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
 #include "memory/program_data.h"
@@ -39,20 +40,47 @@ uint64_t enter_runs(uint32_t index, std::span<const PageSpan> spans, uint64_t pa
   return page;
 }
 
-// Parts of `span` outside all of `keep` (ascending or not, few).
-void subtract(const PageSpan& span, std::span<const AddressRange> keep, std::vector<PageSpan>& out) {
-  uint64_t at = span.address;
-  const uint64_t end = span.address + span.count * kPageBytes;
-  while (at < end) {
-    uint64_t stop = end, resume = end;
-    for (const auto& k : keep) {
-      if (k.end <= at || k.begin >= stop) continue;
-      stop = std::max(at, k.begin);
-      resume = std::min(end, k.end);
-    }
-    if (stop > at) out.push_back({at, (stop - at) / kPageBytes});
-    at = stop == end ? end : resume;
+// Pages that may go, and in which of the process's mappings they lie.
+struct Candidate {
+  size_t vma = 0;
+  PageSpan span;
+};
+
+// Appends the parts of `c` outside `keep` (ascending, disjoint).
+void subtract(const Candidate& c, std::span<const AddressRange> keep, std::vector<Candidate>& out) {
+  uint64_t at = c.span.address;
+  const uint64_t end = at + c.span.count * kPageBytes;
+  auto k = std::partition_point(keep.begin(), keep.end(), [&](const AddressRange& r) { return r.end <= at; });
+  for (; at < end; ++k) {
+    const bool last = k == keep.end() || k->begin >= end;
+    const uint64_t stop = last ? end : std::max(at, k->begin);
+    if (stop > at) out.push_back({c.vma, {at, (stop - at) / kPageBytes}});
+    if (last) return;
+    at = std::min(end, k->end);
   }
+}
+
+std::vector<Candidate> subtract(std::span<const Candidate> from, std::span<const AddressRange> keep) {
+  std::vector<Candidate> out;
+  for (const auto& c : from) subtract(c, keep, out);
+  return out;
+}
+
+// Whole pages, ascending and disjoint.
+std::vector<AddressRange> merged(std::vector<AddressRange> ranges) {
+  for (auto& r : ranges) {
+    r.begin = r.begin / kPageBytes * kPageBytes;
+    r.end = (r.end + kPageBytes - 1) / kPageBytes * kPageBytes;
+  }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const AddressRange& a, const AddressRange& b) { return a.begin < b.begin; });
+  std::vector<AddressRange> out;
+  for (const auto& r : ranges)
+    if (!out.empty() && r.begin <= out.back().end)
+      out.back().end = std::max(out.back().end, r.end);
+    else
+      out.push_back(r);
+  return out;
 }
 
 // The largest runs that leave the process few enough mappings.
@@ -65,27 +93,39 @@ void bound_runs(std::vector<FileRun>& runs, size_t vmas) {
   std::sort(runs.begin(), runs.end(), [](const FileRun& a, const FileRun& b) { return a.begin < b.begin; });
 }
 
-// What can go of one process: written pages outside `keep`, ascending. Those of file mappings are also put
-// into `runs`.
-std::vector<PageSpan> wanted_pages(pid_t pid, std::span<const Vma> vmas, std::span<const AddressRange> keep,
-                                   std::vector<FileRun>& runs) {
+// What can go of one process: written pages outside `keep`, ascending.
+std::vector<Candidate> candidates(pid_t pid, std::span<const Vma> vmas, std::span<const AddressRange> keep) {
   const Pagemap pagemap(pid);
   const auto is_data = find_program_data(pid, vmas);
-  std::vector<PageSpan> out, found;
+  std::vector<Candidate> out;
+  std::vector<PageSpan> found;
   for (size_t i = 0; i < vmas.size(); ++i) {
-    const Vma& v = vmas[i];
-    if (!can_go(v) && !is_data[i]) continue;
+    if (!can_go(vmas[i]) && !is_data[i]) continue;
     found.clear();
-    pagemap.private_pages(v.begin, v.end, found);
-    if (can_go(v)) {
-      for (const auto& span : found) subtract(span, keep, out);
-      continue;
-    }
-    std::vector<PageSpan> written;
-    for (const auto& span : found) subtract(span, keep, written);
-    for (const auto& w : written)
-      runs.push_back({w.address, w.address + w.count * kPageBytes, v.offset + (w.address - v.begin), v.inode,
-                      v.device, v.prot});
+    pagemap.private_pages(vmas[i].begin, vmas[i].end, found);
+    for (const auto& span : found) subtract({i, span}, keep, out);
+  }
+  return out;
+}
+
+std::vector<PageSpan> spans_of(std::span<const Candidate> candidates) {
+  std::vector<PageSpan> out;
+  for (const auto& c : candidates) out.push_back(c.span);
+  return out;
+}
+
+// The spans, ascending; those of file mappings, as many as the process can have mappings for, are also put
+// into `runs`.
+std::vector<PageSpan> wanted_pages(std::span<const Candidate> candidates, std::span<const Vma> vmas,
+                                   std::vector<FileRun>& runs) {
+  std::vector<PageSpan> out;
+  for (const auto& [vma, span] : candidates) {
+    const Vma& v = vmas[vma];
+    if (can_go(v))
+      out.push_back(span);
+    else
+      runs.push_back({span.address, span.address + span.count * kPageBytes,
+                      v.offset + (span.address - v.begin), v.inode, v.device, v.prot});
   }
   bound_runs(runs, vmas.size());
   for (const auto& r : runs) out.push_back({r.begin, (r.end - r.begin) / kPageBytes});
@@ -96,11 +136,11 @@ std::vector<PageSpan> wanted_pages(pid_t pid, std::span<const Vma> vmas, std::sp
 
 }  // namespace
 
-std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids) {
+std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<uint32_t> sharers_most) {
   if (pids.empty()) throw Error(Code::invalid_argument, "no process given");
   if (pids.size() > kMaxProcesses) throw Error(Code::limit_exceeded, "too many processes in one sandbox");
   ImageLayout layout;
-  std::vector<std::vector<FileRun>> file_runs(pids.size());
+  std::vector<std::vector<Candidate>> found(pids.size());
   for (uint32_t i = 0; i < pids.size(); ++i) {
     check_tracer(pids[i]);
     ProcessLayout process;
@@ -108,15 +148,29 @@ std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids) {
     process.start_time_ticks = process_start_time(pids[i]);
     process.vmas = read_maps(pids[i]);
     std::vector<std::string> notes;
-    const auto keep = pinned_ranges(pids[i], process.vmas, notes);
-    const auto wanted = wanted_pages(pids[i], process.vmas, keep, file_runs[i]);
-    layout.page_count = enter_runs(i, wanted, layout.page_count, layout.runs);
-    process.vmas = with_anonymous_runs(process.vmas, file_runs[i]);
+    const auto keep = merged(pinned_ranges(pids[i], process.vmas, notes));
+    found[i] = candidates(pids[i], process.vmas, keep);
     layout.processes.push_back(std::move(process));
+  }
+  ForkShared shared;
+  if (sharers_most) {
+    std::vector<std::vector<PageSpan>> spans;
+    for (const auto& f : found) spans.push_back(spans_of(f));
+    shared = find_fork_shared(pids, spans, *sharers_most);
+    for (size_t i = 0; i < found.size(); ++i)
+      if (!shared.stay[i].empty()) found[i] = subtract(found[i], shared.stay[i]);
+  }
+  std::vector<std::vector<FileRun>> file_runs(pids.size());
+  for (uint32_t i = 0; i < pids.size(); ++i) {
+    auto& vmas = layout.processes[i].vmas;
+    const auto wanted = wanted_pages(found[i], vmas, file_runs[i]);
+    layout.page_count = enter_runs(i, wanted, layout.page_count, layout.runs);
+    vmas = with_anonymous_runs(vmas, file_runs[i]);
   }
   layout.space = space_of(layout.processes);
   auto image = MemoryImage::live(std::move(layout));
   image->set_file_runs(std::move(file_runs));
+  image->set_fork_shared(shared.pages);
   return image;
 }
 

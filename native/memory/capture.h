@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "memory/image.h"
@@ -11,9 +12,11 @@
 namespace medes {
 
 // A live image of all processes: what private resident pages they have that can go. They run on; what changes
-// under an op is found at eviction. Throws process_gone, permission_denied, traced, limit_exceeded,
-// unsupported (a device or asynchronous I/O owns pages of the process).
-std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids);
+// under an op is found at eviction. With `sharers_most`, pages that others share stay (memory/fork_shared.h).
+// Throws process_gone, permission_denied, traced, limit_exceeded, unsupported (a device or asynchronous I/O
+// owns pages of the process).
+std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids,
+                                    std::optional<uint32_t> sharers_most = std::nullopt);
 
 // A copy of it, torn where the processes write meanwhile.
 std::shared_ptr<MemoryImage> capture(std::span<const pid_t> pids);

@@ -62,6 +62,13 @@ struct FileRun {
   uint32_t prot = 0;
 };
 
+// Pages shared copy-on-write, as memory/fork_shared.h found them; each counted once.
+struct ForkSharedPages {
+  uint64_t outside = 0;  // not in the image: processes outside the sandbox have them too
+  uint64_t kept = 0;     // not in the image: more of the sandbox's processes share them than was allowed
+  uint64_t copied = 0;   // what a restore will hold beyond what was held
+};
+
 struct ProcessLayout {
   pid_t pid = 0;
   uint64_t start_time_ticks = 0;  // /proc/pid/stat field 22: tells a reused pid from the same process
@@ -131,6 +138,8 @@ class MemoryImage {
     return process < file_runs_.size() ? std::span<const FileRun>(file_runs_[process])
                                        : std::span<const FileRun>();
   }
+  const ForkSharedPages& fork_shared() const { return fork_shared_; }
+  void set_fork_shared(const ForkSharedPages& pages) { fork_shared_ = pages; }
   void set_file_runs(std::vector<std::vector<FileRun>> runs) { file_runs_ = std::move(runs); }
 
  private:
@@ -138,6 +147,7 @@ class MemoryImage {
 
   ImageLayout layout_;
   std::vector<std::vector<FileRun>> file_runs_;  // by process
+  ForkSharedPages fork_shared_;
   std::byte* pages_ = nullptr;
   size_t mapped_bytes_ = 0;
   uint64_t seed_ = 0;

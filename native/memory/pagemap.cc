@@ -28,10 +28,6 @@ constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArgument);
 constexpr uint64_t kFile = 1 << 2, kPresent = 1 << 3, kSwapped = 1 << 4, kZero = 1 << 5, kHuge = 1 << 6,
                    kGuard = 1 << 8;
 
-// pagemap entry bits
-constexpr uint64_t kEntryGuard = 1ull << 58, kEntryFile = 1ull << 61, kEntrySwap = 1ull << 62,
-                   kEntryPresent = 1ull << 63, kEntryPfn = (1ull << 55) - 1;
-
 enum Support : int { unknown, with_guard, without_guard, absent };
 std::atomic<int> g_support{unknown};
 
@@ -51,15 +47,15 @@ uint64_t zero_frame() {
     void* p = mmap(nullptr, kPageBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return uint64_t{0};
     (void)*static_cast<volatile const char*>(p);
-    uint64_t entry = 0;
+    PagemapEntry entry;
     const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
       const auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(p) / kPageBytes * sizeof entry);
-      if (pread(fd, &entry, sizeof entry, at) != sizeof entry) entry = 0;
+      if (pread(fd, &entry, sizeof entry, at) != sizeof entry) entry = {};
       close(fd);
     }
     munmap(p, kPageBytes);
-    return entry & kEntryPfn;
+    return entry.frame();
   }();
   return frame;
 }
@@ -74,6 +70,18 @@ UniqueFd open_pagemap(pid_t pid) {
   const std::string object = "pid " + std::to_string(pid);
   if (err == ENOENT || err == ESRCH) throw Error(Code::process_gone, "the process does not exist", object);
   throw errno_error(err, "cannot open " + path, object, "the agent needs CAP_SYS_PTRACE over the sandbox");
+}
+
+size_t read_pagemap(int fd, pid_t pid, uint64_t address, std::span<PagemapEntry> entries) {
+  const auto at = static_cast<off_t>(address / kPageBytes * sizeof(PagemapEntry));
+  ssize_t got;
+  do {
+    got = pread(fd, entries.data(), entries.size_bytes(), at);
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) throw errno_error(errno, "cannot read the page map", "pid " + std::to_string(pid));
+  const size_t whole = static_cast<size_t>(got) / sizeof(PagemapEntry);
+  if (whole == 0) throw Error(Code::process_gone, "the process has exited", "pid " + std::to_string(pid));
+  return whole;
 }
 
 Pagemap::Pagemap(pid_t pid) : pid_(pid), fd_(open_pagemap(pid)) {}
@@ -132,20 +140,16 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
 void Pagemap::read_entries(uint64_t begin, uint64_t end, bool private_only,
                            std::vector<PageSpan>& out) const {
   constexpr size_t kEntries = 65536;
-  std::vector<uint64_t> entries(std::min<uint64_t>(kEntries, (end - begin) / kPageBytes));
+  std::vector<PagemapEntry> entries(std::min<uint64_t>(kEntries, (end - begin) / kPageBytes));
   const uint64_t zero = zero_frame();
   while (begin < end) {
     const size_t want = std::min<uint64_t>(entries.size(), (end - begin) / kPageBytes);
-    const ssize_t got = pread(fd_.get(), entries.data(), want * sizeof(uint64_t),
-                              static_cast<off_t>(begin / kPageBytes * sizeof(uint64_t)));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw errno_error(errno, "cannot read the page map", "pid " + std::to_string(pid_));
-    if (got == 0) throw Error(Code::process_gone, "the process has exited", "pid " + std::to_string(pid_));
-    for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(uint64_t); ++i, begin += kPageBytes) {
-      const uint64_t e = entries[i];
-      if (!(e & (kEntryPresent | kEntrySwap)) || (e & kEntryGuard)) continue;
-      const bool is_zero = (e & kEntryPresent) && zero != 0 && (e & kEntryPfn) == zero;
-      if (private_only && ((e & kEntryFile) || is_zero)) continue;
+    const size_t got = read_pagemap(fd_.get(), pid_, begin, std::span(entries).first(want));
+    for (size_t i = 0; i < got; ++i, begin += kPageBytes) {
+      const PagemapEntry& e = entries[i];
+      if (!(e.present() || e.swapped()) || e.guard()) continue;
+      const bool is_zero = e.present() && zero != 0 && e.frame() == zero;
+      if (private_only && (e.of_file() || is_zero)) continue;
       append(out, begin, begin + kPageBytes);
     }
   }

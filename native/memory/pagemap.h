@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "common/unique_fd.h"
@@ -18,6 +19,21 @@ struct PageSpan {
 
 // /proc/<pid>/pagemap, for reading. Throws process_gone, permission_denied.
 UniqueFd open_pagemap(pid_t pid);
+
+// What the page map says of one page (Documentation/admin-guide/mm/pagemap.rst).
+struct PagemapEntry {
+  uint64_t bits = 0;
+  bool guard() const { return (bits >> 58 & 1) != 0; }
+  bool exclusive() const { return (bits >> 56 & 1) != 0; }  // nobody else maps it
+  bool of_file() const { return (bits >> 61 & 1) != 0; }    // or of shared anonymous memory
+  bool swapped() const { return (bits >> 62 & 1) != 0; }
+  bool present() const { return (bits >> 63 & 1) != 0; }
+  uint64_t frame() const { return bits & ((1ull << 55) - 1); }  // 0 without CAP_SYS_ADMIN
+};
+static_assert(sizeof(PagemapEntry) == 8);
+
+// Entries from `address` on: how many were read, at least one. Throws process_gone.
+size_t read_pagemap(int fd, pid_t pid, uint64_t address, std::span<PagemapEntry> entries);
 
 // Reads /proc/<pid>/pagemap: through PAGEMAP_SCAN where the kernel has it (6.7), which skips what is not
 // mapped, else entry by entry. One object per process, used by one thread.

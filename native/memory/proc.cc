@@ -261,21 +261,17 @@ namespace {
 
 // Pages of files and shared memory that only this process maps.
 uint64_t private_file_pages(pid_t pid) {
-  constexpr uint64_t kPresent = 1ull << 63, kOfFile = 1ull << 61, kExclusive = 1ull << 56;
-  constexpr uint64_t kMine = kPresent | kOfFile | kExclusive;
   const UniqueFd map = open_pagemap(pid);
   uint64_t pages = 0;
-  std::vector<uint64_t> entries(4096);
+  std::vector<PagemapEntry> entries(4096);
   for (const Vma& v : read_maps(pid)) {
     if (v.inode == 0) continue;
-    for (uint64_t p = v.begin / kPageBytes; p < v.end / kPageBytes;) {
-      const size_t n = std::min<uint64_t>(entries.size(), v.end / kPageBytes - p);
-      const ssize_t got =
-          pread(map.get(), entries.data(), n * sizeof(uint64_t), static_cast<off_t>(p * sizeof(uint64_t)));
-      if (got <= 0) return pages;  // it exits
-      const size_t read = static_cast<size_t>(got) / sizeof(uint64_t);
-      for (size_t i = 0; i < read; ++i) pages += (entries[i] & kMine) == kMine;
-      p += read;
+    for (uint64_t at = v.begin; at < v.end;) {
+      const size_t want = std::min<uint64_t>(entries.size(), (v.end - at) / kPageBytes);
+      const size_t got = read_pagemap(map.get(), pid, at, std::span(entries).first(want));
+      for (const auto& e : std::span(entries).first(got))
+        pages += e.present() && e.of_file() && e.exclusive();
+      at += got * kPageBytes;
     }
   }
   return pages;

@@ -33,7 +33,7 @@ def spec(tmp_path: Path) -> manifest.FunctionSpec:
 @pytest.mark.live
 def test_lines_of_a_tiny_run(spec: manifest.FunctionSpec) -> None:
     async def collect() -> list[dict[str, Any]]:
-        options = Options(rounds=3, storm=4, with_baselines=False)
+        options = Options(rounds=3, pairs=2, storm=4, with_baselines=False)
         return [line async for line in run([spec], options)]
 
     function, storm = asyncio.run(collect())
@@ -42,6 +42,9 @@ def test_lines_of_a_tiny_run(spec: manifest.FunctionSpec) -> None:
     assert function["pages_prefetched"] > 0
     assert function["complete_ms_p50"] > 0
     assert function["verified"] is True
-    assert function["restored_throughput_ratio"] > 0 and function["control_throughput_ratio"] > 0
+    for which in ("restored", "control"):
+        by_pair = function[f"{which}_throughput_ratio_by_pair"]
+        assert len(by_pair) == 2 and all(ratio > 0 for ratio in by_pair)
+        assert min(by_pair) <= function[f"{which}_throughput_ratio"] <= max(by_pair)
     assert (storm["benchmark"], storm["sandboxes"], storm["verified"]) == ("restore_storm", 4, True)
     assert storm["first_response_ms_p99"] >= storm["first_response_ms_p50"] > 0

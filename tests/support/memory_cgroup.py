@@ -1,0 +1,67 @@
+"""A memory cgroup of one test, below the one that the tests run in."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+class MemoryCgroup:
+    """Processes enter by `add`; all have ended before the group goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._limit = folder / ("memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes")
+
+    def add(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def limit(self, limit_bytes: int) -> None:
+        self._limit.write_text(str(limit_bytes))
+
+
+@contextmanager
+def memory_cgroup() -> Iterator[MemoryCgroup]:
+    """Skips the test where no such group can be made."""
+    folder = _own() / f"medes-test-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        group = MemoryCgroup(folder)
+        if not group._limit.exists():
+            pytest.skip(f"{folder.parent} has no memory controller to give on")
+        yield group
+    finally:
+        _remove(folder)
+
+
+def _own() -> Path:
+    unified = ""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return ROOT / "memory" / path.lstrip("/")
+        if number == "0":
+            unified = path
+    return ROOT / unified.lstrip("/")
+
+
+def _remove(folder: Path) -> None:
+    deadline_s = time.monotonic() + 5
+    while True:
+        try:
+            folder.rmdir()
+            return
+        except OSError:  # its last process is being taken down
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
