@@ -59,7 +59,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     queue_us = int((time.perf_counter() - start_s) * 1e6)
     agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
     packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
-    watch = _watch(agent, entry, evicted, probe, queue_us)
+    watch = _watch(agent, entry, evicted, None if eager else probe, queue_us)
     try:
         rate = agent.settings.background_bytes_per_s
         # Returns at once, so that telling everybody runs beside the page work and not before it.
@@ -170,9 +170,11 @@ async def resume_watch(agent: Agent, entry: SandboxEntry) -> None:
 
 
 async def _watch(
-    agent: Agent, entry: SandboxEntry, evicted: Evicted, probe: frozenset[Page], queue_us: int
+    agent: Agent, entry: SandboxEntry, evicted: Evicted, probe: frozenset[Page] | None, queue_us: int
 ) -> None:
-    """Waits for the last page, then settles. Gives the admission slot back."""
+    """Waits for the last page, then settles. Gives the admission slot back. Without a `probe` the sandbox does not run
+    before its last page is in, so that what did not fault says nothing."""
+    asked = entry.requests > 0
     try:
         while not await agent.in_watches(evicted.handle.wait_complete, WAIT_SLICE_S):
             if agent.stopping:
@@ -189,8 +191,9 @@ async def _watch(
     async with entry.lock:
         if entry.evicted is evicted and entry.state is S.RESTORING:
             await _settle(agent, entry, evicted, queue_us)
-    working_set = agent.working_sets.get(entry.spec.domain, entry.spec.function)
-    working_set.merge(faulted, probe)
+    if probe is None or not (faulted or asked):
+        return
+    agent.working_sets.get(entry.spec.domain, entry.spec.function).merge(faulted, probe)
     await agent.in_restores(agent.working_sets.save, entry.spec.domain, entry.spec.function)
 
 

@@ -3,8 +3,8 @@
 An entry is (region key, page offset), packed as two little-endian u64, an identity that survives ASLR. A restore
 records the pages that faulted; pages that were prefetched cannot fault, so each restore leaves a slice of the set
 out, another one each time: a page of the slice that does not fault has lost its reason and decays, one that faults
-is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES, since each costs its fault; about
-PROBE_PAGES_CALM once enough of them were confirmed, until they are not or the function touches much that is new.
+is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES_CALM, since each costs its fault; about
+PROBE_PAGES when less than half were confirmed or the function touched much that is new, until they are.
 
 File: `<state_dir>/working-sets/<hex>.ws`, name = checksum of function and domain;
 "MWS1" | u32 restores | u64 checksum64 of the rest | entries of {u64 key, u64 offset, f32 score, f32 rank}.
@@ -27,11 +27,10 @@ _ENTRY = struct.Struct("<QQff")
 _PAIR = struct.Struct("<QQ")
 _MAGIC = b"MWS1"
 
-YOUNG_RESTORES = 8  # a set made of fewer restores is a sample: what lies beside its pages is prefetched, too
-YOUNG_BLOCK_PAGES = 8
 PROBE_SLICES_MIN = 16
 PROBE_PAGES, PROBE_PAGES_CALM = 48, 4  # some 40 us a fault, which the request waits for
 CALM_AFTER_PAGES = 120  # probed
+UNEASY_AFTER_PAGES = 20  # probed
 CONFIRMED_MIN = 0.5  # of the pages probed lately; no function touches every page each time
 PROBE_MEMORY = 0.9  # what a restore leaves of the weight of earlier probes
 DRIFT_PAGES = 32  # new ones in a restore, or a sixteenth of the set: it is not calm
@@ -58,14 +57,6 @@ def pack_pages(pages: list[Page]) -> bytes:
     return b"".join(_PAIR.pack(*page) for page in pages)
 
 
-def _with_neighbours(pages: list[Page]) -> list[Page]:
-    """The aligned blocks that the pages lie in, in the order of their first pages. Those that an image does not have
-    are left out when it is restored."""
-    blocks = dict.fromkeys((key, offset - offset % YOUNG_BLOCK_PAGES) for key, offset in pages)
-    wide = [(key, first + n) for key, first in blocks for n in range(YOUNG_BLOCK_PAGES)]
-    return wide[:WORKING_SET_PAGES_MAX]
-
-
 class WorkingSet:
     """The working set of one function."""
 
@@ -74,7 +65,7 @@ class WorkingSet:
         self._next: tuple[bytes, frozenset[Page]] | None = None
         self.restores = 0
         # Not kept over a restart of the agent.
-        self._calm = False
+        self._calm = True
         self._probed = self._confirmed = 0.0  # pages, lately
 
     def __len__(self) -> int:
@@ -90,9 +81,7 @@ class WorkingSet:
         return self._next
 
     def exact(self) -> bytes:
-        """All of the set, packed; empty while it is young, and its pages a guess."""
-        if self.restores < YOUNG_RESTORES:
-            return b""
+        """All of the set, packed, the next probe too."""
         packed, probe = self.prefetch()
         return packed + pack_pages(sorted(probe))
 
@@ -102,8 +91,6 @@ class WorkingSet:
 
     def _plan(self) -> tuple[bytes, frozenset[Page]]:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
-        if self.restores < YOUNG_RESTORES:  # nothing is known of drift yet
-            return pack_pages(_with_neighbours(ordered)), frozenset()
         pages = PROBE_PAGES_CALM if self._calm else PROBE_PAGES
         slices = max(PROBE_SLICES_MIN, len(ordered) // pages)
         turn = self.restores % slices
@@ -140,8 +127,9 @@ class WorkingSet:
         self._probed = PROBE_MEMORY * self._probed + len(probe)
         self._confirmed = PROBE_MEMORY * self._confirmed + len(probe & touched)
         drift = sum(page not in self._entries for page in touched)
-        drifts = drift > max(DRIFT_PAGES, len(self._entries) // 16)
-        if drifts or (self._calm and self._confirmed < CONFIRMED_MIN * self._probed):
+        drifts = bool(self._entries) and drift > max(DRIFT_PAGES, len(self._entries) // 16)
+        stale = self._probed >= UNEASY_AFTER_PAGES and self._confirmed < CONFIRMED_MIN * self._probed
+        if drifts or (self._calm and stale):
             self._calm, self._probed, self._confirmed = False, 0.0, 0.0
         elif self._probed >= CALM_AFTER_PAGES:
             self._calm |= self._confirmed >= CONFIRMED_MIN * self._probed

@@ -21,6 +21,7 @@ class StandInHandle:
         self.lost_reason = ""
         self.notes = ["a page is mlocked"]
         self.wake_prefetch = b""
+        self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
         self.evict_result = {
             "evicted_pages": page_count,
             "resident_pages": 2,
@@ -64,7 +65,7 @@ class StandInHandle:
         return {"pages_total": self.page_count, "demand_woken": self.woken, "complete_us": 5 if done else 0}
 
     def working_set(self) -> bytes:
-        return struct.pack("<4Q", 1, 10, 1, 11)
+        return self.faulted
 
     def set_working_set(self, working_set: bytes) -> None:
         self.wake_prefetch = working_set
@@ -88,7 +89,7 @@ class StandInDriver:
         self.capture_gate: threading.Event | None = None
         self.capturing = threading.Event()
 
-    def capture(self, pids: list[int]) -> native.MemoryImage:
+    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
         self.capturing.set()
         if self.capture_gate is not None:
             self.capture_gate.wait(10.0)

@@ -218,6 +218,23 @@ async def test_activity_wakes_a_dedupd_sandbox_before_it_answers(
     assert len(daemon.agent.working_sets.get("default", "f")) == 2
 
 
+@pytest.mark.parametrize(
+    ("eager", "faulted"), [(True, b"\1" * 32), (False, b"")], ids=["eager", "no request"]
+)
+async def test_a_restore_that_nobody_waited_for_teaches_nothing(
+    make_agent: MakeAgent, make_app: MakeApp, eager: bool, faulted: bytes
+) -> None:
+    """Else what it left out as a probe would seem untouched, and leave the set."""
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    daemon.driver.handles[0].faulted = faulted  # type: ignore[attr-defined]
+    await handlers.restore(daemon.agent, "s1", eager=eager)
+    await until(lambda: handlers.get(daemon.agent, "s1").state is S.WARM, "restored")
+    await asyncio.sleep(0.1)
+    assert daemon.agent.working_sets.get("default", "f").restores == 0
+
+
 async def test_a_demand_wake_is_reported_and_slows_the_next_dedup(
     make_agent: MakeAgent, make_app: MakeApp
 ) -> None:

@@ -15,7 +15,6 @@ from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
     PROBE_PAGES,
     PROBE_SLICES_MIN,
-    YOUNG_RESTORES,
     WorkingSet,
     WorkingSetStore,
     pack_pages,
@@ -140,19 +139,12 @@ def test_packed_pages_come_back() -> None:
     assert unpack_pages(pack_pages(some)[:-1]) == some[:-1]
 
 
-def test_the_first_restores_order_is_the_next_ones_prefetch_with_what_lies_beside() -> None:
+def test_what_the_first_restore_touched_is_the_next_ones_prefetch_in_its_order() -> None:
     ws = WorkingSet()
     ws.merge(pages(9, 2, 7))
     packed, probe = ws.prefetch()
-    assert (unpack_pages(packed), probe) == (pages(*range(8, 16), *range(8)), frozenset())
-
-
-def test_a_set_of_many_restores_is_prefetched_as_it_is() -> None:
-    ws = WorkingSet()
-    for _ in range(YOUNG_RESTORES):
-        ws.merge(pages(9, 2, 7))
-    packed, probe = ws.prefetch()
-    assert set(unpack_pages(packed)) | probe == set(pages(9, 2, 7))
+    assert [p for p in pages(9, 2, 7) if p not in probe] == unpack_pages(packed)
+    assert set(unpack_pages(packed)) | probe == set(unpack_pages(ws.exact())) == set(pages(9, 2, 7))
 
 
 def test_a_page_that_is_no_longer_touched_goes_and_one_that_is_stays() -> None:
@@ -178,11 +170,6 @@ def test_probing_is_rare_while_it_is_confirmed_and_comes_back_with_drift() -> No
         ws.merge([p for p in touched if p not in prefetched], probe)
         return len(probe)
 
-    for _ in range(YOUNG_RESTORES + 1):
-        restore(wanted)
-    assert restore(wanted) > PROBE_PAGES // 2
-    for _ in range(10):
-        restore(wanted)
     assert all(restore(wanted) < PROBE_PAGES // 4 for _ in range(50))
     order = [p for p in unpack_pages(ws.prefetch()[0]) if p in set(wanted)]
     assert order == sorted(order)  # that a probe faulted early says nothing about when it is touched
@@ -190,6 +177,9 @@ def test_probing_is_rare_while_it_is_confirmed_and_comes_back_with_drift() -> No
     assert restore(wanted) < PROBE_PAGES // 4
     restore(others)
     assert restore(others) > PROBE_PAGES // 2
+    for _ in range(300):
+        restore(others)
+    assert restore(others) < PROBE_PAGES // 4
 
 
 def test_a_set_that_is_not_touched_any_more_is_probed_widely_again() -> None:
@@ -209,7 +199,7 @@ def test_working_sets_survive_on_disk_and_damage_starts_a_new_one(tmp_path: Path
     store.get("d", "f").merge(pages(1, 2, 3))
     store.save("d", "f")
     again = WorkingSetStore(tmp_path)
-    assert unpack_pages(again.get("d", "f").prefetch()[0]) == pages(*range(8))
+    assert unpack_pages(again.get("d", "f").exact()) == pages(1, 2, 3)
     assert len(again.get("other", "f")) == 0
     (file,) = tmp_path.glob("*.ws")
     data = bytearray(file.read_bytes())
