@@ -16,7 +16,8 @@ from medes.demo.driver import POLL_S
 from medes.faas.host import FunctionHost
 from medes.faas.hosted import HostedInstance
 
-EIGHTS = 30  # a measurement and pair
+ROUNDS = 15  # a measurement
+ORDERS = ("TUUTUTTU", "UTTUTUUT")
 
 
 @dataclasses.dataclass
@@ -38,29 +39,43 @@ class Throughput:
 
 
 async def measure(host: FunctionHost, pairs: Sequence[Pair]) -> Throughput:
-    """Each pair takes turns, pairs in turn: A B B A, then B A A B, so that neither drift favours one nor that what was
-    asked last is still in the caches. The median of a pair's such eights; 0 and no pairs for a handler that takes no
-    measurable time."""
+    """Each pair takes turns, pairs in turn, in orders in which neither instance is asked first, last or twice in a row
+    more often: drift and what is still in the caches favour none. The median of a pair's rounds; 0 and no pairs for a
+    handler that takes no measurable time."""
     ratios: list[list[float]] = [[] for _ in pairs]
-    for _ in range(EIGHTS):
-        for pair, found in zip(pairs, ratios, strict=True):
-            if (ratio := await _eight(host, pair)) is not None:
-                found.append(ratio)
+    for _ in range(ROUNDS):
+        spent = [_Spent() for _ in pairs]
+        for order in ORDERS:
+            for pair, times in zip(pairs, spent, strict=True):
+                await _ask_in_turns(host, pair, order, times)
+        for times, found in zip(spent, ratios, strict=True):
+            if times.tested_ms:
+                found.append(times.untouched_ms / times.tested_ms)
     by_pair = [round(statistics.median(found), 4) for found in ratios if found]
     return Throughput(round(statistics.geometric_mean(by_pair), 4) if by_pair else 0.0, by_pair)
+
+
+@dataclasses.dataclass
+class _Spent:
+    """Handler time of a pair in a round."""
+
+    tested_ms: float = 0.0
+    untouched_ms: float = 0.0
+
+
+async def _ask_in_turns(host: FunctionHost, pair: Pair, order: str, spent: _Spent) -> None:
+    spec = pair.tested.spec
+    for letter in order:
+        instance = pair.tested if letter == "T" else pair.untouched
+        answer = await host.invoke(spec.name, spec.event, instance_id=instance.instance_id)
+        if letter == "T":
+            spent.tested_ms += answer.handler_ms
+        else:
+            spent.untouched_ms += answer.handler_ms
+        await settled(instance)  # or host and agent, still busy with this one, would slow the next
 
 
 async def settled(instance: HostedInstance) -> None:
     """Waits until the end of the last request has been reported."""
     while instance.busy:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
-
-
-async def _eight(host: FunctionHost, pair: Pair) -> float | None:
-    spec, a, b = pair.tested.spec, pair.tested, pair.untouched
-    spent_ms = {a.instance_id: 0.0, b.instance_id: 0.0}
-    for instance in (a, b, b, a, b, a, a, b):
-        answer = await host.invoke(spec.name, spec.event, instance_id=instance.instance_id)
-        spent_ms[instance.instance_id] += answer.handler_ms
-        await settled(instance)  # or host and agent, still busy with this one, would slow the next
-    return spent_ms[b.instance_id] / spent_ms[a.instance_id] if spent_ms[a.instance_id] else None
