@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medes.errors import InvalidArgumentError
-from medes.limits import NAME_CHARS_MAX, SETTINGS_FILE_BYTES_MAX
+from medes.limits import NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX, SETTINGS_FILE_BYTES_MAX
 from medes.rpc.address import parse_address
 from medes.rpc.tls import TlsFiles
 
@@ -104,6 +104,9 @@ class FunctionOverrides:
     disabled: bool | None = setting(None, "never dedup or purge by timer")
     domain: str | None = setting(None, "dedup domain instead of the tenant", name=True)
     hold_frozen: bool | None = setting(None, "hold dedup'd sandboxes frozen: they wake only by Restore")
+    fork_sharers_max: int | None = setting(
+        None, "pages that more processes share since a fork stay", minimum=1, maximum=PIDS_PER_SANDBOX_MAX
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class AgentSettings(Settings):
         8,
         "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",
         minimum=1,
-        maximum=1 << 20,
+        maximum=PIDS_PER_SANDBOX_MAX,
     )
     transport: str = setting(
         "auto", "how base pages of peers are read; local: not at all, own bases only", choices=TRANSPORTS
@@ -230,7 +233,13 @@ class AgentSettings(Settings):
         own = self.functions.get(function, FunctionOverrides())
         filled = {
             name: getattr(self, name) if getattr(own, name) is None else getattr(own, name)
-            for name in ("idle_period_s", "keep_alive_period_s", "keep_dedup_period_s", "hold_frozen")
+            for name in (
+                "idle_period_s",
+                "keep_alive_period_s",
+                "keep_dedup_period_s",
+                "hold_frozen",
+                "fork_sharers_max",
+            )
         }
         return dataclasses.replace(own, disabled=bool(own.disabled), **filled)
 

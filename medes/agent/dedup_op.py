@@ -164,7 +164,8 @@ class DedupOp:
         """(blocks) Pages that the processes share since a fork go only where the copies that a restore makes of them
         fit, as the kernel would kill for them."""
         driver = self.agent.driver_of(self.entry)
-        image = driver.capture(pids, self.agent.settings.fork_sharers_max)
+        sharers_max = self.agent.settings.for_function(self.entry.spec.function).fork_sharers_max
+        image = driver.capture(pids, sharers_max)
         copied_bytes = image.fork_shared["copied"] * native.PAGE_BYTES
         room = headroom_bytes(pids[0]) if copied_bytes else None
         if room is not None and copied_bytes > room:
