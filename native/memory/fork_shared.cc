@@ -20,17 +20,12 @@ struct Shared {
 // Those of one process that somebody else maps, too.
 void add_shared(pid_t pid, uint32_t process, std::span<const PageSpan> spans, std::vector<Shared>& out) {
   const UniqueFd map = open_pagemap(pid);
-  std::vector<PagemapEntry> entries(4096);
   for (const PageSpan& span : spans)
-    for (uint64_t done = 0; done < span.count;) {
-      const uint64_t first = span.address + done * kPageBytes;
-      const size_t want = std::min<uint64_t>(entries.size(), span.count - done);
-      const size_t got = read_pagemap(map.get(), pid, first, std::span(entries).first(want));
-      for (size_t i = 0; i < got; ++i)
-        if (entries[i].present() && !entries[i].exclusive() && entries[i].frame() != 0)
-          out.push_back({entries[i].frame(), first + i * kPageBytes, process});
-      done += got;
-    }
+    for_pagemap(map.get(), pid, span.address, span.address + span.count * kPageBytes,
+                [&](uint64_t address, const PagemapEntry& e) {
+                  if (e.present() && !e.exclusive() && e.frame() != 0)
+                    out.push_back({e.frame(), address, process});
+                });
 }
 
 // How often a frame is mapped, by whomever.

@@ -139,20 +139,13 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
 
 void Pagemap::read_entries(uint64_t begin, uint64_t end, bool private_only,
                            std::vector<PageSpan>& out) const {
-  constexpr size_t kEntries = 65536;
-  std::vector<PagemapEntry> entries(std::min<uint64_t>(kEntries, (end - begin) / kPageBytes));
   const uint64_t zero = zero_frame();
-  while (begin < end) {
-    const size_t want = std::min<uint64_t>(entries.size(), (end - begin) / kPageBytes);
-    const size_t got = read_pagemap(fd_.get(), pid_, begin, std::span(entries).first(want));
-    for (size_t i = 0; i < got; ++i, begin += kPageBytes) {
-      const PagemapEntry& e = entries[i];
-      if (!(e.present() || e.swapped()) || e.guard()) continue;
-      const bool is_zero = e.present() && zero != 0 && e.frame() == zero;
-      if (private_only && (e.of_file() || is_zero)) continue;
-      append(out, begin, begin + kPageBytes);
-    }
-  }
+  for_pagemap(fd_.get(), pid_, begin, end, [&](uint64_t address, const PagemapEntry& e) {
+    if (!(e.present() || e.swapped()) || e.guard()) return;
+    const bool is_zero = e.present() && zero != 0 && e.frame() == zero;
+    if (private_only && (e.of_file() || is_zero)) return;
+    append(out, address, address + kPageBytes);
+  });
 }
 
 }  // namespace medes

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -34,6 +35,18 @@ static_assert(sizeof(PagemapEntry) == 8);
 
 // Entries from `address` on: how many were read, at least one. Throws process_gone.
 size_t read_pagemap(int fd, pid_t pid, uint64_t address, std::span<PagemapEntry> entries);
+
+// Calls f(address, entry) for each page of [begin, end).
+template <typename F>
+void for_pagemap(int fd, pid_t pid, uint64_t begin, uint64_t end, F&& f) {
+  constexpr size_t kEntries = 4096;
+  std::vector<PagemapEntry> entries(std::min<uint64_t>(kEntries, (end - begin) / kPageBytes));
+  while (begin < end) {
+    const size_t want = std::min<uint64_t>(entries.size(), (end - begin) / kPageBytes);
+    const size_t got = read_pagemap(fd, pid, begin, std::span(entries).first(want));
+    for (size_t i = 0; i < got; ++i, begin += kPageBytes) f(begin, entries[i]);
+  }
+}
 
 // Reads /proc/<pid>/pagemap: through PAGEMAP_SCAN where the kernel has it (6.7), which skips what is not
 // mapped, else entry by entry. One object per process, used by one thread.

@@ -263,16 +263,11 @@ namespace {
 uint64_t private_file_pages(pid_t pid) {
   const UniqueFd map = open_pagemap(pid);
   uint64_t pages = 0;
-  std::vector<PagemapEntry> entries(4096);
   for (const Vma& v : read_maps(pid)) {
     if (v.inode == 0) continue;
-    for (uint64_t at = v.begin; at < v.end;) {
-      const size_t want = std::min<uint64_t>(entries.size(), (v.end - at) / kPageBytes);
-      const size_t got = read_pagemap(map.get(), pid, at, std::span(entries).first(want));
-      for (const auto& e : std::span(entries).first(got))
-        pages += e.present() && e.of_file() && e.exclusive();
-      at += got * kPageBytes;
-    }
+    for_pagemap(map.get(), pid, v.begin, v.end, [&](uint64_t, const PagemapEntry& e) {
+      pages += e.present() && e.of_file() && e.exclusive();
+    });
   }
   return pages;
 }
