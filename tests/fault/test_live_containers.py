@@ -14,6 +14,7 @@ import pytest
 
 from medes import native
 from tests.support.live import Deduper, Program
+from tests.support.memory_cgroup import memory_cgroup_of
 
 pytestmark = pytest.mark.live
 WAIT_S = 60.0
@@ -67,19 +68,6 @@ def _bundle(folder: Path, root: Path, runtime: str, cgroup: str) -> None:
     (folder / "config.json").write_text(json.dumps(spec))
 
 
-def _cgroup(pid: int) -> tuple[Path, Path] | None:
-    """(directory, file that tells its memory in bytes) of the process's memory cgroup; None without one."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            folder = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
-            return folder, folder / "memory.usage_in_bytes"
-        unified = Path("/sys/fs/cgroup") / path.lstrip("/")
-        if number == "0" and (unified / "memory.current").exists():
-            return unified, unified / "memory.current"
-    return None
-
-
 @pytest.mark.parametrize("runtime_name", ["runc", "crun"])
 def test_a_container(runtime_name: str, deduper: Deduper, tmp_path: Path) -> None:
     runtime = shutil.which(runtime_name)
@@ -106,7 +94,7 @@ def test_a_container(runtime_name: str, deduper: Deduper, tmp_path: Path) -> Non
             pids = native.process_tree([json.loads(told.stdout)["pid"]])
             assert len(pids) == 4
             expected = program.ask("ask")
-            group = _cgroup(pids[0])
+            group = memory_cgroup_of(pids[0])
             assert group is not None, "the container has no memory cgroup"
             folder, usage = group
             assert sorted(native.cgroup_pids(str(folder))) == sorted(pids)
