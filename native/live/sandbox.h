@@ -68,8 +68,8 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void hold_background();
   void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
   void serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
-  void serve_near(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
-                  Rebuilder::Worker& worker);
+  Code serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                   Rebuilder::Worker& worker);
   Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, PageClaims& claims,
                          ProcessMemory& memory, uint64_t& placed);
   void run(RestoreOptions options);

@@ -166,16 +166,8 @@ void Sandbox::record(ProcessMemory& memory, uint64_t page) {
 
 void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
                          Rebuilder::Worker& worker) {
-  ClaimsOf claims(*memory);
-  uint64_t placed = 0;
   // The page itself first: a thread waits for it. What is near comes while that runs on.
-  Code code = rebuild_patiently(worker, std::span(&page, 1), claims, *memory, placed);
-  demanded_ += placed;
-  if (code == Code::process_gone)
-    handle_exit(*memory);
-  else if (code != Code::ok)
-    lose(code, kRebuildFailed);
-  else if (!recording_afresh_)
+  if (serve_pages(memory, page, page + 1, worker) == Code::ok && !recording_afresh_)
     serve_around(memory, page, worker);
   settle();
 }
@@ -188,7 +180,7 @@ void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_
   const uint64_t begin = std::max(window.begin, memory->first_page());
   const uint64_t end = std::min(window.end, memory->end_page());
   const uint64_t near = std::min(begin + FaultWindows::kBlockPages, end);
-  serve_near(memory, begin, near, worker);
+  (void)serve_pages(memory, begin, near, worker);
   if (near == end) return;
   // A walk: the rest comes from another thread, as this one is waited for by others.
   host_.enqueue(
@@ -200,16 +192,16 @@ void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_
           (void)self->rebuilder_.fetch(pages, kFetchTimeout);  // a failure shows again when it is rebuilt
         }
         for (uint64_t p = near; p < end; p += FaultWindows::kBlockPages)
-          self->serve_near(memory, p, std::min(p + FaultWindows::kBlockPages, end), *worker);
+          (void)self->serve_pages(memory, p, std::min(p + FaultWindows::kBlockPages, end), *worker);
         self->settle();
       },
       true);
 }
 
-// At most a block of pages nobody is known to wait for.
-void Sandbox::serve_near(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
-                         Rebuilder::Worker& worker) {
-  if (state() == LiveState::lost || detached_ || memory->gone()) return;
+// At most a block of pages. A failure is dealt with here; process_gone also when nobody wants them any more.
+Code Sandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                          Rebuilder::Worker& worker) {
+  if (state() == LiveState::lost || detached_ || memory->gone()) return Code::process_gone;
   uint64_t pages[FaultWindows::kBlockPages];
   size_t n = 0;
   for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
@@ -221,6 +213,7 @@ void Sandbox::serve_near(const std::shared_ptr<ProcessMemory>& memory, uint64_t 
     handle_exit(*memory);
   else if (code != Code::ok)
     lose(code, kRebuildFailed);
+  return code;
 }
 
 // A peer that is away may come back: the pages are asked for again, with pauses, until patience ends.
