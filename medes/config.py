@@ -44,6 +44,7 @@ GIB = 1 << 30
 DURATION_S_MAX = 365 * 86400.0
 RUNTIME_DIR = "/run/medes"
 ALL_DOMAINS = "*"
+DRIVERS = ("live", "image")
 TRANSPORTS = ("auto", "local", "tcp", "rdma")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
@@ -96,10 +97,13 @@ class FunctionOverrides:
         None, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
     )
     keep_alive_period_s: float | None = setting(
-        None, "warm and idle this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+        None, "warm and idle this long → purge, with purge_kills only", minimum=0.0, maximum=DURATION_S_MAX
     )
     keep_dedup_period_s: float | None = setting(
-        None, "dedup'd this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+        None, "dedup'd this long → purge, with purge_kills only", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    activity_lease_s: float | None = setting(
+        None, "no request begun or ended for this long → idle again", minimum=1.0, maximum=DURATION_S_MAX
     )
     disabled: bool | None = setting(None, "never dedup or purge by timer")
     domain: str | None = setting(None, "dedup domain instead of the tenant", name=True)
@@ -150,10 +154,16 @@ class AgentSettings(Settings):
         60.0, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
     )
     keep_alive_period_s: float = setting(
-        600.0, "warm and idle this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+        600.0, "warm and idle this long → purge, with purge_kills only", minimum=0.0, maximum=DURATION_S_MAX
     )
     keep_dedup_period_s: float = setting(
-        900.0, "dedup'd this long → purge", minimum=0.0, maximum=DURATION_S_MAX
+        900.0, "dedup'd this long → purge, with purge_kills only", minimum=0.0, maximum=DURATION_S_MAX
+    )
+    activity_lease_s: float = setting(
+        3600.0, "no request begun or ended for this long → idle again", minimum=1.0, maximum=DURATION_S_MAX
+    )
+    driver: str = setting(
+        "live", "for sandboxes that name none; image only measures and frees nothing", choices=DRIVERS
     )
     restores_concurrent_max: int = setting(10, "restore ops at once", minimum=1, maximum=1024)
     restore_queue_deadline_ms: int = setting(10_000, "longest wait for a restore's turn", minimum=0)
@@ -215,6 +225,15 @@ class AgentSettings(Settings):
                 hint="use listen_tcp for TCP",
             )
         _check_dir("agent.shm_dir", str(self.shm_path))
+        check_periods(self.idle_period_s, self.keep_alive_period_s, "agent.keep_alive_period_s")
+        for function, own in self.functions.items():
+            if not own.disabled:
+                filled = self.for_function(function)
+                check_periods(
+                    filled.idle_period_s or 0.0,
+                    filled.keep_alive_period_s or 0.0,
+                    f"agent.functions.{function}.keep_alive_period_s",
+                )
         if (self.peers or self.peer_domains != ALL_DOMAINS) and not self.node_certificates:
             raise InvalidArgumentError(
                 "without certificates a node may call itself by any name: this would keep nobody out",
@@ -237,6 +256,7 @@ class AgentSettings(Settings):
                 "idle_period_s",
                 "keep_alive_period_s",
                 "keep_dedup_period_s",
+                "activity_lease_s",
                 "hold_frozen",
                 "fork_sharers_max",
             )
@@ -308,6 +328,17 @@ def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
             _check_name(name, domain)
     if "path" in rules and (value or rules["path"] is True):
         _check_dir(name, value)
+
+
+def check_periods(idle_s: float, keep_alive_s: float, object: str) -> None:
+    """Raises invalid_argument for periods in force together under which nothing would ever be dedup'd."""
+    if keep_alive_s <= idle_s:
+        raise InvalidArgumentError(
+            f"a keep-alive period of {keep_alive_s:g} s ends before an idle period of {idle_s:g} s: "
+            "it would never be dedup'd",
+            object=object,
+            hint="make the keep-alive period the longer one, or disable its timers",
+        )
 
 
 def _check_name(name: str, value: str) -> None:

@@ -127,6 +127,7 @@ class LifecycleSettings:
     keep_alive_period_ms: int = 0
     keep_dedup_period_ms: int = 0
     disabled: bool = False
+    activity_lease_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

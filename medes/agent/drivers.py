@@ -40,6 +40,11 @@ class Driver(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def frees(self) -> bool:
+        """Whether an eviction gives memory back. Where it does not, what it writes comes on top."""
+        ...
+
     def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
         """What can be evicted. With `sharers_max`, without pages that processes outside share, or more than so many of
         `pids`. Raises process_gone, permission_denied, traced, limit_exceeded, unsupported."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from medes import native
 from medes.agent import restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
+from medes.agent.periods import refuse_contradiction
 from medes.agent.processes import kill_all, start_time
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.agent.states import require_dedup_allowed, require_restore_possible
@@ -128,9 +128,11 @@ def _spec(agent: Agent, request: Registration) -> SandboxSpec:
             )
     if bool(request.pids) == bool(request.cgroup):
         raise InvalidArgumentError("give pids or a cgroup", object=sandbox_id)
-    periods = dataclasses.astuple(request.lifecycle)[:3]
+    own = request.lifecycle
+    periods = (own.idle_period_ms, own.keep_alive_period_ms, own.keep_dedup_period_ms, own.activity_lease_ms)
     if any(p < 0 or p > PERIOD_MS_MAX for p in periods):
         raise InvalidArgumentError("a period is at most a year", object=sandbox_id)
+    refuse_contradiction(agent.settings, request.function, own, sandbox_id)
     start_times = tuple(_checked_pid(agent, pid) for pid in request.pids)
     if len(set(request.pids)) != len(request.pids) or len(request.pids) > PIDS_PER_SANDBOX_MAX:
         raise InvalidArgumentError(
@@ -165,21 +167,17 @@ def _checked_pid(agent: Agent, pid: int) -> int:
 
 
 def _driver_name(agent: Agent, asked: str) -> str:
-    if asked and asked not in agent.drivers:
-        if asked == "live" and agent.missing:
-            lacking = "; ".join(agent.missing)
-            raise UnsupportedError(
-                f"the live driver cannot run here: {lacking}",
-                object="driver live",
-                hint="; ".join(agent.missing.values()),
-            )
-        raise UnsupportedError("no such driver", object=f"driver {asked}", hint=", ".join(agent.drivers))
-    if asked:
-        return asked
-    for name in ("live", "image"):
-        if name in agent.drivers:
-            return name
-    raise UnsupportedError("no driver can run here", object=agent.node_id, hint="see medes doctor")
+    """The driver that was asked for, else the one of the settings: never another in its place."""
+    name = asked or agent.settings.driver
+    if name in agent.drivers:
+        return name
+    if name == "live" and agent.missing:
+        raise UnsupportedError(
+            f"the live driver cannot run here: {'; '.join(agent.missing)}",
+            object="driver live",
+            hint="; ".join(agent.missing.values()),
+        )
+    raise UnsupportedError("no such driver", object=f"driver {name}", hint=", ".join(agent.drivers))
 
 
 def _refuse_shared_processes(agent: Agent, spec: SandboxSpec) -> None:
@@ -202,6 +200,7 @@ async def notify_activity(agent: Agent, sandbox_id: str, activity: Activity) -> 
     Raises not_found, and what a restore raises (busy, lost, peer_unreachable, process_gone).
     """
     entry = agent.entry(sandbox_id)
+    entry.heard_s = agent.clock.now_s()
     if activity is Activity.BEGUN:
         await _begun(agent, entry)
     elif activity is Activity.ENDED:

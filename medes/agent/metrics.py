@@ -87,3 +87,6 @@ class AgentObserver(Observer):
 
     def purged(self, reason: str) -> None:
         self._metrics.purges.labels(reason).inc()
+
+    def activity_expired(self) -> None:
+        self._metrics.activity_leases_expired.inc()

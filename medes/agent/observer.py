@@ -25,3 +25,6 @@ class Observer:
 
     def purged(self, reason: str) -> None:
         """`reason`: asked, timer or exited."""
+
+    def activity_expired(self) -> None:
+        """A sandbox counts as idle because its runtime said nothing for its whole lease."""

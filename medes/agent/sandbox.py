@@ -115,6 +115,7 @@ class SandboxEntry:
         self.since_s = now_s
         self.lock = asyncio.Lock()
         self.requests = 0  # begun and not yet ended
+        self.heard_s = now_s  # when the runtime last said that one began or ended
         self.cancel: native.CancelFlag | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None

@@ -8,13 +8,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from medes.agent import handlers, restore_op
+from medes.agent.activity import end_expired
 from medes.agent.base_op import retire_unused
 from medes.agent.core import Agent
 from medes.agent.drivers import Driver
+from medes.agent.periods import periods_in_force
 from medes.agent.pressure import Pressure, read_pressure
 from medes.agent.sandbox import SandboxEntry
 from medes.errors import LostError, ProcessGoneError
-from medes.policy.lifecycle import Action, Periods, View, decide, under_pressure
+from medes.policy.lifecycle import Action, View, decide, under_pressure
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -29,26 +31,18 @@ OWED_INTERVAL_S = 2.0
 
 
 def view_of(agent: Agent, entry: SandboxEntry) -> View:
-    """The sandbox as the policy sees it: per-sandbox periods before per-function ones before the agent's."""
+    """The sandbox as the policy sees it."""
     own, override = entry.spec.lifecycle, agent.settings.for_function(entry.spec.function)
-    periods = Periods(
-        own.idle_period_ms / 1000 if own.idle_period_ms else float(override.idle_period_s or 0.0),
-        own.keep_alive_period_ms / 1000
-        if own.keep_alive_period_ms
-        else float(override.keep_alive_period_s or 0.0),
-        own.keep_dedup_period_ms / 1000
-        if own.keep_dedup_period_ms
-        else float(override.keep_dedup_period_s or 0.0),
-    )
     return View(
         entry.id,
         entry.state,
         agent.clock.now_s() - entry.since_s,
-        periods,
+        periods_in_force(own, override),
         own.disabled or bool(override.disabled),
         entry.idle_wakes,
         entry.dedup_failures,
         entry.warm_bytes,
+        entry.spec.purge_kills,
     )
 
 
@@ -79,6 +73,7 @@ class Timers:
         now_s = agent.clock.now_s()
         if now_s >= self._next_liveness_s:
             self._next_liveness_s = now_s + LIVENESS_ROUND_S
+            end_expired(agent)
             await self._forget_gone()
         for entry in list(agent.entries.values()):
             if entry.id in self._busy or entry.lock.locked():

@@ -9,27 +9,33 @@ from rich.text import Text
 from medes.cli.format import wide_console
 from medes.cli.options import json_option, print_json
 from medes.doctor import Check, examine, machine
+from medes.errors import UnsupportedError
 
 
 @click.command()
 @json_option
-def cli(as_json: bool) -> None:
+def cli(as_json: bool) -> int:
     """Try what Medes needs from kernel, devices and libraries, and say how to get what is missing.
 
-    Changes nothing. Run it as the user the agent runs as.
+    Changes nothing. Run it as the user the agent runs as. Ends with the code of `unsupported` where no running process can
+    be deduplicated.
     """
     checks = examine()
     live = live_driver_works(checks)
     if as_json:
         print_json({"live_driver": live, "checks": checks})
-        return
+        return 0 if live else UnsupportedError.exit_code
     console = wide_console()
     for group in dict.fromkeys(c.group for c in checks):
         console.print(_table(group, [c for c in checks if c.group == group]))
     if live:
         console.print("Running processes can be deduplicated here.")
-    else:
-        console.print("Running processes cannot be deduplicated here: captured memory images still can.")
+        return 0
+    console.print("Running processes cannot be deduplicated here:")
+    for check in checks:
+        if check.name == machine.LIVE_DRIVER and not check.works:
+            console.print(Text(f"  {check.detail}" + (f" → {check.fix}" if check.fix else "")))
+    return UnsupportedError.exit_code
 
 
 def live_driver_works(checks: list[Check]) -> bool:

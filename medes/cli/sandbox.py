@@ -65,7 +65,7 @@ def _row(s: Sandbox) -> list[str]:
 @click.option("--id", "sandbox_id", default="", help="Name of the sandbox; the agent makes one without it.")
 @click.option("--tenant", default="", help="Owner of the sandbox.")
 @click.option("--domain", default="", help="Dedup domain; the tenant without it.")
-@click.option("--driver", default="", help="How its memory is taken; live where that can run.")
+@click.option("--driver", default="", help="How its memory is taken; the agent's setting without it.")
 @click.option(
     "--hook", "hook_address", default="", help="Unix socket of a host's before-dedup and after-restore hooks."
 )
@@ -84,6 +84,13 @@ def _row(s: Sandbox) -> list[str]:
     default=0,
     help="Keep-dedup period.",
 )
+@click.option(
+    "--activity-lease-ms",
+    "activity_lease_ms",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Running without a begin or an end for this long: idle again.",
+)
 @click.option("--no-timers", is_flag=True, help="Never dedup or purge on the agent's own motion.")
 @click.option("--purge-kills", is_flag=True, help="Removing the sandbox ends its processes.")
 @json_option
@@ -95,11 +102,14 @@ def register(
     idle_period_ms: int,
     keep_alive_period_ms: int,
     keep_dedup_period_ms: int,
+    activity_lease_ms: int,
     no_timers: bool,
     **options: Any,
 ) -> None:
     """Put processes under the agent's care as a warm sandbox of FUNCTION."""
-    lifecycle = LifecycleSettings(idle_period_ms, keep_alive_period_ms, keep_dedup_period_ms, no_timers)
+    lifecycle = LifecycleSettings(
+        idle_period_ms, keep_alive_period_ms, keep_dedup_period_ms, no_timers, activity_lease_ms
+    )
     with _connect(address, options) as client:
         sandbox = client.register(function, lifecycle=lifecycle, **options)
     if as_json:

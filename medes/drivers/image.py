@@ -107,6 +107,7 @@ class ImageDriver:
     """Works anywhere that /proc/<pid>/mem of the sandbox can be read."""
 
     name = "image"
+    frees = False
     event_fd = -1
 
     def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:

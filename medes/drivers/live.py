@@ -9,6 +9,7 @@ class LiveDriver:
     """Thin: everything is done by the C++ threads of one native.FaultServer."""
 
     name = "live"
+    frees = True
 
     def __init__(self, threads: int = 2) -> None:
         """Raises unsupported or permission_denied where native.probe_live() is not empty."""

@@ -57,6 +57,7 @@ class NodeLink:
             domain=spec.domain,
             lifecycle=spec.lifecycle,
             driver=self._driver,
+            purge_kills=True,
             hook_address=self._hook_address if instance.restore_hooks or instance.snapshot_hooks else "",
         )
         instance.sandbox = sandbox

@@ -168,6 +168,9 @@ class AgentMetrics:
         )
         self.sandboxes_lost = counter("sandboxes_lost", "Sandboxes whose right bytes could not be produced.")
         self.purges = counter("purges", "Sandboxes purged by reason.", "reason")
+        self.activity_leases_expired = counter(
+            "activity_leases_expired", "Sandboxes made idle because their runtime said nothing for too long."
+        )
 
 
 class MetricsServer:

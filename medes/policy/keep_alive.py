@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from medes.types import SandboxState
@@ -18,7 +19,8 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """Seconds. A warm sandbox is dedup'd after idle_s, purged after keep_alive_s; a dedup'd one after keep_dedup_s."""
+    """Seconds, math.inf: never. A warm sandbox is dedup'd after idle_s, purged after keep_alive_s; a dedup'd one after
+    keep_dedup_s."""
 
     idle_s: float = 60.0
     keep_alive_s: float = 600.0
@@ -48,9 +50,13 @@ def decide(state: SandboxState, age_s: float, periods: Periods, *, dedup_possibl
         if dedup_possible and age_s >= periods.idle_s:
             return Decision(Action.DEDUP)
         deadline_s = min(periods.idle_s, periods.keep_alive_s) if dedup_possible else periods.keep_alive_s
-        return Decision(Action.NONE, deadline_s - age_s)
+        return _in(deadline_s - age_s)
     if state is SandboxState.DEDUP:
         if age_s >= periods.keep_dedup_s:
             return Decision(Action.PURGE)
-        return Decision(Action.NONE, periods.keep_dedup_s - age_s)
+        return _in(periods.keep_dedup_s - age_s)
     return Decision(Action.NONE)
+
+
+def _in(seconds: float) -> Decision:
+    return Decision(Action.NONE, seconds if math.isfinite(seconds) else None)

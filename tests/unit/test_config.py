@@ -30,11 +30,11 @@ def test_defaults_are_valid_and_the_papers() -> None:
 
 def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
     path = write(
-        tmp_path, '[agent]\nnode_id = "file"\nidle_period_s = 1\nkeep_alive_period_s = 2\nlog_json = true\n'
+        tmp_path, '[agent]\nnode_id = "file"\nidle_period_s = 1\nkeep_alive_period_s = 20\nlog_json = true\n'
     )
     environment = {"MEDES_AGENT_NODE_ID": "env", "MEDES_AGENT_IDLE_PERIOD_S": "3"}
     settings = load(AgentSettings, path, environment, {"node_id": "flag", "idle_period_s": None})
-    assert (settings.node_id, settings.idle_period_s, settings.keep_alive_period_s) == ("flag", 3.0, 2.0)
+    assert (settings.node_id, settings.idle_period_s, settings.keep_alive_period_s) == ("flag", 3.0, 20.0)
     assert settings.log_json
 
 
@@ -77,6 +77,13 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
         ("[agent]\ntls = 5", r"must be a table"),
         ('[agent.tls]\ncertificate = "/c"', r"private key"),
         ("[agent.functions.f]\nkeep_alive_period_s = -3", r"agent.functions.f.keep_alive_period_s"),
+        ("[agent]\nidle_period_s = 600", r"agent.keep_alive_period_s.*never be dedup'd"),
+        (
+            "[agent.functions.f]\nkeep_alive_period_s = 30",
+            r"agent.functions.f.keep_alive_period_s.*never be dedup'd",
+        ),
+        ("[agent.functions.f]\nactivity_lease_s = 0", r"agent.functions.f.activity_lease_s"),
+        ('[agent]\ndriver = "vm"', r"one of live, image"),
         ('[agent.functions."a b"]\ndisabled = true', r"not a name"),
         ("[agnt]\nx = 1", r"unknown table \[agnt\]"),
         ("agent = 5", r"must be a table"),
@@ -86,6 +93,11 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
 def test_bad_files_name_the_setting(tmp_path: Path, text: str, match: str) -> None:
     with pytest.raises(InvalidArgumentError, match=match):
         load(AgentSettings, write(tmp_path, text), {})
+
+
+def test_a_function_without_timers_may_have_any_periods(tmp_path: Path) -> None:
+    text = "[agent.functions.f]\nkeep_alive_period_s = 1\ndisabled = true\n"
+    assert load(AgentSettings, write(tmp_path, text), {}).for_function("f").disabled
 
 
 def test_controller_checks() -> None:

@@ -15,6 +15,7 @@ from medes.bench import criu_program
 from medes.cli.doctor import live_driver_works
 from medes.cli.main import run
 from medes.doctor import Check, examine, libraries, syscalls, tracing, userfault
+from medes.errors import UnsupportedError
 
 
 def find(checks: list[Check], name: str) -> Check:
@@ -29,12 +30,23 @@ def test_every_finding_that_is_needed_and_missing_says_how_to_get_it() -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--json"]) == 0
+    code = run(["doctor", "--json"])
     document = json.loads(capsys.readouterr().out)
-    assert isinstance(document["live_driver"], bool)
+    assert code == (0 if document["live_driver"] else UnsupportedError.exit_code)
     assert {"group", "name", "works", "detail", "fix", "needed_for"} == set(document["checks"][0])
-    assert run(["doctor"]) == 0
+    assert run(["doctor"]) == code
     assert "userfaultfd" in capsys.readouterr().out
+
+
+def test_where_nothing_can_be_deduplicated_it_ends_with_an_error_and_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "probe_live", lambda: {"userfaultfd is refused": "grant CAP_SYS_PTRACE"})
+    assert run(["doctor"]) == UnsupportedError.exit_code
+    last = capsys.readouterr().out.rpartition("cannot be deduplicated here")[2]
+    assert "userfaultfd is refused" in last and "grant CAP_SYS_PTRACE" in last
+    assert run(["doctor", "--json"]) == UnsupportedError.exit_code
+    assert json.loads(capsys.readouterr().out)["live_driver"] is False
 
 
 def test_a_refused_userfaultfd_is_reported_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +87,7 @@ def test_the_verdict_is_the_live_drivers_own(
     checks = examine()
     assert not find(checks, "system call").works
     assert live_driver_works(checks) == (not missing)
-    assert run(["doctor"]) == 0
+    assert run(["doctor"]) == (UnsupportedError.exit_code if missing else 0)
     out = capsys.readouterr().out
     assert ("Running processes can be deduplicated here" in out) == (not missing)
 

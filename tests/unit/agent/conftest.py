@@ -47,6 +47,7 @@ async def make_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             "peer_address": "127.0.0.1:0",
             "state_dir": str(tmp_path / node),
             "shm_dir": str(folder),
+            "driver": "image",
             "idle_period_s": 3600.0,
             "keep_alive_period_s": 7200.0,
             "keep_dedup_period_s": 7200.0,

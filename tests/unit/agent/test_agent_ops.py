@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from medes.agent import handlers
 from medes.agent.base_op import retire_unused
 from medes.agent.daemon import AgentDaemon
 from medes.agent.handlers import Registration
+from medes.agent.timers import view_of
 from medes.controller.process import Controller
 from medes.errors import (
     AlreadyExistsError,
@@ -24,7 +26,8 @@ from medes.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from medes.types import Activity, DedupReport
+from medes.policy.lifecycle import Action, decide
+from medes.types import Activity, DedupReport, LifecycleSettings
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
@@ -60,6 +63,12 @@ async def test_register_refuses_what_is_no_sandbox(make_agent: MakeAgent, make_a
         (Registration(sandbox_id="a/b", function="f", pids=(app.pid,)), InvalidArgumentError),
         (Registration(function="f", pids=(app.pid,), driver="live"), UnsupportedError),
         (Registration(function="f", pids=(app.pid,), driver="vm"), UnsupportedError),
+        (
+            Registration(
+                function="f", pids=(app.pid,), lifecycle=LifecycleSettings(keep_alive_period_ms=3600_000)
+            ),
+            InvalidArgumentError,  # the agent's idle period, an hour, is as long: it would never be dedup'd
+        ),
     ):
         with pytest.raises(error):
             await handlers.register(agent, registration)
@@ -321,6 +330,40 @@ async def test_timers_dedup_and_purge_on_their_own(make_agent: MakeAgent, make_a
     await until(lambda: daemon.agent.entries["s1"].state is S.DEDUP, "dedup'd")
     await until(lambda: "s1" not in daemon.agent.entries, "purged")
     await until(lambda: not app.alive(), "killed")
+
+
+async def test_no_timer_forgets_a_sandbox_whose_processes_it_may_not_end(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon = await make_agent(idle_period_s=0.1, keep_alive_period_s=0.2, keep_dedup_period_s=0.2)
+    await register(daemon, make_app())
+    entry = daemon.agent.entries["s1"]
+    await until(lambda: entry.state is S.DEDUP, "dedup'd")
+    entry.since_s -= 1e6
+    assert decide(view_of(daemon.agent, entry)) is Action.NONE
+    entry.spec = replace(entry.spec, purge_kills=True)
+    assert decide(view_of(daemon.agent, entry)) is Action.PURGE
+
+
+async def test_a_runtime_that_died_between_begin_and_end_leaves_nothing_running(
+    make_agent: MakeAgent, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = await make_agent(idle_period_s=0.1, activity_lease_s=1.0)
+    await register(daemon, make_app())
+    await register(daemon, make_app(), "s2", lifecycle=LifecycleSettings(activity_lease_ms=3600_000))
+    entry, other = daemon.agent.entries["s1"], daemon.agent.entries["s2"]
+    for sandbox_id in ("s1", "s1", "s2"):
+        await handlers.notify_activity(daemon.agent, sandbox_id, Activity.BEGUN)
+    await until(lambda: entry.state is S.DEDUP, "idle, and then dedup'd")
+    assert (entry.requests, other.requests, other.state) == (0, 1, S.RUNNING)
+    assert "s1: no request began or ended" in caplog.text
+    assert daemon.registry.get_sample_value("medes_agent_activity_leases_expired_total") == 1
+    # An end that comes late after all changes nothing, and requests work as ever.
+    await handlers.notify_activity(daemon.agent, "s1", Activity.ENDED)
+    assert (await handlers.notify_activity(daemon.agent, "s1", Activity.BEGUN)).state in (
+        S.RESTORING,
+        S.RUNNING,
+    )
 
 
 # --- cluster -----------------------------------------------------------------------------------------------

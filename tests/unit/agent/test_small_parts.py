@@ -291,6 +291,8 @@ def view(state: S, age_s: float, **more: object) -> View:
         (view(S.WARM, 19.9, idle_wakes=1), Action.NONE),
         (view(S.WARM, 20.0, idle_wakes=1), Action.DEDUP),
         (view(S.WARM, 39.9, idle_wakes=1, dedup_failures=1), Action.NONE),
+        (view(S.WARM, 1e9, purge_kills=False), Action.DEDUP),
+        (view(S.DEDUP, 1e9, purge_kills=False), Action.NONE),
     ],
 )
 def test_decisions(seen: View, action: Action) -> None:
