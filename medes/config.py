@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 
 from medes.errors import InvalidArgumentError
 from medes.limits import NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX, SETTINGS_FILE_BYTES_MAX
+from medes.places import DEFAULT_AGENT_ADDRESS, DEFAULT_CONTROLLER_ADDRESS
 from medes.rpc.address import parse_address
 from medes.rpc.tls import TlsFiles
 
@@ -42,19 +43,21 @@ S = TypeVar("S", bound="Settings")
 
 GIB = 1 << 30
 DURATION_S_MAX = 365 * 86400.0
-RUNTIME_DIR = "/run/medes"
 ALL_DOMAINS = "*"
 DRIVERS = ("live", "image")
 TRANSPORTS = ("auto", "local", "tcp", "rdma")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_MODE = re.compile(r"[67][067][067]")
+# What Kubernetes tells every container about a service that is called "medes-agent" or "medes-controller".
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT.*)|PORT(_\d+_.*)?)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 def setting(default: Any, help: str, **checks: Any) -> Any:
-    """A settings field. Checks: minimum, maximum, choices, address (True | "optional"), name, path, domains."""
+    """A settings field. Checks: minimum, maximum, choices, mode, address (True | "optional"), name, path, domains."""
     return field(default=default, metadata={"help": help, **checks})
 
 
@@ -128,10 +131,10 @@ class AgentSettings(Settings):
 
     node_id: str = setting("", "name of this node in the cluster; empty: the host name", name="optional")
     controller: str = setting(
-        "127.0.0.1:7070", "host:port of the controller; empty: none", address="optional"
+        DEFAULT_CONTROLLER_ADDRESS, "host:port of the controller; empty: none", address="optional"
     )
-    listen: str = setting(f"unix:{RUNTIME_DIR}/agent.sock", "the restore API's unix socket", address=True)
-    listen_mode: int = setting(0o600, "file mode of the unix socket", minimum=0, maximum=0o777)
+    listen: str = setting(DEFAULT_AGENT_ADDRESS, "the restore API's unix socket", address=True)
+    listen_mode: int = setting(0o600, "file mode of the unix socket", mode=True)
     listen_tcp: str = setting("", "host:port of the restore API over TCP; empty: none", address="optional")
     peer_address: str = setting("127.0.0.1:7071", "host:port of the peer service; port 0: any", address=True)
     peer_advertise: str = setting(
@@ -270,7 +273,7 @@ class ControllerSettings(Settings):
 
     SECTION: typing.ClassVar[str] = "controller"
 
-    listen: str = setting("127.0.0.1:7070", "host:port or unix:/path; port 0: any", address=True)
+    listen: str = setting(DEFAULT_CONTROLLER_ADDRESS, "host:port or unix:/path; port 0: any", address=True)
     samples_per_page: int = setting(8, "fingerprint samples of a page, cluster-wide", minimum=1, maximum=16)
     heartbeat_interval_ms: int = setting(1000, "how often agents report", minimum=10, maximum=600_000)
     lease_ms: int = setting(5000, "silent this long: the node is dead", minimum=50, maximum=3_600_000)
@@ -309,6 +312,13 @@ def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
     if "choices" in rules and value not in rules["choices"]:
         raise InvalidArgumentError(
             f"{value!r} is not allowed", object=name, hint="one of " + ", ".join(rules["choices"])
+        )
+    if "mode" in rules and not _MODE.fullmatch(f"{value:03o}"):
+        # 600 is 0o1130 and 400 is 0o620: whoever forgot the 0o must not get a socket that others may use.
+        raise InvalidArgumentError(
+            f"{value} is 0o{value:o}, no mode of a socket",
+            object=name,
+            hint="0o600, 0o660 or 0o666, with the 0o",
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidArgumentError("must be a finite number", object=name)
@@ -386,6 +396,7 @@ def load(
     table = _read_file(file, cls.SECTION) if file else {}
     values = _from_table(cls, table, cls.SECTION)
     prefix = f"MEDES_{cls.SECTION.upper()}_"
+    _refuse_unknown_variables(cls, prefix, environment)
     tls_values = {}
     for f in dataclasses.fields(cls):
         for source, raw in (
@@ -403,6 +414,19 @@ def load(
     settings = cls(**values)
     settings.check()
     return settings
+
+
+def _refuse_unknown_variables(cls: type, prefix: str, environment: Mapping[str, str]) -> None:
+    """A mistyped variable must not leave a default in its setting's place."""
+    known = {prefix + f.name.upper() for f in dataclasses.fields(cls) if "table" not in f.metadata} - {
+        f"{prefix}TLS"
+    }
+    known |= {f"{prefix}TLS_{f.name.upper()}" for f in dataclasses.fields(TlsFiles)}
+    for name in sorted(environment):
+        if name.startswith(prefix) and name not in known and not _SERVICE_LINK.fullmatch(name[len(prefix) :]):
+            raise InvalidArgumentError(
+                "no such setting", object=name, hint=_closest(name, dict.fromkeys(known))
+            )
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -476,6 +500,8 @@ def _convert(hint: Any, raw: Any, name: str, field_name: str) -> Any:
             if isinstance(raw, float):
                 raise ValueError("must be a whole number")
             if isinstance(raw, str):
+                if field_name.endswith("_mode") and raw.isdecimal() and len(raw) > 1:
+                    raise ValueError(f"write 0o{raw.lstrip('0')}")
                 return parse_size(raw) if field_name.endswith("_bytes") else int(raw, 0)
             return int(raw)
         if hint is float:

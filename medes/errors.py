@@ -134,6 +134,14 @@ class PeerUnreachableError(TransientError):
     grpc_status = "UNAVAILABLE"
 
 
+class AgentUnreachableError(TransientError):
+    """No agent answers at this address: it is not started, or listens elsewhere."""
+
+    code = "agent_unreachable"
+    exit_code = 22
+    grpc_status = "UNAVAILABLE"
+
+
 class ControllerUnreachableError(TransientError):
     """The controller does not answer."""
 
@@ -191,7 +199,7 @@ class FunctionError(MedesError):
 
 
 class WrongStateError(MedesError):
-    """The sandbox is in a state in which this cannot be done."""
+    """The sandbox (or a closed client) is in a state in which this cannot be done."""
 
     code = "wrong_state"
     exit_code = 21

@@ -1,6 +1,7 @@
 """Every bound of the Python side in one place (the native core's are in native/common/limits.h)."""
 
 GRPC_MESSAGE_BYTES_MAX = 256 << 20  # answering a lookup of LOOKUP_PAGES_MAX pages at k = 8 takes half of it
+API_REQUEST_BYTES_MAX = 1 << 20  # of the restore API: the largest is a Register of PIDS_PER_SANDBOX_MAX
 LOOKUP_PAGES_MAX = 1 << 20
 SANDBOXES_PER_NODE_MAX = 100_000
 PIDS_PER_SANDBOX_MAX = 4096

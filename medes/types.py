@@ -10,8 +10,23 @@ import enum
 from dataclasses import dataclass, field
 
 
-class SandboxState(enum.IntEnum):
-    """The state of a sandbox; numbers are those of the wire."""
+class _Labelled(enum.IntEnum):
+    """Numbers are those of the wire; people are shown the label."""
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as shown to users."""
+        return self.name.lower()
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __format__(self, spec: str) -> str:
+        return format(self.label, spec)
+
+
+class SandboxState(_Labelled):
+    """The state of a sandbox."""
 
     UNSPECIFIED = 0
     RUNNING = 1
@@ -22,13 +37,8 @@ class SandboxState(enum.IntEnum):
     LOST = 6
     PURGED = 7
 
-    @property
-    def label(self) -> str:
-        """Lower-case name, as shown to users."""
-        return self.name.lower()
 
-
-class Activity(enum.IntEnum):
+class Activity(_Labelled):
     """What a runtime reports about requests in a sandbox."""
 
     UNSPECIFIED = 0

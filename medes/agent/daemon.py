@@ -33,6 +33,7 @@ from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, Pee
 from medes.agent.timers import DriverEvents, Timers
 from medes.config import AgentSettings
 from medes.errors import IoError, MedesError, PermissionDeniedError
+from medes.limits import API_REQUEST_BYTES_MAX
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
 from medes.rpc.address import parse_address, warn_if_open
@@ -67,7 +68,7 @@ class AgentDaemon:
         self.recovered: recovery.Recovered
         self.registry = CollectorRegistry()
         rpc_metrics = RpcMetrics(self.registry)
-        self._api = RpcServer(observer=rpc_metrics.observe)
+        self._api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
         self._peer = RpcServer(observer=rpc_metrics.observe)
         self._metrics: MetricsServer | None = None
         self.peer_address = ""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
-import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from medes import native
 from medes.agent import restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
-from medes.agent.periods import refuse_contradiction
-from medes.agent.processes import kill_all, start_time
+from medes.agent.processes import kill_all
+from medes.agent.registration import Registration, checked_spec
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.agent.states import require_dedup_allowed, require_restore_possible
 from medes.errors import (
@@ -26,18 +23,15 @@ from medes.errors import (
     LimitExceededError,
     LostError,
     MedesError,
-    NotFoundError,
     PeerUnreachableError,
     ProcessGoneError,
-    UnsupportedError,
 )
-from medes.limits import DEDUPS_QUEUED_MAX, NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX, SANDBOXES_PER_NODE_MAX
+from medes.limits import DEDUPS_QUEUED_MAX, SANDBOXES_PER_NODE_MAX
 from medes.types import (
     Activity,
     BaseStatus,
     DedupReport,
     DedupResult,
-    LifecycleSettings,
     NodeStatus,
     RestoreReport,
     RestoreResult,
@@ -47,27 +41,8 @@ from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TENANT = "default"
 COMPLETE_TIMEOUT_S = 600.0
 PURGE_ASKED = "asked for"
-PERIOD_MS_MAX = 365 * 86400 * 1000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What Register gives; empty fields as in agent.proto."""
-
-    sandbox_id: str = ""
-    function: str = ""
-    tenant: str = ""
-    domain: str = ""
-    pids: tuple[int, ...] = ()
-    cgroup: str = ""
-    lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
-    driver: str = ""
-    hook_address: str = ""
-    purge_kills: bool = False
 
 
 # --- register ----------------------------------------------------------------------------------------------
@@ -76,7 +51,8 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
 
     Raises invalid_argument, not_found (unknown pid or cgroup), already_exists, limit_exceeded, unsupported.
     """
-    spec = _spec(agent, request)
+    # Many pids, or a cgroup to look for, are work of milliseconds: not in the event loop.
+    spec = await agent.in_ops(checked_spec, agent.settings, agent.drivers, agent.missing, request)
     known = agent.entries.get(spec.sandbox_id)
     if known is not None:
         if (known.spec.pids, known.spec.start_times, known.spec.cgroup) != (
@@ -107,77 +83,6 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
         raise
     agent.tell(entry, S.UNSPECIFIED, "registered")
     return entry.view(agent.clock.now_s())
-
-
-def _spec(agent: Agent, request: Registration) -> SandboxSpec:
-    tenant = request.tenant or DEFAULT_TENANT
-    override = agent.settings.for_function(request.function)
-    domain = request.domain or override.domain or tenant
-    sandbox_id = request.sandbox_id or f"{request.function[:100]}-{secrets.token_hex(6)}"
-    for what, name in (
-        ("function", request.function),
-        ("tenant", tenant),
-        ("domain", domain),
-        ("sandbox_id", sandbox_id),
-    ):
-        if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
-            raise InvalidArgumentError(
-                f"{what} {name[:50]!r} is not a name",
-                object=what,
-                hint=f"letters, digits, '.', '_', '-', at most {NAME_CHARS_MAX} characters",
-            )
-    if bool(request.pids) == bool(request.cgroup):
-        raise InvalidArgumentError("give pids or a cgroup", object=sandbox_id)
-    own = request.lifecycle
-    periods = (own.idle_period_ms, own.keep_alive_period_ms, own.keep_dedup_period_ms, own.activity_lease_ms)
-    if any(p < 0 or p > PERIOD_MS_MAX for p in periods):
-        raise InvalidArgumentError("a period is at most a year", object=sandbox_id)
-    refuse_contradiction(agent.settings, request.function, own, sandbox_id)
-    start_times = tuple(_checked_pid(agent, pid) for pid in request.pids)
-    if len(set(request.pids)) != len(request.pids) or len(request.pids) > PIDS_PER_SANDBOX_MAX:
-        raise InvalidArgumentError(
-            f"pids must differ, at most {PIDS_PER_SANDBOX_MAX} of them", object=sandbox_id
-        )
-    if request.cgroup and not native.cgroup_pids(request.cgroup):
-        raise NotFoundError("no process in this cgroup", object=request.cgroup)
-    return SandboxSpec(
-        sandbox_id,
-        request.function,
-        tenant,
-        domain,
-        request.pids,
-        start_times,
-        request.cgroup,
-        request.lifecycle,
-        _driver_name(agent, request.driver),
-        request.hook_address,
-        request.purge_kills,
-    )
-
-
-def _checked_pid(agent: Agent, pid: int) -> int:
-    if pid <= 1:
-        raise InvalidArgumentError("not the pid of a sandbox", object=f"pid {pid}")
-    if pid == os.getpid():
-        raise InvalidArgumentError("this is the agent itself", object=f"pid {pid}")
-    ticks = start_time(pid)
-    if ticks == 0:
-        raise NotFoundError("no such process", object=f"pid {pid}")
-    return ticks
-
-
-def _driver_name(agent: Agent, asked: str) -> str:
-    """The driver that was asked for, else the one of the settings: never another in its place."""
-    name = asked or agent.settings.driver
-    if name in agent.drivers:
-        return name
-    if name == "live" and agent.missing:
-        raise UnsupportedError(
-            f"the live driver cannot run here: {'; '.join(agent.missing)}",
-            object="driver live",
-            hint="; ".join(agent.missing.values()),
-        )
-    raise UnsupportedError("no such driver", object=f"driver {name}", hint=", ".join(agent.drivers))
 
 
 def _refuse_shared_processes(agent: Agent, spec: SandboxSpec) -> None:

@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medes import native
 from medes.agent.base_op import free_base
@@ -43,14 +44,33 @@ def _check_names(*names: str) -> None:
             raise InvalidArgumentError("node, holder and domain must be named", object=name[:50] or "(empty)")
 
 
+def check_base_count(node_id: str, count: int) -> None:
+    """Before anything is made of them: a node has no more bases than this."""
+    if count > BASES_PER_NODE_MAX:
+        raise LimitExceededError(f"{count} bases; at most {BASES_PER_NODE_MAX}", object=node_id[:50])
+
+
+def check_domain_count(node_id: str, count: int) -> None:
+    if count > PAGE_ACCESS_MAX:
+        raise LimitExceededError(f"{count} domains; at most {PAGE_ACCESS_MAX}", object=node_id[:50])
+
+
+def check_pin_sets(node_id: str, pins: Sequence[Any]) -> None:
+    """All the pins a node says that it has (with `base_ids` each): a holder is a sandbox or an op of it."""
+    if len(pins) > SANDBOXES_PER_NODE_MAX:
+        raise LimitExceededError(
+            f"{len(pins)} holders; at most {SANDBOXES_PER_NODE_MAX}", object=node_id[:50]
+        )
+    for pin_set in pins:
+        check_base_count(node_id, len(pin_set.base_ids))
+
+
 # --- pins --------------------------------------------------------------------------------------------------
 async def pin(
     agent: Agent, node_id: str, holder_id: str, domain: str, base_ids: list[int]
 ) -> list[BaseDescriptor]:
     """Grants all or none; a granted pin is on the disk before this returns. Raises not_found, invalid_argument."""
     _check_names(node_id, holder_id, domain)
-    if len(base_ids) > BASES_PER_NODE_MAX:
-        raise LimitExceededError(f"{len(base_ids)} bases in one pin", object=node_id)
     require_domain(agent, node_id, domain, base_ids)
     already = agent.pins.held(node_id, holder_id)
     bases = agent.bases.grantable(domain, base_ids, already)
@@ -89,16 +109,13 @@ async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, li
     _check_names(node_id)
     if node_id == agent.node_id:
         raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
-    if len(pins) > SANDBOXES_PER_NODE_MAX:
-        raise LimitExceededError(f"{len(pins)} holders", object=node_id)
     missing: list[int] = []
     kept: dict[str, tuple[str, list[int]]] = {}
     for holder_id, (domain, base_ids) in pins.items():
         _check_names(holder_id, domain)
-        known = []
-        if agent.settings.may_read(node_id, domain):
-            known = [b for b in base_ids if _has(agent, b, domain)]
-        missing += [b for b in base_ids if b not in known]
+        may_read = agent.settings.may_read(node_id, domain)
+        known = [b for b in base_ids if may_read and _has(agent, b, domain)]
+        missing += set(base_ids).difference(known)
         kept[holder_id] = (domain, known)
     freed, gone = agent.pins.replace_node(node_id, kept)
     records: list[Record] = [
@@ -206,8 +223,6 @@ class PageAccessTable:
     def keep(self, node_id: str, domains: list[str], rdma_domains: list[str]) -> None:
         """That node still uses its access to these domains; what it was never given stays so."""
         _check_names(node_id)
-        if len(domains) + len(rdma_domains) > PAGE_ACCESS_MAX:
-            raise LimitExceededError(f"{len(domains)} domains", object=node_id)
         now_s = self._agent.clock.now_s()
         for domain in domains:
             if (node_id, domain) in self._kept_s:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from medes import native
-from medes.errors import MedesError, PermissionDeniedError
+from medes.errors import InvalidArgumentError, MedesError, PermissionDeniedError
 
 
 def is_zombie(pid: int) -> bool:
     """Exited and not yet reaped: nothing of its memory is left. False also when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return text[text.rfind(")") + 2 :][:1] in ("Z", "X")
+    fields = _stat(pid)
+    return bool(fields) and fields[0] in ("Z", "X")
 
 
 def start_time(pid: int) -> int:
@@ -31,6 +29,61 @@ def start_time(pid: int) -> int:
 def runs(pid: int, start_time_ticks: int) -> bool:
     """Whether the process that had this start time still runs."""
     return start_time_ticks != 0 and start_time(pid) == start_time_ticks
+
+
+KEEPER_NAME = "medes-keeper"  # native/live/keeper.cc
+PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
+
+
+def refuse_own(pids: Iterable[int]) -> None:
+    """Raises invalid_argument when one of these processes cannot be a sandbox: the agent and whoever started it (its
+    tree has the agent in it), a keeper, init, a kernel thread, a thread of a process. Those that are gone may be."""
+    agent_and_ancestors = ancestors(os.getpid())
+    for pid in pids:
+        why = _why_not(pid, agent_and_ancestors)
+        if why:
+            raise InvalidArgumentError(f"{why}: it cannot be a sandbox", object=f"pid {pid}")
+
+
+def ancestors(pid: int) -> list[int]:
+    """The process and those it descends from, as far as this PID namespace shows them."""
+    found: list[int] = []
+    while pid > 0 and pid not in found:
+        found.append(pid)
+        fields = _stat(pid)
+        pid = int(fields[1]) if fields else 0
+    return found
+
+
+def _why_not(pid: int, agent_and_ancestors: list[int]) -> str:
+    if pid == os.getpid():
+        return "this is the agent itself"
+    if pid == 1:
+        return "this is init"
+    if pid in agent_and_ancestors:
+        return "this is an ancestor of the agent"
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return ""
+    facts = dict(line.partition(":\t")[::2] for line in status.splitlines())
+    if facts.get("Name") == KEEPER_NAME:
+        return "this is an agent's keeper"
+    if facts.get("Tgid", str(pid)).strip() != str(pid):
+        return f"this is a thread of process {facts['Tgid'].strip()}"
+    fields = _stat(pid)
+    if fields and int(fields[6]) & PF_KTHREAD:
+        return "this is a kernel thread"
+    return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: state, parent, …; none when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return text[text.rfind(")") + 2 :].split()
 
 
 def kill(pid: int, start_time_ticks: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,13 @@ from medes.agent.drivers import LiveHandle
 from medes.agent.processes import runs
 from medes.agent.states import may_follow
 from medes.agent.working_sets import Page
-from medes.errors import InternalError, MedesError, PeerUnreachableError, ProcessGoneError
+from medes.errors import (
+    InternalError,
+    InvalidArgumentError,
+    MedesError,
+    PeerUnreachableError,
+    ProcessGoneError,
+)
 from medes.types import BaseDescriptor, DedupReport, LifecycleSettings, NodeEndpoints, RestoreReport, Sandbox
 from medes.types import SandboxState as S
 
@@ -60,7 +67,11 @@ class SandboxSpec:
         roots = self.live_roots()
         if not roots:
             raise ProcessGoneError("its processes have exited", object=self.sandbox_id)
-        return roots if self.cgroup else native.process_tree(roots)
+        pids = roots if self.cgroup else native.process_tree(roots)
+        if os.getpid() in pids:
+            # Whoever moved the agent into the sandbox's cgroup: it would stop itself, for good.
+            raise InvalidArgumentError("the agent itself is in this sandbox", object=self.sandbox_id)
+        return pids
 
 
 @dataclass(slots=True)

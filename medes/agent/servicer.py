@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -9,18 +10,16 @@ from typing import Any
 from medes.agent import handlers, peer_handlers
 from medes.agent.core import Agent
 from medes.agent.fingerprint_service import FingerprintService
-from medes.agent.peer_client import (
-    endpoint_from_proto,
-    endpoint_to_proto,
-    region_to_proto,
-)
-from medes.rpc.convert import from_proto, to_proto
+from medes.agent.peer_client import endpoint_from_proto, endpoint_to_proto, region_to_proto
+from medes.agent.registration import Registration
+from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
 from medes.rpc.identity import require_node
 from medes.types import Activity, LifecycleSettings, Sandbox
 
 AGENT_SERVICE = "medes.v1.AgentService"
 PEER_SERVICE = "medes.v1.PeerService"
+LISTED_AT_ONCE = 100  # sandboxes made into messages before others get their turn: a few milliseconds
 
 
 def _sandbox(sandbox: Sandbox) -> Any:
@@ -34,12 +33,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
         self._agent = agent
 
     async def Register(self, request: Any, context: Any) -> Any:
-        registration = handlers.Registration(
+        registration = Registration(
             sandbox_id=request.sandbox_id,
             function=request.function,
             tenant=request.tenant,
             domain=request.domain,
-            pids=tuple(request.pids),
+            pids=tuple(request.pids),  # at most what fits into API_REQUEST_BYTES_MAX
             cgroup=request.cgroup,
             lifecycle=from_proto(LifecycleSettings, request.lifecycle),
             driver=request.driver,
@@ -79,7 +78,10 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
 
     async def List(self, request: Any, context: Any) -> Any:
         response = agent_pb2.ListResponse()
-        response.sandboxes.extend(_sandbox(s) for s in handlers.list_sandboxes(self._agent, request.function))
+        for number, sandbox in enumerate(handlers.list_sandboxes(self._agent, request.function), 1):
+            fill(response.sandboxes.add(), sandbox)
+            if number % LISTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a node of thousands must not keep requests waiting
         return response
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -105,6 +107,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
 
     async def Pin(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
+        peer_handlers.check_base_count(request.node_id, len(request.base_ids))
         granted = await peer_handlers.pin(
             self._agent, request.node_id, request.holder_id, request.domain, list(request.base_ids)
         )
@@ -116,11 +119,13 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
 
     async def Unpin(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
+        peer_handlers.check_base_count(request.node_id, len(request.base_ids))
         await peer_handlers.unpin(self._agent, request.node_id, request.holder_id, list(request.base_ids))
         return peer_pb2.UnpinResponse()
 
     async def ReconcilePins(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
+        peer_handlers.check_pin_sets(request.node_id, request.pins)
         pins = {p.holder_id: (p.domain, list(p.base_ids)) for p in request.pins}
         missing = await peer_handlers.reconcile(self._agent, request.node_id, pins)
         return peer_pb2.ReconcilePinsResponse(missing_base_ids=missing)
@@ -137,6 +142,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
 
     async def KeepPages(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
+        peer_handlers.check_domain_count(request.node_id, len(request.domains) + len(request.rdma_domains))
         self._pages.keep(request.node_id, list(request.domains), list(request.rdma_domains))
         return peer_pb2.KeepPagesResponse()
 

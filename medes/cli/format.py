@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # 50 ms that only a table has to pay
+    from rich.console import Console
+    from rich.table import Table
 
 
 def bytes_text(count: float) -> str:
@@ -33,6 +34,9 @@ def duration_text(seconds: float) -> str:
 
 def build_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
     """A rich table; cell texts are taken literally (names come from callers and may hold brackets)."""
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
@@ -46,5 +50,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
 
 def wide_console() -> Console:
     """A console that breaks no lines where the output is no terminal."""
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=250)

@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from medes.cli.format import bytes_text, table
-from medes.cli.options import DEFAULT_AGENT_ADDRESS, json_option, print_json
-from medes.config import RUNTIME_DIR
+from medes.cli.options import json_option, print_json
 from medes.errors import InvalidArgumentError, LimitExceededError
 from medes.limits import EVENT_BYTES_MAX
+from medes.places import DEFAULT_AGENT_ADDRESS, RUNTIME_DIR
 
 DEFAULT_SOCKET = f"{RUNTIME_DIR}/functions.sock"
 socket_option = click.option(

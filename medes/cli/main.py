@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import sys
-import traceback
 
 import click
 
@@ -98,6 +97,8 @@ def run(arguments: list[str] | None = None) -> int:
         Exception
     ) as error:  # nothing foresaw it: whatever it is, the user gets one line and a code of its own
         if os.environ.get(DEBUG_VARIABLE):
+            import traceback
+
             traceback.print_exc()
         hint = f"a bug in Medes; {DEBUG_VARIABLE}=1 shows where"
         print_error(InternalError(f"{type(error).__name__}: {error}", hint=hint))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from medes.config import RUNTIME_DIR, Settings
 from medes.errors import MedesError
+from medes.places import DEFAULT_AGENT_ADDRESS, DEFAULT_CONTROLLER_ADDRESS
 from medes.rpc.tls import TlsFiles
 
+if TYPE_CHECKING:  # only the daemons' commands have settings
+    from medes.config import Settings
+
 F = Callable[..., Any]
-DEFAULT_AGENT_ADDRESS = f"unix:{RUNTIME_DIR}/agent.sock"
-DEFAULT_CONTROLLER_ADDRESS = "127.0.0.1:7070"
 
 
 def settings_options(cls: type[Settings]) -> Callable[[F], F]:
@@ -123,4 +123,6 @@ def print_error(error: MedesError) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
+    import json
+
     click.echo(json.dumps(jsonable(value), indent=2))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medes.cli.format import bytes_text, duration_text, table
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
-from medes.client import MedesClient
 from medes.errors import MedesError
 from medes.types import LifecycleSettings, Sandbox
 
+if TYPE_CHECKING:
+    from medes.client import MedesClient
+
 
 def _connect(address: str, options: dict[str, Any]) -> MedesClient:
+    from medes.client import MedesClient  # not for --help
+
     return MedesClient(address, tls=tls_from(options))
 
 

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from medes.client.connection import AioConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
-    DEFAULT_AGENT_ADDRESS,
     RESTORE_TIMEOUT_S,
     activity_request,
     register_request,
+    request,
 )
+from medes.places import DEFAULT_AGENT_ADDRESS
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
@@ -29,8 +30,8 @@ from medes.types import (
 class AsyncMedesClient(AioConnection):
     """Calls one agent. Connects on first use; close it, or use it as a context manager.
 
-    Every method raises the agent's error from medes.errors, peer_unreachable when the agent does not answer and
-    deadline_exceeded after the call's timeout (timeout_s unless the method has its own). Create it inside the
+    Every method raises the agent's error from medes.errors, agent_unreachable when none answers, deadline_exceeded
+    after the call's timeout (timeout_s unless the method has its own) and wrong_state on a closed client. Create it inside the
     event loop that uses it.
     """
 
@@ -55,10 +56,10 @@ class AsyncMedesClient(AioConnection):
 
         An empty sandbox_id lets the agent choose one; an empty domain means the tenant.
         """
-        request = register_request(
+        message = register_request(
             function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
         )
-        return from_proto(Sandbox, await self.stub.Register(request))
+        return from_proto(Sandbox, await self.stub.Register(message))
 
     async def begin(self, sandbox_id: str) -> Sandbox:
         """A request begins: the sandbox is busy until end(). Cancels a dedup op under way."""
@@ -80,8 +81,10 @@ class AsyncMedesClient(AioConnection):
         timeout_s: float = DEDUP_TIMEOUT_S,
     ) -> DedupResult:
         """Cuts an idle sandbox down to patches; returns when that is done."""
-        request = pb.DedupRequest(sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
-        return from_proto(DedupResult, await self.stub.Dedup(request, timeout=timeout_s))
+        message = request(
+            pb.DedupRequest, sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen
+        )
+        return from_proto(DedupResult, await self.stub.Dedup(message, timeout=timeout_s))
 
     async def restore(
         self,
@@ -96,25 +99,27 @@ class AsyncMedesClient(AioConnection):
         A warm one is answered at once (`report.was_dedup` false). queue_deadline_ms bounds the wait for its turn
         (0: the agent's setting); raises busy after it, lost when the sandbox must be cold-started.
         """
-        request = pb.RestoreRequest(sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms)
-        return from_proto(RestoreResult, await self.stub.Restore(request, timeout=timeout_s))
+        message = request(
+            pb.RestoreRequest, sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms
+        )
+        return from_proto(RestoreResult, await self.stub.Restore(message, timeout=timeout_s))
 
     async def purge(self, sandbox_id: str) -> None:
         """Ends the agent's care; kills the processes where they were registered with purge_kills."""
-        await self.stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
+        await self.stub.Purge(request(pb.PurgeRequest, sandbox_id=sandbox_id))
 
     async def get(self, sandbox_id: str) -> Sandbox:
         """One sandbox. Raises not_found."""
-        return from_proto(Sandbox, await self.stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
+        return from_proto(Sandbox, await self.stub.Get(request(pb.GetRequest, sandbox_id=sandbox_id)))
 
     async def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""
-        answer = await self.stub.List(pb.ListRequest(function=function))
+        answer = await self.stub.List(request(pb.ListRequest, function=function))
         return [from_proto(Sandbox, s) for s in answer.sandboxes]
 
     async def watch(self, function: str = "") -> AsyncIterator[SandboxEvent]:
         """State changes from now on, without end. Close the iterator (or the client) to stop."""
-        stream = self.stub.Watch(pb.WatchRequest(function=function))
+        stream = self.stub.Watch(request(pb.WatchRequest, function=function))
         try:
             async for event in stream:
                 yield from_proto(SandboxEvent, event)

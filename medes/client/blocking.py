@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from medes.client.connection import BlockingConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
-    DEFAULT_AGENT_ADDRESS,
     RESTORE_TIMEOUT_S,
     activity_request,
     register_request,
+    request,
 )
+from medes.places import DEFAULT_AGENT_ADDRESS
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
@@ -29,9 +30,9 @@ from medes.types import (
 class MedesClient(BlockingConnection):
     """Calls one agent. Connects on first use; close it, or use it as a context manager.
 
-    Every method raises the agent's error from medes.errors, peer_unreachable when the agent does not answer and
-    deadline_exceeded after the call's timeout (timeout_s unless the method has its own). Do not fork a process
-    that has used a client: gRPC does not survive it.
+    Every method raises the agent's error from medes.errors, agent_unreachable when none answers, deadline_exceeded
+    after the call's timeout (timeout_s unless the method has its own) and wrong_state on a closed client. In a forked
+    child it raises wrong_state as well: make another client there.
     """
 
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
@@ -55,10 +56,10 @@ class MedesClient(BlockingConnection):
 
         An empty sandbox_id lets the agent choose one; an empty domain means the tenant.
         """
-        request = register_request(
+        message = register_request(
             function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
         )
-        return from_proto(Sandbox, self.stub.Register(request))
+        return from_proto(Sandbox, self.stub.Register(message))
 
     def begin(self, sandbox_id: str) -> Sandbox:
         """A request begins: the sandbox is busy until end(). Cancels a dedup op under way."""
@@ -80,8 +81,10 @@ class MedesClient(BlockingConnection):
         timeout_s: float = DEDUP_TIMEOUT_S,
     ) -> DedupResult:
         """Cuts an idle sandbox down to patches; blocks until that is done."""
-        request = pb.DedupRequest(sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen)
-        return from_proto(DedupResult, self.stub.Dedup(request, timeout=timeout_s))
+        message = request(
+            pb.DedupRequest, sandbox_id=sandbox_id, make_base=make_base, hold_frozen=hold_frozen
+        )
+        return from_proto(DedupResult, self.stub.Dedup(message, timeout=timeout_s))
 
     def restore(
         self,
@@ -96,25 +99,27 @@ class MedesClient(BlockingConnection):
         A warm one is answered at once (`report.was_dedup` false). queue_deadline_ms bounds the wait for its turn
         (0: the agent's setting); raises busy after it, lost when the sandbox must be cold-started.
         """
-        request = pb.RestoreRequest(sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms)
-        return from_proto(RestoreResult, self.stub.Restore(request, timeout=timeout_s))
+        message = request(
+            pb.RestoreRequest, sandbox_id=sandbox_id, eager=eager, deadline_ms=queue_deadline_ms
+        )
+        return from_proto(RestoreResult, self.stub.Restore(message, timeout=timeout_s))
 
     def purge(self, sandbox_id: str) -> None:
         """Ends the agent's care; kills the processes where they were registered with purge_kills."""
-        self.stub.Purge(pb.PurgeRequest(sandbox_id=sandbox_id))
+        self.stub.Purge(request(pb.PurgeRequest, sandbox_id=sandbox_id))
 
     def get(self, sandbox_id: str) -> Sandbox:
         """One sandbox. Raises not_found."""
-        return from_proto(Sandbox, self.stub.Get(pb.GetRequest(sandbox_id=sandbox_id)))
+        return from_proto(Sandbox, self.stub.Get(request(pb.GetRequest, sandbox_id=sandbox_id)))
 
     def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""
-        answer = self.stub.List(pb.ListRequest(function=function))
+        answer = self.stub.List(request(pb.ListRequest, function=function))
         return [from_proto(Sandbox, s) for s in answer.sandboxes]
 
     def watch(self, function: str = "") -> Iterator[SandboxEvent]:
         """State changes from now on, without end. Close the iterator (or the client) to stop."""
-        stream = self.stub.Watch(pb.WatchRequest(function=function))
+        stream = self.stub.Watch(request(pb.WatchRequest, function=function))
         try:
             for event in stream:
                 yield from_proto(SandboxEvent, event)

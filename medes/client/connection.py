@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from medes.errors import MedesError, PeerUnreachableError
+from medes.errors import AgentUnreachableError, MedesError
 from medes.limits import RPC_TIMEOUT_S
 from medes.rpc.channel import aio_channel, sync_channel
 from medes.rpc.tls import TlsFiles
@@ -14,7 +14,7 @@ from medes.rpc.tls import TlsFiles
 class _Connection:
     DEFAULT_ADDRESS: ClassVar[str]
     STUB: ClassVar[Any]  # the service's generated calls
-    UNREACHABLE: ClassVar[type[MedesError]] = PeerUnreachableError
+    UNREACHABLE: ClassVar[type[MedesError]] = AgentUnreachableError
     _open: ClassVar[Any]
 
     def __init__(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from medes.client.connection import AioConnection, BlockingConnection
+from medes.client.messages import request
 from medes.errors import ControllerUnreachableError
+from medes.places import DEFAULT_CONTROLLER_ADDRESS
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import controller_pb2 as pb
 from medes.rpc.gen.controller_pb2_grpc import ControllerServiceStub
 from medes.types import NodeRecord, SandboxRecord, Statistics
-
-DEFAULT_CONTROLLER_ADDRESS = "127.0.0.1:7070"
 
 
 class ControllerClient(BlockingConnection):
@@ -25,7 +25,7 @@ class ControllerClient(BlockingConnection):
 
     def sandboxes(self, function: str = "", node_id: str = "") -> list[SandboxRecord]:
         """The sandbox directory."""
-        answer = self.stub.ListSandboxes(pb.ListSandboxesRequest(function=function, node_id=node_id))
+        answer = self.stub.ListSandboxes(request(pb.ListSandboxesRequest, function=function, node_id=node_id))
         return [from_proto(SandboxRecord, s) for s in answer.sandboxes]
 
     def statistics(self) -> Statistics:
@@ -46,7 +46,9 @@ class AsyncControllerClient(AioConnection):
 
     async def sandboxes(self, function: str = "", node_id: str = "") -> list[SandboxRecord]:
         """The sandbox directory."""
-        answer = await self.stub.ListSandboxes(pb.ListSandboxesRequest(function=function, node_id=node_id))
+        answer = await self.stub.ListSandboxes(
+            request(pb.ListSandboxesRequest, function=function, node_id=node_id)
+        )
         return [from_proto(SandboxRecord, s) for s in answer.sandboxes]
 
     async def statistics(self) -> Statistics:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import Any, TypeVar
 
-from medes.errors import InvalidArgumentError
+from google.protobuf.message import Message
+
+from medes.errors import InvalidArgumentError, LimitExceededError
 from medes.limits import PIDS_PER_SANDBOX_MAX
 from medes.rpc.convert import to_proto
 from medes.rpc.gen import agent_pb2 as pb
 from medes.types import Activity, LifecycleSettings
 
-DEFAULT_AGENT_ADDRESS = "unix:/run/medes/agent.sock"
+M = TypeVar("M", bound=Message)
 # The ops themselves take well under a second; these bound a caller's wait behind other ops.
 DEDUP_TIMEOUT_S = 300.0
 RESTORE_TIMEOUT_S = 60.0
@@ -29,10 +31,16 @@ def register_request(
     hook_address: str,
     purge_kills: bool,
 ) -> pb.RegisterRequest:
+    if isinstance(pids, (str, bytes)) or not isinstance(pids, Sequence | Set):
+        raise InvalidArgumentError(
+            f"pids is {pids!r:.50}, not a list of process ids", object=str(function), hint="pids=[4711]"
+        )
     if bool(pids) == bool(cgroup):
-        raise InvalidArgumentError("give either pids or a cgroup", object=function)
+        raise InvalidArgumentError("give either pids or a cgroup", object=str(function))
     if len(pids) > PIDS_PER_SANDBOX_MAX:
-        raise InvalidArgumentError(f"more than {PIDS_PER_SANDBOX_MAX} pids", object=function)
+        raise LimitExceededError(
+            f"{len(pids)} pids; a sandbox has at most {PIDS_PER_SANDBOX_MAX} processes", object=str(function)
+        )
     settings: Any = to_proto(pb.LifecycleSettings, lifecycle) if lifecycle else None
     try:
         return pb.RegisterRequest(
@@ -48,9 +56,17 @@ def register_request(
             purge_kills=purge_kills,
         )
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(str(error), object=function) from error
+        raise InvalidArgumentError(str(error), object=str(function)) from error
 
 
 def activity_request(sandbox_id: str, activity: Activity) -> pb.NotifyActivityRequest:
     number: Any = int(activity)  # an enum field takes its number
-    return pb.NotifyActivityRequest(sandbox_id=sandbox_id, activity=number)
+    return request(pb.NotifyActivityRequest, sandbox_id=sandbox_id, activity=number)
+
+
+def request(message_class: type[M], **fields: Any) -> M:
+    """A request of a caller's values. Raises invalid_argument for one of another type or out of its bounds."""
+    try:
+        return message_class(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(str(error), object=message_class.__name__) from None

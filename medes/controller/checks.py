@@ -35,10 +35,27 @@ def endpoints(value: NodeEndpoints) -> None:
             raise LimitExceededError(f"longer than {ADDRESS_CHARS_MAX} characters", object=what)
         if text:
             parse_address(text)
-    if len(value.transports) > TRANSPORTS_PER_NODE_MAX:
-        raise LimitExceededError(f"more than {TRANSPORTS_PER_NODE_MAX} transports", object=value.node_id)
+    transport_count(len(value.transports), value.node_id)
     for transport in value.transports:
         name(transport, "transport")
+
+
+# Counts are checked on the message, before a Python object is made of each.
+def transport_count(count: int, node_id: str) -> None:
+    if count > TRANSPORTS_PER_NODE_MAX:
+        raise LimitExceededError(f"more than {TRANSPORTS_PER_NODE_MAX} transports", object=node_id[:50])
+
+
+def range_count(count: int, base_id: int) -> None:
+    if count > ADDRESS_RANGES_MAX:
+        raise LimitExceededError(
+            f"more than {ADDRESS_RANGES_MAX} address ranges", object=f"base {base_id:#x}"
+        )
+
+
+def sandbox_count(count: int, node_id: str) -> None:
+    if count > SANDBOXES_PER_NODE_MAX:
+        raise LimitExceededError(f"more than {SANDBOXES_PER_NODE_MAX} sandboxes", object=node_id[:50])
 
 
 def samples(got: int, wanted: int) -> None:
@@ -75,15 +92,13 @@ def base(value: BaseDescriptor, page_count: int, positions: bytes, samples_per_p
         raise InvalidArgumentError(
             f"{len(positions)} positions for {page_count * samples_per_page} hashes", object=where
         )
-    if len(value.ranges) > ADDRESS_RANGES_MAX:
-        raise LimitExceededError(f"more than {ADDRESS_RANGES_MAX} address ranges", object=where)
+    range_count(len(value.ranges), value.base_id)
     if any(r.begin >= r.end for r in value.ranges):
         raise InvalidArgumentError("an address range is empty or reversed", object=where)
 
 
 def sandboxes(values: tuple[SandboxRecord, ...], node_id: str) -> None:
-    if len(values) > SANDBOXES_PER_NODE_MAX:
-        raise LimitExceededError(f"more than {SANDBOXES_PER_NODE_MAX} sandboxes", object=node_id)
+    sandbox_count(len(values), node_id)
     for record in values:
         name(record.sandbox_id, "sandbox_id")
         name(record.function, "function", optional=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from medes.controller import handlers, requests
+from medes.controller import checks, handlers, requests
 from medes.controller.state import ControllerState
 from medes.errors import BusyError
 from medes.limits import REGISTRY_CALLS_QUEUED_MAX
@@ -48,7 +48,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         if self._state.settings.node_certificates:
             require_node(context, node_id)
 
-    async def JoinNode(self, request: Message, context: Any) -> Message:
+    async def JoinNode(self, request: Any, context: Any) -> Message:
+        checks.transport_count(len(request.endpoints.transports), request.endpoints.node_id)
         ask = from_proto(requests.JoinNode, request)
         self._check_node(context, ask.endpoints.node_id)
         answer = await self._in_executor(handlers.join_node, ask, self._state, self._clock())
@@ -76,7 +77,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         answer = await self._in_executor(handlers.lookup_fingerprints, ask, self._state, self._clock)
         return to_proto(pb.LookupFingerprintsResponse, answer)
 
-    async def PublishBase(self, request: Message, context: Any) -> Message:
+    async def PublishBase(self, request: Any, context: Any) -> Message:
+        checks.range_count(len(request.base.ranges), request.base.base_id)
         ask = from_proto(requests.PublishBase, request)
         self._check_node(context, ask.base.node_id)
         await self._in_executor(handlers.publish_base, ask, self._state)
@@ -94,15 +96,22 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         answer = await self._in_executor(handlers.advise_base, ask, self._state, self._clock())
         return to_proto(pb.AdviseBaseResponse, answer)
 
-    async def AnnounceSandboxes(self, request: Message, context: Any) -> Message:
-        ask = from_proto(requests.AnnounceSandboxes, request)
-        self._check_node(context, ask.node_id)
-        handlers.announce_sandboxes(ask, self._state)
+    async def AnnounceSandboxes(self, request: Any, context: Any) -> Message:
+        self._check_node(context, request.node_id)
+        checks.sandbox_count(len(request.sandboxes), request.node_id)
+        # A full announcement may hold 100,000 of them: heartbeats must not wait for that.
+        await self._in_executor(self._announce, request)
         return pb.AnnounceSandboxesResponse()
 
+    def _announce(self, request: Message) -> None:
+        handlers.announce_sandboxes(from_proto(requests.AnnounceSandboxes, request), self._state)
+
     async def ListSandboxes(self, request: Message, context: Any) -> Message:
+        return await self._in_executor(self._list, from_proto(requests.ListSandboxes, request))
+
+    def _list(self, ask: requests.ListSandboxes) -> Message:
         response = pb.ListSandboxesResponse()
-        for record in handlers.list_sandboxes(from_proto(requests.ListSandboxes, request), self._state):
+        for record in handlers.list_sandboxes(ask, self._state):
             fill(response.sandboxes.add(), record)
         return response
 

@@ -93,7 +93,7 @@ class FunctionHost:
         self._requests = 0
 
     async def start(self) -> None:
-        """Connects to the agents. Raises peer_unreachable, already_exists for two agents of one node."""
+        """Connects to the agents. Raises agent_unreachable, already_exists for two agents of one node."""
         (self._runtime_dir / "logs").mkdir(parents=True, exist_ok=True)
         for link in self._links:
             await link.connect()
@@ -252,8 +252,8 @@ class FunctionHost:
 
     async def _wake(self, instance: HostedInstance) -> RestoreReport | None:
         """Tells the agent that a request begins, which brings a dedup'd instance's memory back; returns the
-        restore's report if there was one. Raises lost, process_gone, and peer_unreachable for an instance that
-        sleeps while its agent or a holder of its base pages is away."""
+        restore's report if there was one. Raises lost, process_gone, and agent_unreachable or peer_unreachable for an
+        instance that sleeps while its agent or a holder of its base pages is away."""
         node = self.nodes[instance.node_id]
         slept = instance.state in (SandboxState.DEDUP, SandboxState.RESTORING)
         restores_before = instance.sandbox.restore_count if instance.sandbox else 0

@@ -36,14 +36,14 @@ class NodeLink:
         self._purges_asked: set[str] = set()
 
     async def connect(self) -> NodeStatus:
-        """Asks the agent who it is and starts to follow it. Raises peer_unreachable."""
+        """Asks the agent who it is and starts to follow it. Raises agent_unreachable."""
         status = await self._client.node()
         self.node_id = status.node_id
         self._watcher = asyncio.create_task(self._follow(), name=f"watch {self.node_id}")
         return status
 
     async def status(self) -> NodeStatus:
-        """The node's memory and bases. Raises peer_unreachable."""
+        """The node's memory and bases. Raises agent_unreachable."""
         return await self._client.node()
 
     async def register(self, instance: HostedInstance) -> Sandbox:

@@ -8,7 +8,7 @@ import grpc.aio
 from medes.errors import MedesError, PeerUnreachableError
 from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPC_TIMEOUT_S
 from medes.rpc.address import parse_address
-from medes.rpc.interceptors import SyncStreamErrors, SyncUnaryErrors, aio_interceptors
+from medes.rpc.calls import AioChannel, SyncChannel
 from medes.rpc.tls import TlsFiles, channel_credentials
 
 # A peer that vanished without closing is noticed by pings; reconnecting starts fast, since daemons on the same
@@ -40,18 +40,19 @@ def aio_channel(
     *,
     unreachable: type[MedesError] = PeerUnreachableError,
     timeout_s: float = RPC_TIMEOUT_S,
-) -> grpc.aio.Channel:
+) -> AioChannel:
     """An asyncio channel; it connects on first use. The caller closes it.
 
     Calls raise catalogue errors: the server's own, `unreachable` when it does not answer, deadline_exceeded
     after timeout_s unless the call names its own timeout. Create it inside the event loop that uses it.
     """
     parsed = parse_address(address)
-    interceptors = aio_interceptors(unreachable, parsed.target, timeout_s)
     credentials = channel_credentials(tls) if tls and not parsed.is_unix else None
     if credentials:
-        return grpc.aio.secure_channel(parsed.target, credentials, _options(tls), interceptors=interceptors)
-    return grpc.aio.insecure_channel(parsed.target, _options(None), interceptors=interceptors)
+        channel = grpc.aio.secure_channel(parsed.target, credentials, _options(tls))
+    else:
+        channel = grpc.aio.insecure_channel(parsed.target, _options(None))
+    return AioChannel(channel, unreachable, parsed.target, timeout_s)
 
 
 def sync_channel(
@@ -60,7 +61,7 @@ def sync_channel(
     *,
     unreachable: type[MedesError] = PeerUnreachableError,
     timeout_s: float = RPC_TIMEOUT_S,
-) -> grpc.Channel:
+) -> SyncChannel:
     """The blocking twin of aio_channel."""
     parsed = parse_address(address)
     credentials = channel_credentials(tls) if tls and not parsed.is_unix else None
@@ -68,5 +69,4 @@ def sync_channel(
         channel = grpc.secure_channel(parsed.target, credentials, _options(tls))
     else:
         channel = grpc.insecure_channel(parsed.target, _options(None))
-    arguments = (unreachable, parsed.target, timeout_s)
-    return grpc.intercept_channel(channel, SyncUnaryErrors(*arguments), SyncStreamErrors(*arguments))
+    return SyncChannel(channel, unreachable, parsed.target, timeout_s)

@@ -15,18 +15,45 @@ from google.protobuf.message import Message
 from medes.errors import InvalidArgumentError
 
 T = TypeVar("T")
+# An empty value of these is what a new message says anyway.
+_UNSET = frozenset({type(None), int, float, str, bytes, bool, tuple, list, dict})
 # Field names that are Python words or say too little on the wire: (dataclass, field) → proto field.
 RENAMED = {("SandboxEvent", "previous"): "from"}
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    """How one field travels."""
+
+    name: str
+    proto_name: str
+    read: Callable[[Any], Any]
+    is_message: bool  # a sub-message: present or not
+    may_be_none: bool
+    write: Callable[[Message, str, Any], None]
+
+
 @functools.cache
-def _plan(cls: typing.Any) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """(dataclass field, proto field, reader) of each field."""
+def _plan(cls: typing.Any) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(cls)
     return tuple(
-        (f.name, RENAMED.get((cls.__name__, f.name), f.name), _reader(hints[f.name]))
+        _Field(
+            f.name,
+            RENAMED.get((cls.__name__, f.name), f.name),
+            _reader(hints[f.name]),
+            dataclasses.is_dataclass(_inner(hints[f.name])),
+            type(None) in typing.get_args(hints[f.name]),
+            _writer(hints[f.name]),
+        )
         for f in dataclasses.fields(cls)
     )
+
+
+def _inner(hint: Any) -> Any:
+    """X of `X | None`."""
+    if typing.get_origin(hint) is types.UnionType:
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
 
 
 def _same(value: Any) -> Any:
@@ -36,11 +63,10 @@ def _same(value: Any) -> Any:
 def _reader(hint: Any) -> Callable[[Any], Any]:
     origin = typing.get_origin(hint)
     if origin is types.UnionType:  # X | None: the caller has checked that the message is there
-        inner = next(a for a in typing.get_args(hint) if a is not type(None))
-        return _reader(inner)
+        return _reader(_inner(hint))
     if origin is tuple:
         item = _reader(typing.get_args(hint)[0])
-        return lambda values: tuple(item(v) for v in values)
+        return tuple if item is _same else lambda values: tuple(item(v) for v in values)
     if origin is dict:
         return dict
     if dataclasses.is_dataclass(hint):
@@ -58,18 +84,41 @@ def _enum_value(cls: type[enum.IntEnum], number: int) -> enum.IntEnum:
         return cls(0)
 
 
+def _writer(hint: Any) -> Callable[[Message, str, Any], None]:
+    hint = _inner(hint)
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _write_message
+    if origin is dict:
+        return lambda message, name, value: getattr(message, name).update(value)
+    if origin is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        return _write_messages
+    if origin is tuple:
+        return lambda message, name, value: getattr(message, name).extend(value)
+    return setattr
+
+
+def _write_message(message: Message, name: str, value: Any) -> None:
+    target = getattr(message, name)
+    target.SetInParent()
+    fill(target, value)
+
+
+def _write_messages(message: Message, name: str, values: Any) -> None:
+    target = getattr(message, name)
+    for value in values:
+        fill(target.add(), value)
+
+
 def from_proto(cls: type[T], message: Message) -> T:
     """The dataclass `cls` of a message. An unset sub-message becomes None where the field allows it."""
-    values: dict[str, Any] = {}
-    for name, proto_name, read in _plan(typing.cast(typing.Hashable, cls)):
-        value = getattr(message, proto_name)
-        if isinstance(value, Message) and not message.HasField(proto_name):
-            hint = typing.get_type_hints(cls)[name]
-            if type(None) in typing.get_args(hint):
-                values[name] = None
-                continue
-        values[name] = read(value)
-    return cls(**values)
+    values: list[Any] = []
+    for field in _plan(typing.cast(typing.Hashable, cls)):
+        if field.may_be_none and field.is_message and not message.HasField(field.proto_name):
+            values.append(None)
+        else:
+            values.append(field.read(getattr(message, field.proto_name)))
+    return cls(*values)
 
 
 def to_proto(message_class: type[Message], value: Any) -> Message:
@@ -81,28 +130,11 @@ def to_proto(message_class: type[Message], value: Any) -> Message:
 
 def fill(message: Message, value: Any) -> None:
     """Writes the dataclass's values into a message."""
-    for name, proto_name, _ in _plan(typing.cast(typing.Hashable, type(value))):
-        field = getattr(value, name)
+    for field in _plan(typing.cast(typing.Hashable, type(value))):
+        found = getattr(value, field.name)
+        if not found and type(found) in _UNSET:
+            continue
         try:
-            _set(message, proto_name, field)
+            field.write(message, field.proto_name, found)
         except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"{name}: {error}", object=type(value).__name__) from error
-
-
-def _set(message: Message, name: str, field: Any) -> None:
-    if field is None:
-        return
-    target = getattr(message, name)
-    if dataclasses.is_dataclass(field):
-        target.SetInParent()
-        fill(target, field)
-    elif isinstance(field, dict):
-        target.update(field)
-    elif isinstance(field, (tuple, list)):
-        if field and dataclasses.is_dataclass(field[0]):
-            for item in field:
-                fill(target.add(), item)
-        else:
-            target.extend(field)
-    else:
-        setattr(message, name, field)
+            raise InvalidArgumentError(f"{field.name}: {error}", object=type(value).__name__) from error

@@ -1,24 +1,36 @@
-"""gRPC interceptors: catalogue errors in both directions, a deadline on every call, an observer for metrics."""
+"""The server's gRPC interceptor: exceptions become catalogue errors on the wire, an observer hears of every call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from medes.errors import InternalError, InvalidArgumentError, MedesError, PeerUnreachableError
-from medes.limits import RPC_TIMEOUT_S
-from medes.rpc.status import error_from_rpc, error_metadata, status_of
+from medes.errors import InternalError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.rpc.status import error_metadata, status_of
 
 log = logging.getLogger(__name__)
 
 # (method "/package.Service/Method", status name, seconds)
 Observer = Callable[[str, str, float], None]
+
+
+# What listens where a service is served, in a sentence that begins with "this is …".
+SERVERS = {
+    "medes.v1.AgentService": "an agent's restore API",
+    "medes.v1.PeerService": "an agent's peer service",
+    "medes.v1.ControllerService": "a controller",
+}
+
+
+def what_serves(service: str) -> str:
+    """Empty for a service that is not the project's."""
+    return SERVERS.get(service, "")
 
 
 class _Malformed:
@@ -45,16 +57,20 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
 class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
     """Turns exceptions of the handlers into status + `medes-error-bin`; unknown ones become internal, logged."""
 
-    def __init__(self, observer: Observer | None = None) -> None:
+    def __init__(self, observer: Observer | None = None, served: Callable[[], str] = lambda: "") -> None:
+        """`served`: what this server is ("a controller"), for callers that ask it for what it does not have."""
         self._observer = observer
+        self._served = served
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
         method = handler_call_details.method
+        if handler is None:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, self._no_such_method(method)))
+        if handler.request_streaming:
+            return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
@@ -66,6 +82,24 @@ class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
             _tolerant(handler.request_deserializer),
             handler.response_serializer,
         )
+
+    def _no_such_method(self, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        """Most often the right call at the wrong daemon's address."""
+
+        async def refuse(request: Any, context: Any) -> Any:
+            service, _, name = method.strip("/").partition("/")
+            what, asked = self._served(), what_serves(service)
+            if not asked or what == asked:
+                raise UnsupportedError(
+                    f"no such call: {name[:100]}", object=what, hint="is it of another version?"
+                )
+            raise UnsupportedError(
+                f"this is {what or 'another server'}, not {asked}",
+                object=method[:200],
+                hint="check the address",
+            )
+
+        return refuse
 
     def _unary(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def call(request: Any, context: Any) -> Any:
@@ -114,97 +148,3 @@ class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
 def _refuse_malformed(request: Any, method: str) -> None:
     if isinstance(request, _Malformed):
         raise InvalidArgumentError(f"malformed request: {request.reason}", object=method)
-
-
-class _ErrorMapper:
-    """What the client interceptors share."""
-
-    def __init__(self, unreachable: type[MedesError], peer: str, timeout_s: float) -> None:
-        self._unreachable = unreachable
-        self._peer = peer
-        self._timeout_s = timeout_s
-
-    def _map(self, error: grpc.RpcError) -> MedesError:
-        return error_from_rpc(error, unreachable=self._unreachable, peer=self._peer)
-
-    def _bounded(self, details: Any) -> Any:
-        """Every unary call has a deadline, the default one if the caller names none."""
-        return details._replace(timeout=self._timeout_s) if details.timeout is None else details
-
-
-class AioUnaryErrors(_ErrorMapper, grpc.aio.UnaryUnaryClientInterceptor):
-    """asyncio, unary calls: raises catalogue errors."""
-
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        try:
-            call = await continuation(self._bounded(client_call_details), request)
-            await call
-        except grpc.aio.AioRpcError as error:
-            raise self._map(error) from None
-        return call
-
-
-class AioStreamErrors(_ErrorMapper, grpc.aio.UnaryStreamClientInterceptor):
-    """asyncio, server streams: raises catalogue errors while iterating. No default deadline."""
-
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        call = await continuation(client_call_details, request)
-        return self._iterate(call)
-
-    async def _iterate(self, call: Any) -> AsyncIterator[Any]:
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise self._map(error) from None
-        finally:
-            call.cancel()
-
-
-class SyncUnaryErrors(_ErrorMapper, grpc.UnaryUnaryClientInterceptor):
-    """Blocking, unary calls: raises catalogue errors."""
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        call = continuation(self._bounded(client_call_details), request)
-        try:
-            error = call.exception()
-        except grpc.FutureCancelledError as cancelled:
-            raise self._map(call) from cancelled
-        if isinstance(error, grpc.RpcError):
-            raise self._map(error) from None
-        return call
-
-
-class SyncStreamErrors(_ErrorMapper, grpc.UnaryStreamClientInterceptor):
-    """Blocking, server streams: raises catalogue errors while iterating. No default deadline."""
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return _SyncStream(continuation(client_call_details, request), self._map)
-
-
-class _SyncStream:
-    """An iterator over a server stream that raises catalogue errors; cancel() ends it."""
-
-    def __init__(self, call: Any, to_error: Callable[[grpc.RpcError], MedesError]) -> None:
-        self._call = call
-        self._to_error = to_error
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return next(self._call)
-        except grpc.RpcError as error:
-            raise self._to_error(error) from None
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-
-def aio_interceptors(
-    unreachable: type[MedesError] = PeerUnreachableError, peer: str = "", timeout_s: float = RPC_TIMEOUT_S
-) -> list[grpc.aio.ClientInterceptor]:
-    """The set for a grpc.aio channel."""
-    arguments = (unreachable, peer, timeout_s)
-    return [AioUnaryErrors(*arguments), AioStreamErrors(*arguments)]

@@ -13,13 +13,8 @@ from grpc_reflection.v1alpha import reflection
 from medes.errors import IoError, PermissionDeniedError
 from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPCS_CONCURRENT_MAX
 from medes.rpc.address import Address, clear_stale_socket, parse_address, warn_if_open
-from medes.rpc.interceptors import ErrorServerInterceptor, Observer
+from medes.rpc.interceptors import ErrorServerInterceptor, Observer, what_serves
 from medes.rpc.tls import TlsFiles, server_credentials
-
-MESSAGE_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES_MAX),
-)
 
 
 class RpcServer:
@@ -28,11 +23,19 @@ class RpcServer:
     `observer` is told of every finished call (method, code, seconds): the metrics.
     """
 
-    def __init__(self, *, observer: Observer | None = None) -> None:
+    def __init__(
+        self, *, observer: Observer | None = None, receive_bytes_max: int = GRPC_MESSAGE_BYTES_MAX
+    ) -> None:
+        """A request of more than `receive_bytes_max` is refused (limit_exceeded) before it is parsed."""
         self.server = grpc.aio.server(
-            interceptors=[ErrorServerInterceptor(observer)],
+            interceptors=[ErrorServerInterceptor(observer, self._what)],
             # so_reuseport off: a second daemon on the same port must fail instead of sharing its calls.
-            options=[*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 16384)],
+            options=[
+                ("grpc.max_receive_message_length", receive_bytes_max),
+                ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES_MAX),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_metadata_size", 16384),
+            ],
             maximum_concurrent_rpcs=RPCS_CONCURRENT_MAX,
         )
         self._health = health.aio.HealthServicer()
@@ -40,6 +43,9 @@ class RpcServer:
         self._services: list[str] = []
         self._sockets: list[tuple[Path, int]] = []
         self._stopped = False
+
+    def _what(self) -> str:
+        return next(filter(None, map(what_serves, self._services)), "")
 
     def add_service(self, full_name: str) -> None:
         """Names a service (e.g. "medes.v1.ControllerService") for health and reflection."""

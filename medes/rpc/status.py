@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,10 @@ from google.protobuf.message import DecodeError
 
 from medes.errors import (
     BY_CODE,
+    AgentUnreachableError,
     BusyError,
     CancelledError,
+    ControllerUnreachableError,
     CorruptError,
     DeadlineExceededError,
     InternalError,
@@ -44,6 +47,20 @@ _BY_STATUS: dict[grpc.StatusCode, type[MedesError]] = {
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.ABORTED: CancelledError,
+}
+
+
+# Who does not answer, and what to do about it.
+_ABSENT: dict[type[MedesError], tuple[str, str]] = {
+    AgentUnreachableError: (
+        "no agent answers here",
+        "start it with medes agent or systemctl start medes-agent, or name another address: --agent, MEDES_AGENT",
+    ),
+    ControllerUnreachableError: (
+        "no controller answers here",
+        "start it with medes controller or systemctl start medes-controller, or name another address: --controller",
+    ),
+    PeerUnreachableError: ("the agent of this node does not answer", "is it running there?"),
 }
 
 
@@ -88,11 +105,17 @@ def error_from_status(
     text = details or status.name
     # A caller's own cancellation never comes here: this one is a server that ended while it held the call.
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return unreachable(text, object=peer, hint="is it running there?")
+        what, hint = _ABSENT.get(unreachable, ("does not answer", "is it running there?"))
+        return unreachable(f"{what}: {_reason(text)}", object=peer, hint=hint)
     # gRPC itself refuses a message over the size limit with RESOURCE_EXHAUSTED: permanent, unlike busy.
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
         return LimitExceededError(text, object=peer)
     return _BY_STATUS.get(status, InternalError)(text, object=peer)
+
+
+def _reason(text: str) -> str:
+    """What gRPC says of a connection that failed, without its own words around it."""
+    return re.split(r"last error: |\berror: ", text)[-1].strip()[:ERROR_TEXT_CHARS_MAX]
 
 
 def error_from_rpc(

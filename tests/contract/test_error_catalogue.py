@@ -32,7 +32,8 @@ def test_message_says_what_where_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["peer_unreachable", "controller_unreachable", "busy", "store_full", "cancelled"]
+    "code",
+    ["agent_unreachable", "peer_unreachable", "controller_unreachable", "busy", "store_full", "cancelled"],
 )
 def test_transient_errors_are_marked(code: str) -> None:
     assert errors.BY_CODE[code].transient

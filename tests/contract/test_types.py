@@ -71,3 +71,10 @@ def test_absent_reports_are_none_and_unknown_states_unspecified() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="warm_bytes"):
         to_proto(agent_pb2.Sandbox, types.Sandbox("s", warm_bytes=-1))
+
+
+def test_states_print_as_people_read_them() -> None:
+    state = types.SandboxState.WARM
+    assert (str(state), f"{state}", "%s" % state) == ("warm",) * 3  # noqa: UP031
+    assert f"{types.Activity.BEGUN:>6}" == " begun"
+    assert (int(state), state) == (2, 2)

@@ -13,10 +13,10 @@ from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 from medes.client import ControllerClient, MedesClient
 from medes.config import ControllerSettings, load
 from medes.errors import (
+    AgentUnreachableError,
     ControllerUnreachableError,
     InvalidArgumentError,
     IoError,
-    PeerUnreachableError,
     PermissionDeniedError,
 )
 from medes.rpc.server import RpcServer
@@ -55,7 +55,7 @@ def test_others_are_refused(mutual: str, ca: Authority, tmp_path: Path) -> None:
     wrong_name = replace(ca.issue("client"), server_name="somebody-else")
     wrong_ca = replace(ca.issue("client"), ca=str(tmp_path / "other" / "other-ca.pem"))
     for tls in (foreign, no_certificate, wrong_name, wrong_ca, None):
-        with MedesClient(mutual, tls=tls, timeout_s=5) as medes, pytest.raises(PeerUnreachableError):
+        with MedesClient(mutual, tls=tls, timeout_s=5) as medes, pytest.raises(AgentUnreachableError):
             medes.node()
 
 
@@ -148,3 +148,16 @@ async def test_a_node_speaks_only_for_the_names_in_its_certificate(ca: Authority
 def test_node_certificates_need_a_ca() -> None:
     with pytest.raises(InvalidArgumentError, match="client certificates"):
         load(ControllerSettings, flags={"node_certificates": True}, environment={})
+
+
+def test_a_key_that_is_not_the_certificates(ca: Authority, tmp_path: Path) -> None:
+    """On both sides, and in words: not "cannot listen", not "cannot connect"."""
+    mixed = replace(ca.issue("agent"), private_key=ca.issue("client").private_key)
+    with pytest.raises(InvalidArgumentError, match=f"{mixed.private_key}: is not the key of the certificate"):
+        server_credentials(mixed)
+    with pytest.raises(InvalidArgumentError, match="is not the key of the certificate"):
+        MedesClient("127.0.0.1:1", tls=mixed)
+    empty = tmp_path / "empty.pem"
+    empty.write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
+    with pytest.raises(InvalidArgumentError, match="holds no CA"):
+        MedesClient("127.0.0.1:1", tls=TlsFiles(ca=str(empty)))

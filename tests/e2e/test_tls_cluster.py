@@ -10,7 +10,7 @@ from medes.rpc.gen import peer_pb2 as pb
 from medes.rpc.gen.peer_pb2_grpc import PeerServiceStub
 
 from medes.client import MedesClient
-from medes.errors import PeerUnreachableError, PermissionDeniedError
+from medes.errors import AgentUnreachableError, PermissionDeniedError
 from medes.rpc.channel import sync_channel
 from medes.types import SandboxState
 from tests.support.certificates import Authority
@@ -58,7 +58,7 @@ def test_dedup_and_restore_from_another_nodes_base(
             assert client.restore(sandbox_id).report.was_dedup
             app.ask()
             wait_until(lambda c=client, i=sandbox_id: c.get(i).state is SandboxState.WARM, "complete")
-    with MedesClient(tcp, timeout_s=5) as plain, pytest.raises(PeerUnreachableError):
+    with MedesClient(tcp, timeout_s=5) as plain, pytest.raises(AgentUnreachableError):
         plain.list()
     with cluster.controller_client(tls=ca.issue("viewer")) as controller:
         peer = next(n.endpoints.grpc_address for n in controller.nodes() if n.endpoints.node_id == "n0")

@@ -30,6 +30,7 @@ LENGTH_S = float(os.environ.get("MEDES_CHAOS_S", "12"))
 JOIN_S = 180.0  # for what was under way when the round ended
 # What a killed daemon, a request in the way or a storm may answer; anything else is a finding.
 EXPECTED = {
+    "agent_unreachable",
     "peer_unreachable",
     "cancelled",
     "wrong_state",

@@ -20,6 +20,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
     def __init__(self) -> None:
         self.sandboxes: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.held: asyncio.Event | None = None  # what Dedup waits for
         self._watchers: list[asyncio.Queue[Any]] = []
         self._sequence = 0
 
@@ -62,6 +63,8 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
 
     async def Dedup(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        if self.held is not None:
+            await self.held.wait()
         sandbox = self._find(request.sandbox_id)
         if sandbox.state != SandboxState.WARM:
             raise WrongStateError("is not idle", object=request.sandbox_id)

@@ -13,8 +13,13 @@ from medes.rpc.tls import TlsFiles
 
 
 @contextlib.contextmanager
-def served(add: Callable[[Any], None], address: str, tls: TlsFiles | None = None) -> Iterator[str]:
-    """Serves what `add(grpc_server)` adds; yields the address."""
+def served(
+    add: Callable[[Any], None],
+    address: str,
+    tls: TlsFiles | None = None,
+    service: str = "medes.v1.AgentService",
+) -> Iterator[str]:
+    """Serves what `add(grpc_server)` adds, named `service`; yields the address."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     result: list[str] = []
@@ -25,6 +30,7 @@ def served(add: Callable[[Any], None], address: str, tls: TlsFiles | None = None
         server = RpcServer()
         try:
             add(server.server)
+            server.add_service(service)
             result.append(server.bind(address, tls).target)
             await server.start()
         except BaseException as error:

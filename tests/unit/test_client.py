@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 
-from medes.client import AsyncMedesClient, MedesClient
+from medes.client import AsyncMedesClient, ControllerClient, MedesClient
 from medes.errors import (
+    AgentUnreachableError,
     AlreadyExistsError,
     InvalidArgumentError,
+    LimitExceededError,
     NotFoundError,
-    PeerUnreachableError,
+    UnsupportedError,
     WrongStateError,
 )
 from medes.types import LifecycleSettings, SandboxEvent, SandboxState
@@ -143,5 +148,103 @@ def test_wrong_use(tmp_path: Path) -> None:
             medes.register("f", pids=[1], cgroup="/x")
         with pytest.raises(InvalidArgumentError):
             medes.register("f", pids=[2**40])
-        with pytest.raises(PeerUnreachableError, match=r"none\.sock"):
+        for pids in (5, "5", {5: 6}, None, iter([5])):
+            with pytest.raises(InvalidArgumentError, match="not a list of process ids"):
+                medes.register("f", pids=pids)  # type: ignore[arg-type]
+        with pytest.raises(LimitExceededError, match="at most 4096"):
+            medes.register("f", pids=range(1, 5000))
+        with pytest.raises(InvalidArgumentError):
+            medes.begin(5)  # type: ignore[arg-type]
+        with pytest.raises(AgentUnreachableError, match=r"none\.sock"):
             medes.list()
+
+
+async def test_nothing_is_asked_of_a_closed_client(address: str) -> None:
+    def blocking() -> None:
+        with MedesClient(address) as medes:
+            medes.list()
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: medes.register("f", pids=[4]),
+            lambda: medes.begin("a"),
+            lambda: medes.end("a"),
+            lambda: medes.dedup("a"),
+            lambda: medes.restore("a"),
+            lambda: medes.purge("a"),
+            lambda: medes.get("a"),
+            medes.list,
+            lambda: next(iter(medes.watch())),
+            medes.node,
+        )
+        for call in calls:
+            with pytest.raises(WrongStateError, match="closed"):
+                call()
+        medes.close()
+
+    await asyncio.to_thread(blocking)
+    async with AsyncMedesClient(address) as client:
+        await client.list()
+    with pytest.raises(WrongStateError, match="closed"):
+        await client.begin("a")
+    with pytest.raises(WrongStateError, match="closed"):
+        await anext(aiter(client.watch()))
+    await client.close()
+
+
+async def test_close_while_calls_are_under_way(address: str, agent: FakeAgent) -> None:
+    """From another thread or task: each call ends with a clear error, and the interpreter lives."""
+    agent.held = asyncio.Event()  # never set: Dedup does not answer
+
+    async def held(count: int) -> None:
+        for _ in range(2000):
+            if sum(type(r).__name__ == "DedupRequest" for r in agent.requests) >= count:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{count} calls did not come")
+
+    medes = MedesClient(address)
+    medes.register("f", pids=[4], sandbox_id="a")
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(medes.dedup, "a") for _ in range(3)]
+        await held(3)
+        medes.close()
+        for call in waiting:
+            with pytest.raises(WrongStateError, match="closed"):
+                await asyncio.to_thread(call.result, 20)
+    client = AsyncMedesClient(address)
+    task = asyncio.create_task(client.dedup("a"))
+    await held(4)
+    await client.close()
+    with pytest.raises(WrongStateError, match="closed"):
+        await asyncio.wait_for(task, 20)
+
+
+FORKS = """
+import os, sys
+from medes.client import MedesClient
+from medes.errors import WrongStateError
+medes = MedesClient(sys.argv[1])
+assert medes.list() == []
+child = os.fork()
+if child == 0:
+    try:
+        medes.list()
+    except WrongStateError as error:
+        medes.close()
+        sys.exit(7 if "fork" in str(error) else 8)
+    sys.exit(9)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert medes.list() == []  # the parent's goes on
+medes.close()
+sys.exit(status)
+"""
+
+
+def test_a_forked_child_is_told_to_make_its_own(address: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS, address], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_the_wrong_daemon_says_what_it_is(address: str) -> None:
+    with ControllerClient(address) as controller, pytest.raises(UnsupportedError) as caught:
+        controller.nodes()
+    assert "this is an agent's restore API, not a controller" in str(caught.value)

@@ -115,3 +115,39 @@ def test_controller_checks() -> None:
 )
 def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["600", "420", "0o1600", "0o620", "0o060", "0"])
+def test_a_mode_without_its_prefix_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="0o600"):
+        load(AgentSettings, write(tmp_path, f"[agent]\nlisten_mode = {text}\n"), {})
+
+
+def test_modes_as_text_and_in_the_file(tmp_path: Path) -> None:
+    assert load(AgentSettings, write(tmp_path, "[agent]\nlisten_mode = 0o660\n"), {}).listen_mode == 0o660
+    assert load(AgentSettings, None, {"MEDES_AGENT_LISTEN_MODE": "0o666"}).listen_mode == 0o666
+    with pytest.raises(InvalidArgumentError, match="write 0o660"):
+        load(AgentSettings, None, {"MEDES_AGENT_LISTEN_MODE": "660"})
+
+
+def test_a_variable_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"MEDES_AGENT_IDEL_PERIOD_S: .*MEDES_AGENT_IDLE_PERIOD_S\?"
+    ):
+        load(AgentSettings, None, {"MEDES_AGENT_IDEL_PERIOD_S": "3"})
+    with pytest.raises(InvalidArgumentError, match="MEDES_CONTROLLER_TLS_CA"):
+        load(ControllerSettings, None, {"MEDES_CONTROLLER_TLS_CAA": "/x"})
+    with pytest.raises(InvalidArgumentError, match="no such setting"):
+        load(AgentSettings, None, {"MEDES_AGENT_FUNCTIONS": "x"})
+
+
+def test_what_kubernetes_and_other_parts_set_is_left_alone() -> None:
+    environment = {
+        "MEDES_AGENT": "unix:/run/a.sock",
+        "MEDES_CONTROLLER_LISTEN": "127.0.0.1:1",  # the controller's business
+        "MEDES_AGENT_SERVICE_HOST": "10.0.0.1",
+        "MEDES_AGENT_SERVICE_PORT_GRPC": "7070",
+        "MEDES_AGENT_PORT": "tcp://10.0.0.1:7070",
+        "MEDES_AGENT_PORT_7070_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(AgentSettings, None, environment) == load(AgentSettings, None, {})

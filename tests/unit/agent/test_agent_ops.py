@@ -12,7 +12,7 @@ import pytest
 from medes.agent import handlers
 from medes.agent.base_op import retire_unused
 from medes.agent.daemon import AgentDaemon
-from medes.agent.handlers import Registration
+from medes.agent.registration import Registration
 from medes.agent.timers import view_of
 from medes.controller.process import Controller
 from medes.errors import (

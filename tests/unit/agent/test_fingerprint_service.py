@@ -16,8 +16,8 @@ from medes import native
 from medes.agent import fingerprint_service, handlers
 from medes.agent.bases import LocalBase
 from medes.agent.daemon import AgentDaemon
-from medes.agent.handlers import Registration
 from medes.agent.peer_client import PeerClient
+from medes.agent.registration import Registration
 from medes.errors import BusyError, CorruptError, InvalidArgumentError, NotFoundError
 from medes.types import BaseDescriptor
 from tests.support import fingerprints

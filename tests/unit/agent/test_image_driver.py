@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medes.agent import handlers
-from medes.agent.handlers import Registration
+from medes.agent.registration import Registration
 from medes.drivers.image import ImageDriver
 from medes.errors import MedesError
 from medes.types import SandboxState as S

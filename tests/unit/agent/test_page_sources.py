@@ -15,9 +15,9 @@ from medes.agent import daemon as daemon_module
 from medes.agent import handlers, page_leases, page_sources, peer_handlers
 from medes.agent.daemon import AgentDaemon
 from medes.agent.fingerprint_service import FingerprintService
-from medes.agent.handlers import Registration
 from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
+from medes.agent.registration import Registration
 from medes.cli.sandbox import cli
 from medes.config import AgentSettings, PeerOverrides
 from medes.controller.process import Controller

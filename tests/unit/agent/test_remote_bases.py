@@ -11,7 +11,7 @@ from medes.agent import candidates, handlers
 from medes.agent.base_op import retire_base
 from medes.agent.controller_client import Joined, Lookup
 from medes.agent.daemon import AgentDaemon
-from medes.agent.handlers import Registration
+from medes.agent.registration import Registration
 from medes.controller.process import Controller
 from medes.types import DedupReport
 from medes.types import SandboxState as S
