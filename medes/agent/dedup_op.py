@@ -446,8 +446,11 @@ class DedupOp:
         assert file is not None
         driver = agent.driver_of(entry)
         start_s = time.perf_counter()
+        packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         try:
-            live = await agent.in_ops(driver.evict, image, file, planned.bases, self.hold_frozen, self.cancel)
+            live = await agent.in_ops(
+                driver.evict, image, file, planned.bases, self.hold_frozen, self.cancel, packed
+            )
         except BaseException as error:
             if _pages_gone(file) and isinstance(error, MedesError):
                 await self._take_back(planned, error)
@@ -457,8 +460,7 @@ class DedupOp:
         point("dedup.evicted")
         self.stage_us["evict"] = int((time.perf_counter() - start_s) * 1e6)
         evicted = self._evicted(planned, live)
-        packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
-        live.set_working_set(packed)
+        evicted.probe = probe
         evicted.remote_pages_before = self.remote_pages
         entry.evicted = evicted
         entry.previous = None

@@ -57,7 +57,11 @@ class Driver(Protocol):
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-    ) -> LiveHandle: ...
+        working_set: bytes = b"",
+    ) -> LiveHandle:
+        """`working_set`: what to prefetch should the sandbox wake by its own fault."""
+        ...
+
     def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> LiveHandle: ...
     @property
     def event_fd(self) -> int:

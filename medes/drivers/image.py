@@ -121,6 +121,7 @@ class ImageDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
+        working_set: bytes = b"",
     ) -> ImageSandbox:
         """Evicts nothing. Raises cancelled."""
         if cancel is not None and cancel.cancelled:

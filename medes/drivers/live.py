@@ -26,8 +26,9 @@ class LiveDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
+        working_set: bytes = b"",
     ) -> native.LiveSandbox:
-        return self._server.evict(image, file, bases, hold_frozen, cancel)
+        return self._server.evict(image, file, bases, hold_frozen, cancel, working_set)
 
     def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> native.LiveSandbox:
         return self._server.adopt(file, bases)

@@ -514,8 +514,10 @@ class FaultServer:
         bases: BaseSet,
         hold_frozen: bool = False,
         cancel: CancelFlag | None = None,
+        working_set: bytes = b"",
     ) -> LiveSandbox:
-        """(nogil) Stops the sandbox, leaves out what changed since the capture, registers, evicts, lets it go."""
+        """(nogil) Stops the sandbox, leaves out what changed since the capture, registers, evicts, lets it go.
+        `working_set` as in set_working_set: it may wake at once."""
 
     def adopt(self, file: SandboxFile, bases: BaseSet) -> LiveSandbox:
         """(nogil) Takes the sandbox's userfaultfds back (pidfd_getfd) after an agent restart."""

@@ -118,13 +118,15 @@ void register_live(nb::module_& m) {
       .def(
           "evict",
           [](FaultServer& self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> file,
-             std::shared_ptr<BaseSet> bases, bool hold_frozen, const CancelFlag* cancel) {
+             std::shared_ptr<BaseSet> bases, bool hold_frozen, const CancelFlag* cancel,
+             const nb::bytes& working_set) {
+            const EvictOptions options{hold_frozen, unpack_working_set(as_bytes(working_set))};
             nb::gil_scoped_release release;
-            return self.evict(*image, std::move(file), std::move(bases), {hold_frozen},
+            return self.evict(*image, std::move(file), std::move(bases), options,
                               cancel != nullptr ? &cancel->cancelled : nullptr);
           },
           nb::arg("image"), nb::arg("file"), nb::arg("bases"), nb::arg("hold_frozen") = false,
-          nb::arg("cancel").none() = nb::none())
+          nb::arg("cancel").none() = nb::none(), nb::arg("working_set") = nb::bytes("", 0))
       .def("adopt", &FaultServer::adopt, nb::arg("file"), nb::arg("bases"),
            nb::call_guard<nb::gil_scoped_release>())
       .def("stats",

@@ -1,7 +1,6 @@
 #include "live/evict.h"
 
 #include <fcntl.h>
-#include <linux/kcmp.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -18,6 +17,8 @@
 #include "common/thread_pool.h"
 #include "live/make_anonymous.h"
 #include "live/make_uffd.h"
+#include "live/move_out.h"
+#include "memory/memory_sharers.h"
 #include "memory/proc.h"
 
 namespace medes {
@@ -36,16 +37,6 @@ std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 uint64_t us_since(Clock::time_point begin) {
   return static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin).count());
-}
-
-// Two processes with one memory (clone with CLONE_VM): one of them could write while the other is looked at.
-void check_memories_apart(std::span<const ProcessLayout> processes) {
-  for (size_t i = 1; i < processes.size(); ++i)
-    for (size_t j = 0; j < i && j < 64; ++j)
-      if (syscall(SYS_kcmp, processes[i].pid, processes[j].pid, KCMP_VM, 0, 0) == 0)
-        throw Error(Code::unsupported,
-                    "it shares its memory with process " + std::to_string(processes[j].pid),
-                    pid_object(processes[i].pid));
 }
 
 }  // namespace
@@ -79,7 +70,6 @@ void EvictOp::find_text() {
     p.gadgets = find_gadgets(pid, layouts[i].vmas);
     processes_.push_back(std::move(p));
   }
-  check_memories_apart(layouts);
 }
 
 void EvictOp::run(const std::function<void()>& before_release) {
@@ -87,12 +77,14 @@ void EvictOp::run(const std::function<void()>& before_release) {
   find_text();
   std::vector<pid_t> pids;
   for (const auto& p : processes_) pids.push_back(p.pid);
+  check_memory_not_shared(pids);
   fault_point("evict.begin");
   const auto begin = Clock::now();
   StoppedProcesses stop(pids, begin + kStopTimeout);
   fault_point("evict.stopped");
   result_.threads = stop.threads().size();
   result_.processes = processes_.size();
+  check_memory_not_shared(pids);  // nobody who stands still makes a sharer from here on
   // Injectors put their threads back while these are still stopped, also on the way out of an error.
   struct Finish {
     std::vector<Process>& processes;
@@ -137,6 +129,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
     memory->count_missing();
     if (p.killed) memory->mark_gone();
     result_.evicted_pages += memory->missing();
+    for (uint64_t address : p.faults) memory->wake(address);  // they fault once more, and are served
     memories_.push_back(std::move(memory));
     p.injector.reset();
   }
@@ -165,7 +158,7 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   for (const auto& t : threads) add_kernel_ranges(t, p.keep);
   const AddressRange frame = p.injector->frame_range();
   p.keep.push_back({frame.begin & ~(kPageBytes - 1), (frame.end + kPageBytes - 1) & ~(kPageBytes - 1)});
-  for (const auto& r : pinned_ranges(p.pid, p.vmas, result_.notes)) p.keep.push_back(r);
+  keep_pinned(p, threads);
   std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
   check_cancelled();
   if (make_anonymous(*p.injector, p.pid, image_.file_runs(p.index), p.vmas, result_.notes) != 0)
@@ -174,6 +167,23 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   for (const auto& v : p.vmas)
     if (is_anonymous(v)) pagemap.private_pages(v.begin, v.end, p.present);
   compare(p, candidates(p));
+}
+
+// Where something may pin memory, each page is asked for as it goes (live/move_out.h), which only works where
+// the program may write: what is read-only by now may have been pinned before.
+void EvictOp::keep_pinned(Process& p, std::span<const Tracee> threads) {
+  const Pinned pinned = find_pinned(p.pid, p.vmas, result_.notes);
+  for (const auto& r : pinned.ranges)
+    p.keep.push_back({r.begin / kPageBytes * kPageBytes, (r.end + kPageBytes - 1) / kPageBytes * kPageBytes});
+  p.may_pin = pinned.may_pin;
+  if (p.may_pin.empty() && uses_io_uring(*p.injector, threads)) p.may_pin = "io_uring";
+  if (p.may_pin.empty()) return;
+  if (!can_move_out())
+    throw Error(Code::unsupported,
+                "its memory may be pinned (" + p.may_pin + "), and the kernel cannot tell which",
+                pid_object(p.pid), "Linux 6.8 or later is needed");
+  for (const auto& v : p.vmas)
+    if (is_anonymous(v) && (v.prot & PROT_WRITE) == 0) p.keep.push_back({v.begin, v.end});
 }
 
 void EvictOp::open_uffd(Process& p) {
@@ -351,10 +361,14 @@ void EvictOp::discard(Process& p, std::span<const AddressRange> ranges) {
 
 long EvictOp::call_and_drain(Process& p, long number, std::span<const uint64_t> arguments) {
   uffd_msg messages[16];
-  // The call waits until its events have been read. Nobody but us can be the sender: all threads stand still.
+  // The call waits until its events have been read. Nobody but us can be their sender: all threads stand
+  // still. Faults are of readers outside (process_vm_readv, /proc/PID/mem), who wait for what we answer.
   const long result = p.injector->call_alone(number, arguments, [&] {
     fault_point("evict.discarding");
-    if (p.uffd.read_events(messages) == 0) sched_yield();
+    const size_t n = p.uffd.read_events(messages);
+    for (size_t i = 0; i < n; ++i)
+      if (messages[i].event == UFFD_EVENT_PAGEFAULT) p.faults.push_back(messages[i].arg.pagefault.address);
+    if (n == 0) sched_yield();
   });
   fault_point("evict.discarded_one");
   return result;
@@ -384,6 +398,24 @@ void EvictOp::discard_alone(Process& p, const AddressRange& r) {
   // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
   result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
                           std::strerror(static_cast<int>(-failed)) + ")");
+  leave(p, r);
+}
+
+void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
+  const auto stay = MoveOut(*p.injector, p.uffd, file_.uffds()[p.index].fd, [&](long number, auto arguments) {
+                      return call_and_drain(p, number, arguments);
+                    }).move(ranges, p.vmas);
+  uint64_t pages = 0;
+  for (const AddressRange& r : stay) {
+    leave(p, r);
+    pages += (r.end - r.begin) / kPageBytes;
+  }
+  result_.notes.push_back(pid_object(p.pid) + ": " + std::to_string(pages) + " pages that " + p.may_pin +
+                          " may hold on to stay resident");
+}
+
+// What is still there of a range that was to go is the sandbox's own.
+void EvictOp::leave(Process& p, const AddressRange& r) {
   std::vector<PageSpan> left;
   Pagemap(p.pid).present_pages(r.begin, r.end, left);
   for (const auto& span : left)
@@ -399,7 +431,10 @@ void EvictOp::discard_alone(Process& p, const AddressRange& r) {
 
 void EvictOp::evict(Process& p) {
   const auto ranges = runs_to_discard(p);
-  discard(p, ranges);
+  if (p.may_pin.empty())
+    discard(p, ranges);
+  else
+    move_out(p, ranges);
   fault_point("evict.discarded");
   set_states(p, PageState::evicted);
   p.injector->finish();

@@ -42,18 +42,21 @@ class EvictOp {
     Gadgets gadgets;
     std::vector<Vma> vmas;               // as of the stop
     std::vector<AddressRange> keep;      // must stay
+    std::string may_pin;                 // what may hold on to more than that; empty: nothing
     std::vector<PageSpan> present;       // private pages in evictable mappings
     std::vector<uint64_t> pages;         // image pages that go, ascending
     std::unique_ptr<Injector> injector;  // while stopped
     Uffd uffd;
     std::vector<AddressRange> registered;
     HugePages huge;
+    std::vector<uint64_t> faults;  // of others, read before anybody served: yet to be answered
     bool killed = false;
   };
 
   void check_cancelled() const;
   void find_text();
   void plan(Process& p, const StoppedProcesses& stop);
+  void keep_pinned(Process& p, std::span<const Tracee> threads);
   void open_uffd(Process& p);
   std::vector<uint64_t> candidates(Process& p);
   void compare(Process& p, std::vector<uint64_t> candidates);
@@ -62,6 +65,8 @@ class EvictOp {
   void evict(Process& p);
   void discard(Process& p, std::span<const AddressRange> ranges);
   size_t discard_together(Process& p, std::span<const AddressRange> ranges);
+  void move_out(Process& p, std::span<const AddressRange> ranges);
+  void leave(Process& p, const AddressRange& range);
   void discard_alone(Process& p, const AddressRange& range);
   long call_and_drain(Process& p, long number, std::span<const uint64_t> arguments);
   void set_states(const Process& p, PageState state);

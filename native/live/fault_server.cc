@@ -295,6 +295,7 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
     known = impl_->own_uffds;
   }
   auto sandbox = std::make_shared<Sandbox>(*impl_, file, std::move(bases));
+  sandbox->set_working_set(options.working_set);  // it may wake as soon as it is let go
   EvictOp op(image, *file, options, known, cancelled);
   const auto remember = [&] {
     const std::lock_guard lock(impl_->mutex);

@@ -25,7 +25,8 @@
 namespace medes {
 
 struct EvictOptions {
-  bool hold_frozen = false;  // keep the threads stopped until restore (no demand wake)
+  bool hold_frozen = false;                       // keep the threads stopped until restore (no demand wake)
+  std::vector<WorkingSetEntry> working_set = {};  // prefetched when the sandbox wakes by its own fault
 };
 
 struct EvictResult {

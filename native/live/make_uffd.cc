@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -18,12 +20,22 @@ namespace {
 constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK;
 constexpr unsigned long kIoctlNew = _IO(0xAA, 0x00);  // USERFAULTFD_IOC_NEW, Linux 6.1
 
+constexpr int kFirstFree = 3;           // those before it are never ours
+constexpr uint64_t kSmallTable = 1024;  // of descriptors, as most processes have it
+constexpr uint64_t kBelowTop = 24;
+
 // Where the pieces of the message lie in the injector's scratch memory.
 constexpr size_t kPairAt = 0, kHeaderAt = 64, kIovecAt = 192, kByteAt = 256, kControlAt = 320;
 
 std::string object_of(pid_t pid) { return "pid " + std::to_string(pid); }
 
 long checked(long result, const char* what, pid_t pid) {
+  if (result == -EMFILE)
+    throw Error(Code::limit_exceeded, "it has no descriptor left for its userfaultfd (RLIMIT_NOFILE)",
+                object_of(pid), "raise its limit of open files by a few");
+  if (result == -ENFILE)
+    throw Error(Code::limit_exceeded, "the system has no open file left (sysctl fs.file-max)",
+                object_of(pid));
   if (result < 0) throw errno_error(static_cast<int>(-result), what, object_of(pid));
   return result;
 }
@@ -108,14 +120,37 @@ int make_by_device(Injector& injector, pid_t pid) {
       checked(injector.call(SYS_ioctl, arguments), "userfaultfd is refused inside the sandbox", pid));
 }
 
-}  // namespace
-
-int make_userfaultfd(Injector& injector, pid_t pid) {
+int make_anywhere(Injector& injector, pid_t pid) {
   const uint64_t flags[] = {kFlags};
   const long made = injector.call(SYS_userfaultfd, flags);
   if (made >= 0) return static_cast<int>(made);
   if (made != -EPERM && made != -EACCES) checked(made, "userfaultfd does not work inside the sandbox", pid);
   return make_by_device(injector, pid);
+}
+
+uint64_t descriptors_most(Injector& injector) {
+  const uint64_t arguments[] = {0, RLIMIT_NOFILE, 0, injector.scratch()};
+  rlimit64 limit{};
+  if (injector.call(SYS_prlimit64, arguments) < 0) return 0;
+  injector.read_scratch(0, &limit, sizeof limit);
+  return limit.rlim_cur;
+}
+
+}  // namespace
+
+// The program expects the lowest free number for what it opens next, and one that has closed 0 to 2 expects
+// nothing behind them: so ours lies where programs seldom come. The table need not grow for it.
+int make_userfaultfd(Injector& injector, pid_t pid) {
+  const int low = make_anywhere(injector, pid);
+  const uint64_t most = std::min<uint64_t>(descriptors_most(injector), kSmallTable);
+  const uint64_t wanted = most > 2 * kBelowTop ? most - kBelowTop : most / 2;
+  const uint64_t copy[] = {static_cast<uint64_t>(low), F_DUPFD_CLOEXEC,
+                           std::max<uint64_t>(wanted, kFirstFree)};
+  const long high = injector.call(SYS_fcntl, copy);
+  if (high < 0 && low >= kFirstFree) return low;  // all above are taken
+  const uint64_t close[] = {static_cast<uint64_t>(low)};
+  (void)injector.call(SYS_close, close);
+  return static_cast<int>(checked(high == -EINVAL ? -EMFILE : high, "its userfaultfd cannot be moved", pid));
 }
 
 }  // namespace medes

@@ -577,6 +577,7 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
     const PageState s = state(i);
     states[i] = static_cast<std::byte>(s == PageState::evicting ? PageState::evicted : s);
   }
+  for (const uint64_t page : wiped_pages()) states[page] = static_cast<std::byte>(PageState::resident);
   const auto file = keep_child(uffd, states);
   if (file && file->record().sets() > 0) return of_child(layout_, file, std::move(uffd), sandbox_path_);
   auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
@@ -591,6 +592,23 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
   child->segments_ = segments_;
   child->count_missing();
   return child;
+}
+
+// Image pages that a child does not get: MADV_WIPEONFORK gives it zeros there. The thread that forks waits
+// for us meanwhile. Of a process that is a forked child itself nothing is known but its memory; what it was
+// not given it has not either.
+std::vector<uint64_t> ProcessMemory::wiped_pages() const {
+  std::vector<uint64_t> out;
+  if (pid_ == 0) return out;
+  try {
+    for (const AddressRange& r : ranges_with_flag(pid_, "wf"))
+      for (uint64_t a = r.begin; a < r.end; a += kPageBytes)
+        if (const auto origin = segments_.origin_of(a))
+          if (const uint64_t page = layout_.find(process_, *origin); page != ImageLayout::kNoPage)
+            out.push_back(page);
+  } catch (const Error&) {  // it is being killed, and the child with it
+  }
+  return out;
 }
 
 void ProcessMemory::keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path) {

@@ -112,6 +112,7 @@ class ProcessMemory : public Placer {
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
+  std::vector<uint64_t> wiped_pages() const;
   static void hold(ChildFile& file, const Holder& here);
   void keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
   std::shared_ptr<ChildFile> keep_child(const Uffd& uffd, std::span<const std::byte> states) const;

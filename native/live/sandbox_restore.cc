@@ -86,11 +86,14 @@ size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 }  // namespace
 
 void Sandbox::drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults) {
-  ++draining_;
+  struct Draining {
+    std::atomic<int>& count;
+    explicit Draining(std::atomic<int>& c) : count(c) { ++count; }
+    ~Draining() { --count; }
+  } draining(draining_);
   DrainedEvents events = memory->drain();
   faults.insert(faults.end(), events.faults.begin(), events.faults.end());
   for (auto& child : events.children) add_child(std::move(child));
-  --draining_;
 }
 
 // Until it has its pages, a forked child depends on us alone (its userfaultfd is not open in itself): it is
@@ -109,8 +112,12 @@ void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebu
   for (uint64_t address : faults) handle_fault(memory, address, worker);
 }
 
+// A process may end as soon as its last fork was read, while another thread still takes the child in: only
+// with nothing on its way is it known that none is left.
 void Sandbox::handle_exit(ProcessMemory& memory) {
   memory.mark_gone();
+  if (!all_gone()) return;
+  while (draining_ > 0) std::this_thread::yield();
   if (all_gone()) lose(Code::process_gone, "its processes have exited");
 }
 

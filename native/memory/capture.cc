@@ -148,7 +148,7 @@ std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<u
     process.start_time_ticks = process_start_time(pids[i]);
     process.vmas = read_maps(pids[i]);
     std::vector<std::string> notes;
-    const auto keep = merged(pinned_ranges(pids[i], process.vmas, notes));
+    const auto keep = merged(find_pinned(pids[i], process.vmas, notes).ranges);
     found[i] = candidates(pids[i], process.vmas, keep);
     layout.processes.push_back(std::move(process));
   }

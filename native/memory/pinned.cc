@@ -3,6 +3,8 @@
 #include <dirent.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <string_view>
@@ -13,21 +15,42 @@
 namespace medes {
 namespace {
 
+constexpr uint64_t kMaxArgumentBytes = 16u << 20;
+constexpr std::string_view kRing = "anon_inode:[io_uring]";
+
+// Devices that read and write a program's memory by themselves, not all of them by pins that a kernel tells
+// of.
+constexpr std::array<std::string_view, 10> kDeviceMemory = {
+    "/dev/infiniband/", "/dev/vfio/", "/dev/nvidia",     "/dev/kfd",  "/dev/dri/",
+    "/dev/accel/",      "/dev/iommu", "/dev/vhost-vdpa", "/dev/xen/", "anon_inode:[vfio-device]"};
+// Files below /dev that hold on to nobody's memory.
+constexpr std::array<std::string_view, 18> kHarmless = {
+    "/dev/null", "/dev/zero", "/dev/full",    "/dev/random", "/dev/urandom", "/dev/tty",
+    "/dev/pts/", "/dev/ptmx", "/dev/console", "/dev/shm/",   "/dev/mqueue/", "/dev/hugepages/",
+    "/dev/fuse", "/dev/kmsg", "/dev/log",     "/dev/kvm",    "/dev/net/tun", "/dev/userfaultfd"};
+
+bool is_of(std::string_view name, std::span<const std::string_view> list) {
+  return std::any_of(list.begin(), list.end(), [&](std::string_view s) { return name.starts_with(s); });
+}
+
 std::string proc_path(pid_t pid, const std::string& name) {
   return "/proc/" + std::to_string(pid) + "/" + name;
 }
 
-// Fixed buffers as listed in an io_uring descriptor's fdinfo: "    0: 0x7f…/4096" below "UserBufs:".
+// Fixed buffers as listed in an io_uring descriptor's fdinfo, below "UserBufs:": "    0: 0x7f…/4096", or
+// "    0: <none>" for an empty slot.
 void add_registered_buffers(const std::string& info, std::vector<AddressRange>& out) {
   size_t at = info.find("UserBufs:");
   if (at == std::string::npos) return;
   while ((at = info.find('\n', at)) != std::string::npos) {
     ++at;
-    const size_t colon = info.find(": 0x", at);
-    const size_t line_end = info.find('\n', at);
-    if (colon == std::string::npos || (line_end != std::string::npos && colon > line_end)) break;
+    const size_t line_end = std::min(info.find('\n', at), info.size());
+    const std::string line = info.substr(at, line_end - at);
+    const size_t colon = line.find(": ");
+    if (!line.starts_with(' ') || colon == std::string::npos) break;
+    if (!std::string_view(line).substr(colon).starts_with(": 0x")) continue;
     char* after = nullptr;
-    const uint64_t begin = std::strtoull(info.c_str() + colon + 2, &after, 16);
+    const uint64_t begin = std::strtoull(line.c_str() + colon + 2, &after, 16);
     if (*after != '/') break;
     const uint64_t bytes = std::strtoull(after + 1, nullptr, 10);
     const uint64_t mask = kPageBytes - 1;
@@ -35,48 +58,24 @@ void add_registered_buffers(const std::string& info, std::vector<AddressRange>& 
   }
 }
 
-void add_locked(pid_t pid, std::vector<AddressRange>& out) {
-  const std::string smaps = read_proc_file(proc_path(pid, "smaps"), pid);
-  std::string_view rest = smaps;
-  AddressRange current;
-  while (!rest.empty()) {
-    const size_t end = rest.find('\n');
-    const std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
-    const size_t dash = line.find('-');
-    if (line.starts_with("VmFlags:")) {
-      if (line.find(" lo") != std::string_view::npos) out.push_back(current);
-    } else if (dash != std::string_view::npos && dash <= 16 &&
-               line.find_first_not_of("0123456789abcdef") == dash) {
-      char* after = nullptr;
-      current.begin = std::strtoull(line.data(), &after, 16);
-      current.end = std::strtoull(after + 1, nullptr, 16);
-    }
-  }
+// What `name`, of an open file or a mapping, says about who holds memory. Throws unsupported.
+void look_at_name(pid_t pid, std::string_view name, std::string& may_pin) {
+  if (is_of(name, kDeviceMemory))
+    throw Error(Code::unsupported, "a device may read and write its memory (" + std::string(name) + ")",
+                "pid " + std::to_string(pid), "close the device before dedup");
+  // Rings of packet sockets are mapped; those of AF_XDP belong to pinned memory.
+  if (name == kRing || name.starts_with("socket:["))
+    may_pin = name == kRing ? "io_uring" : "a mapped socket";
+  else if (name.starts_with("/dev/") && !is_of(name, kHarmless) && may_pin.empty())
+    may_pin = name;
 }
 
-}  // namespace
-
-std::vector<AddressRange> pinned_ranges(pid_t pid, std::span<const Vma> vmas,
-                                        std::vector<std::string>& notes) {
-  const std::string object = "pid " + std::to_string(pid);
-  std::vector<AddressRange> out;
-  for (const auto& v : vmas) {
-    if (v.path.starts_with("/[aio]"))
-      throw Error(Code::unsupported, "asynchronous I/O may be in flight into its memory", object,
-                  "close the io_setup() context before dedup");
-    if (v.path.starts_with("/dev/infiniband/") || v.path.starts_with("/dev/vfio/"))
-      throw Error(Code::unsupported, "a device reads and writes its memory", object);
-  }
-  if (field_of(read_proc_file(proc_path(pid, "status"), pid), "VmLck") != 0) {
-    add_locked(pid, out);
-    notes.push_back(object + ": mlocked memory stays resident");
-  }
+void look_at_descriptors(pid_t pid, Pinned& out, std::vector<std::string>& notes) {
   struct Closer {
     void operator()(DIR* d) const { closedir(d); }
   };
   std::unique_ptr<DIR, Closer> dir(opendir(proc_path(pid, "fd").c_str()));
-  if (!dir) return out;
+  if (!dir) return;
   while (dirent* entry = readdir(dir.get())) {
     if (entry->d_name[0] == '.') continue;
     char target[256];
@@ -84,12 +83,41 @@ std::vector<AddressRange> pinned_ranges(pid_t pid, std::span<const Vma> vmas,
     const ssize_t n = readlink(link.c_str(), target, sizeof target);
     if (n <= 0) continue;
     const std::string_view name(target, static_cast<size_t>(n));
-    if (name.starts_with("/dev/infiniband/uverbs") || name.starts_with("/dev/vfio/"))
-      throw Error(Code::unsupported, "a device reads and writes its memory", object);
-    if (name != "anon_inode:[io_uring]") continue;
-    add_registered_buffers(read_proc_file(proc_path(pid, std::string("fdinfo/") + entry->d_name), pid), out);
-    notes.push_back(object + ": buffers registered with io_uring stay resident");
+    if (name.starts_with("socket:[")) continue;  // without a mapping it pins nothing
+    look_at_name(pid, name, out.may_pin);
+    if (name != kRing) continue;
+    add_registered_buffers(read_proc_file(proc_path(pid, std::string("fdinfo/") + entry->d_name), pid),
+                           out.ranges);
+    notes.push_back("pid " + std::to_string(pid) + ": buffers registered with io_uring stay resident");
   }
+}
+
+// What others read through the process's memory (/proc/PID/cmdline and environ) gets zeros, without waiting,
+// where it is missing.
+void add_arguments(pid_t pid, std::vector<AddressRange>& out) {
+  for (const AddressRange& r : argument_ranges(pid))
+    if (r.begin < r.end && r.end - r.begin <= kMaxArgumentBytes) out.push_back(r);
+}
+
+}  // namespace
+
+Pinned find_pinned(pid_t pid, std::span<const Vma> vmas, std::vector<std::string>& notes) {
+  const std::string object = "pid " + std::to_string(pid);
+  Pinned out;
+  for (const auto& v : vmas) {
+    if (v.path.starts_with("/[aio]"))
+      throw Error(Code::unsupported, "asynchronous I/O may be in flight into its memory", object,
+                  "close the io_setup() context before dedup");
+    if (!v.path.empty() && v.kind != VmaKind::memfd) look_at_name(pid, v.path, out.may_pin);
+  }
+  const std::string status = read_proc_file(proc_path(pid, "status"), pid);
+  if (field_of(status, "VmLck") != 0) {
+    for (const auto& r : ranges_with_flag(pid, "lo")) out.ranges.push_back(r);
+    notes.push_back(object + ": mlocked memory stays resident");
+  }
+  add_arguments(pid, out.ranges);
+  look_at_descriptors(pid, out, notes);
+  if (out.may_pin.empty() && field_of(status, "VmPin") != 0) out.may_pin = "a pin (VmPin)";
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cinttypes>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -195,6 +196,56 @@ ProcessStat read_stat(pid_t pid) {
   return stat;
 }
 
+std::vector<pid_t> all_processes() {
+  Dir dir(opendir("/proc"));
+  if (!dir) throw errno_error(errno, "cannot list /proc");
+  std::vector<pid_t> out;
+  while (dirent* entry = readdir(dir.get())) {
+    pid_t pid = 0;
+    const char* name = entry->d_name;
+    const auto [p, ec] = std::from_chars(name, name + std::strlen(name), pid);
+    if (ec == std::errc() && *p == '\0') out.push_back(pid);
+  }
+  return out;
+}
+
+std::vector<AddressRange> argument_ranges(pid_t pid) {
+  const std::string text = read_proc_file(proc_path(pid, "stat"), pid, 65536);
+  size_t at = text.rfind(')');                         // the name before it may hold anything
+  constexpr int kArgumentsBegin = 48, kNameField = 2;  // fields as proc(5) numbers them
+  for (int field = kNameField; field < kArgumentsBegin && at != std::string::npos; ++field)
+    at = text.find(' ', at + 1);
+  AddressRange arguments, environment;
+  if (at == std::string::npos ||
+      sscanf(text.c_str() + at, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &arguments.begin,
+             &arguments.end, &environment.begin, &environment.end) != 4)
+    throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
+  return {arguments, environment};
+}
+
+std::vector<AddressRange> ranges_with_flag(pid_t pid, std::string_view flag) {
+  const std::string smaps = read_proc_file(proc_path(pid, "smaps"), pid);
+  const std::string wanted = " " + std::string(flag);
+  std::string_view rest = smaps;
+  std::vector<AddressRange> out;
+  AddressRange current;
+  while (!rest.empty()) {
+    const size_t end = rest.find('\n');
+    const std::string_view line = rest.substr(0, end);
+    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
+    const size_t dash = line.find('-');
+    if (line.starts_with("VmFlags:")) {
+      if (line.find(wanted) != std::string_view::npos) out.push_back(current);
+    } else if (dash != std::string_view::npos && dash <= 16 &&
+               line.find_first_not_of("0123456789abcdef") == dash) {
+      char* after = nullptr;
+      current.begin = std::strtoull(line.data(), &after, 16);
+      current.end = std::strtoull(after + 1, nullptr, 16);
+    }
+  }
+  return out;
+}
+
 std::vector<pid_t> process_tree(std::span<const pid_t> roots) {
   std::vector<pid_t> out;
   std::set<pid_t> seen;
@@ -204,13 +255,7 @@ std::vector<pid_t> process_tree(std::span<const pid_t> roots) {
     if (seen.insert(root).second) out.push_back(root);
   }
   std::multimap<pid_t, pid_t> children;
-  Dir dir(opendir("/proc"));
-  if (!dir) throw errno_error(errno, "cannot list /proc");
-  while (dirent* entry = readdir(dir.get())) {
-    pid_t pid = 0;
-    const char* name = entry->d_name;
-    const auto [p, ec] = std::from_chars(name, name + std::strlen(name), pid);
-    if (ec != std::errc() || *p != '\0') continue;
+  for (pid_t pid : all_processes()) {
     try {
       const ProcessStat stat = read_stat(pid);
       if (stat.state != 'Z' && stat.state != 'X') children.emplace(stat.parent, pid);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "memory/image.h"
@@ -45,10 +46,22 @@ uint64_t field_of(const std::string& text, const char* name, int base = 10);
 // until at most kMaxRanges are left; [vsyscall] is left out.
 AddressSpace space_of(std::span<const ProcessLayout> processes);
 
-// Parts of a process whose pages must not go: mlocked ranges, buffers registered with io_uring. `notes`
-// receives one line for each reason found. Throws unsupported for what cannot be bounded (RDMA, VFIO,
-// Linux AIO contexts).
-std::vector<AddressRange> pinned_ranges(pid_t pid, std::span<const Vma> vmas,
-                                        std::vector<std::string>& notes);
+// Mappings with a flag of smaps' VmFlags ("lo": mlocked, "wf": wiped at fork). Walks the page tables.
+std::vector<AddressRange> ranges_with_flag(pid_t pid, std::string_view flag);
+// Where the process's arguments and its environment lie, as the kernel shows them to others.
+std::vector<AddressRange> argument_ranges(pid_t pid);
+// Every process of the machine that we can see, by the number of its main thread.
+std::vector<pid_t> all_processes();
+
+// Parts of a process whose pages must not go.
+struct Pinned {
+  std::vector<AddressRange> ranges;  // mlocked, arguments, buffers that io_uring lists
+  // What may hold on to more than these (a ring, a device, a mapped socket): each page must be asked for.
+  // Empty: nothing does.
+  std::string may_pin;
+};
+// `notes` receives one line for each reason found. Throws unsupported for what cannot be bounded: devices
+// that work on a program's memory (RDMA, VFIO, GPUs), Linux AIO contexts.
+Pinned find_pinned(pid_t pid, std::span<const Vma> vmas, std::vector<std::string>& notes);
 
 }  // namespace medes

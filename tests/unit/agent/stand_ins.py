@@ -103,6 +103,7 @@ class StandInDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
+        working_set: bytes = b"",
     ) -> StandInHandle:
         if self.fail_evict is not None:
             raise self.fail_evict
