@@ -5,7 +5,10 @@ STAMP := build/.stamps
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all build demo test test-fast test-native test-rdma lint format bench clean system
+# Where `make install` puts things; see deploy/install.sh.
+export PREFIX DESTDIR UNITDIR SYSCONFDIR EXTRAS PYTHON FORCE
+
+.PHONY: all build wheels install uninstall demo test test-fast test-native test-rdma lint format bench clean system
 
 all: build
 
@@ -20,16 +23,30 @@ $(STAMP)/system-test: deploy/setup-system.sh
 	bash deploy/setup-system.sh test
 	@touch $@
 
-$(STAMP)/venv: pyproject.toml deploy/setup-venv.sh $(STAMP)/system
+$(STAMP)/venv: pyproject.toml deploy/client/pyproject.toml deploy/setup-venv.sh $(STAMP)/system
 	bash deploy/setup-venv.sh $(VENV)
 	@touch $@
 
 NATIVE_SOURCES := $(shell find native proto -name '*.cc' -o -name '*.h' -o -name '*.proto' -o -name 'CMakeLists.txt' -o -name generate.py)
 $(STAMP)/build: $(STAMP)/venv $(NATIVE_SOURCES)
-	$(VENV)/bin/pip install -q --no-build-isolation --no-deps -e .
+	$(VENV)/bin/pip install -q --no-build-isolation --no-deps -e deploy/client -e .
 	@touch $@
 
 build: $(STAMP)/build
+
+# Both distributions, ready for pip; and the whole service: command, units, settings (deploy/README.md).
+$(STAMP)/wheels: $(STAMP)/system deploy/wheels.sh pyproject.toml README.md LICENSE $(wildcard deploy/client/*) \
+		$(NATIVE_SOURCES) $(shell find medes -type f -name '*.py' -o -name '*.pyi' -o -name '*.toml')
+	bash deploy/wheels.sh build/dist
+	@touch $@
+
+wheels: $(STAMP)/wheels
+
+install: $(STAMP)/wheels
+	DIST=build/dist bash deploy/install.sh install
+
+uninstall:
+	bash deploy/install.sh uninstall
 
 demo: build
 	$(VENV)/bin/medes demo $(ARGS)
@@ -48,14 +65,14 @@ test: $(STAMP)/system-test build lint test-native
 	$(PY) -m pytest $(ARGS)
 
 lint: build
-	$(VENV)/bin/ruff check medes tests proto
-	$(VENV)/bin/ruff format --check medes tests proto
+	$(VENV)/bin/ruff check medes tests proto deploy
+	$(VENV)/bin/ruff format --check medes tests proto deploy
 	$(VENV)/bin/mypy
 	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(STAMP)/venv
-	$(VENV)/bin/ruff check --fix medes tests proto || true
-	$(VENV)/bin/ruff format medes tests proto
+	$(VENV)/bin/ruff check --fix medes tests proto deploy || true
+	$(VENV)/bin/ruff format medes tests proto deploy
 	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
 
 bench: build $(STAMP)/system-test

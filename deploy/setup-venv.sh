@@ -7,12 +7,14 @@ python=${PYTHON:-python3}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" - <<'PY' >"$venv/requirements.txt"
 import tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))
-extras = project["project"]["optional-dependencies"]
-wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-for extra in ("redis", "functions", "bench", "dev"):
-    wanted += extras[extra]
-print("\n".join(wanted))
+wanted = []
+for file in ("pyproject.toml", "deploy/client/pyproject.toml"):
+    project = tomllib.load(open(file, "rb"))
+    wanted += project["build-system"]["requires"] + project["project"]["dependencies"]
+    extras = project["project"].get("optional-dependencies", {})
+    for extra in ("redis", "functions", "bench", "dev"):
+        wanted += extras.get(extra, [])
+print("\n".join(w for w in wanted if not w.startswith("medes-client")))  # built from here
 PY
 "$venv/bin/pip" install -q -r "$venv/requirements.txt" ninja
 # Debian's pyverbs works in any CPython of the same version: name a folder that holds only it.

@@ -53,6 +53,7 @@ class AgentProcess:
         self.log = folder / f"{node_id}.log"
         self.process: subprocess.Popen[str] | None = None
         self.environment: dict[str, str] = {}
+        self.python = sys.executable  # of the installation that is tested
         self.prefix: list[str] = []  # a command that runs the agent, e.g. with fewer rights
         self._flags: dict[str, object] = {
             "node_id": node_id,
@@ -87,7 +88,7 @@ class AgentProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_")}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "medes", "agent", *arguments, *more],
+                [*self.prefix, self.python, "-m", "medes", "agent", *arguments, *more],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -16,11 +16,15 @@ class ControllerProcess:
     """Started on construction; `address` is where it listens."""
 
     def __init__(
-        self, *arguments: str, listen: str = "127.0.0.1:0", program: tuple[str, ...] = ("medes", "controller")
+        self,
+        *arguments: str,
+        listen: str = "127.0.0.1:0",
+        program: tuple[str, ...] = ("medes", "controller"),
+        python: str = sys.executable,
     ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *program, "--listen", listen, *arguments],
+            [python, "-m", *program, "--listen", listen, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
