@@ -140,6 +140,9 @@ class AgentSettings(Settings):
     peer_advertise: str = setting(
         "", "host:port peers reach the peer service at; empty: what it listens on", address="optional"
     )
+    advertise_local: bool = setting(
+        False, "advertise loopback or wildcard addresses although the controller is on another machine"
+    )
     page_host: str = setting("127.0.0.1", "address the TCP page server listens on")
     page_port: int = setting(0, "port of the TCP page server; 0: any", minimum=0, maximum=65535)
     page_advertise_host: str = setting("", "host peers reach the page server at; empty: page_host")
@@ -277,6 +280,9 @@ class ControllerSettings(Settings):
     samples_per_page: int = setting(8, "fingerprint samples of a page, cluster-wide", minimum=1, maximum=16)
     heartbeat_interval_ms: int = setting(1000, "how often agents report", minimum=10, maximum=600_000)
     lease_ms: int = setting(5000, "silent this long: the node is dead", minimum=50, maximum=3_600_000)
+    local_nodes: bool = setting(
+        False, "take nodes of other machines that advertise loopback or wildcard addresses"
+    )
     base_threshold: int = setting(40, "T: dedup'd sandboxes per base before a further base", minimum=1)
     base_reservation_s: float = setting(
         60.0,

@@ -75,6 +75,7 @@ class NodeEndpoints:
     grpc_address: str = ""
     page_address: str = ""
     transports: tuple[str, ...] = ()
+    store: str = ""  # whose base store this is, see medes.agent.store_identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,9 @@ class ControllerClient:
         answer = await self._stub.Heartbeat(request, timeout=timeout_s)
         return answer.controller_incarnation, answer.join_again
 
-    async def leave(self, node_id: str, timeout_s: float) -> None:
-        await self._stub.LeaveNode(controller_pb2.LeaveNodeRequest(node_id=node_id), timeout=timeout_s)
+    async def leave(self, node_id: str, incarnation: str, timeout_s: float) -> None:
+        request = controller_pb2.LeaveNodeRequest(node_id=node_id, incarnation=incarnation)
+        await self._stub.LeaveNode(request, timeout=timeout_s)
 
     async def nodes(self) -> dict[str, NodeEndpoints]:
         answer = await self._stub.ListNodes(controller_pb2.ListNodesRequest())

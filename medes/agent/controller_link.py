@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 from medes import native
 from medes.agent.clock import Clock
 from medes.agent.controller_client import ControllerClient, Joined, Lookup
-from medes.errors import ControllerUnreachableError, MedesError
+from medes.errors import AlreadyExistsError, ControllerUnreachableError, InvalidArgumentError, MedesError
 from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord
 
 log = logging.getLogger(__name__)
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
+REFUSED_AGAIN_S = 60.0
 CALL_TIMEOUT_S = 5.0
 ANNOUNCE_INTERVAL_S = 0.1
 ANNOUNCED_AT_ONCE_MAX = 5000
@@ -61,6 +63,7 @@ class ControllerLink:
         self._dirty: set[str] = set()
         self._dirty_event = asyncio.Event()
         self._controller_incarnation = ""
+        self._refused_s = -math.inf
         self.connected = False
         self.joined_once = asyncio.Event()
 
@@ -120,11 +123,21 @@ class ControllerLink:
                 retry_s = RETRY_S_MIN
                 await self._beat(client, joined)
             except MedesError as error:
-                if self.connected or retry_s == RETRY_S_MIN:
-                    log.warning("controller: %s", error)
+                self._tell(error, again=self.connected or retry_s == RETRY_S_MIN)
             self.connected = False
             await self._clock.sleep(retry_s)
             retry_s = min(RETRY_S_MAX, retry_s * 2)
+
+    def _tell(self, error: MedesError, *, again: bool) -> None:
+        """A controller that is away comes back; one that refuses this node needs somebody to act, and is told of every
+        minute."""
+        if isinstance(error, AlreadyExistsError | InvalidArgumentError):
+            now_s = self._clock.now_s()
+            if now_s - self._refused_s >= REFUSED_AGAIN_S:
+                self._refused_s = now_s
+                log.error("the controller refuses this node, which works on alone: %s", error)
+        elif again:
+            log.warning("controller: %s", error)
 
     async def _announce_everything(self, client: ControllerClient, joined: Joined) -> None:
         self._controller_incarnation = joined.controller_incarnation
@@ -135,6 +148,7 @@ class ControllerLink:
         self._dirty.clear()
         await client.announce(node_id, self._announcer.all_records(), full=True)
         self.connected = True
+        self._refused_s = -math.inf
         self.joined_once.set()
         log.info("joined controller %s", client.address)
 
@@ -175,7 +189,7 @@ class ControllerLink:
             return
         if self.connected:
             try:
-                await self._client.leave(self._endpoints().node_id, CALL_TIMEOUT_S)
+                await self._client.leave(self._endpoints().node_id, self._incarnation, CALL_TIMEOUT_S)
             except MedesError as error:
                 log.info("leaving: %s", error)
         self.connected = False

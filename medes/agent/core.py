@@ -316,6 +316,7 @@ def endpoints_to_json(endpoints: NodeEndpoints) -> dict[str, Any]:
         "grpc_address": endpoints.grpc_address,
         "page_address": endpoints.page_address,
         "transports": list(endpoints.transports),
+        "store": endpoints.store,
     }
 
 
@@ -325,4 +326,5 @@ def endpoints_from_json(data: dict[str, Any]) -> NodeEndpoints:
         str(data.get("grpc_address", "")),
         str(data.get("page_address", "")),
         tuple(data.get("transports", ())),
+        str(data.get("store", "")),
     )

@@ -30,13 +30,14 @@ from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
 from medes.agent.peers import ReaderFactory
 from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, PeerServicer
+from medes.agent.store_identity import store_identity
 from medes.agent.timers import DriverEvents, Timers
 from medes.config import AgentSettings
-from medes.errors import IoError, MedesError, PermissionDeniedError
+from medes.errors import InvalidArgumentError, IoError, MedesError, PermissionDeniedError
 from medes.limits import API_REQUEST_BYTES_MAX
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
-from medes.rpc.address import parse_address, warn_if_open
+from medes.rpc.address import is_loopback, is_wildcard, parse_address, warn_if_open
 from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
 from medes.rpc.server import RpcServer
 from medes.transport.rdma import RdmaNode, open_rdma
@@ -80,6 +81,7 @@ class AgentDaemon:
         self._rdma: RdmaNode | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._made: list[Path] = []  # folders and files that were not there before
+        self._store = ""
         self._serves = False
         self._stopped = False
 
@@ -98,6 +100,7 @@ class AgentDaemon:
         self._make_folder(Path(settings.state_dir))
         self._make_folder(settings.shm_path)
         journal = self._journal = self._open_journal(Path(settings.state_dir))
+        self._store = await store_identity(journal, Path(settings.state_dir))
         drivers, missing = make_drivers(settings)
         client = ControllerClient(settings.controller, settings.tls) if settings.controller else None
         observer = AgentObserver(self.registry)
@@ -182,7 +185,9 @@ class AgentDaemon:
             settings.peer_advertise or bound,
             pages.address,
             ("tcp", "rdma") if self._rdma is not None else ("tcp",),
+            self._store,
         )
+        _refuse_local_addresses(settings, agent.endpoints)
 
     def status(self) -> NodeStatus:
         return handlers.node_status(self.agent)
@@ -274,6 +279,26 @@ class AgentDaemon:
         shutil.rmtree(Path(self.settings.state_dir) / "working-sets", ignore_errors=True)
         with contextlib.suppress(OSError):
             Path(self.settings.state_dir).rmdir()
+
+
+def _refuse_local_addresses(settings: AgentSettings, endpoints: NodeEndpoints) -> None:
+    """Raises invalid_argument where peers would be told an address under which they cannot reach this node: the
+    controller is on another machine, or "all addresses" is what it would be."""
+    if not settings.controller or settings.advertise_local:
+        return
+    controller = parse_address(settings.controller)
+    remote = not controller.is_unix and not is_loopback(controller.host)
+    for address, setting in (
+        (endpoints.grpc_address, "peer_advertise"),
+        (endpoints.page_address, "page_advertise_host"),
+    ):
+        host = parse_address(address).host
+        if is_wildcard(host) or (remote and is_loopback(host)):
+            raise InvalidArgumentError(
+                f"other nodes would be told {address}, and cannot reach it",
+                object=f"agent.{setting}",
+                hint="an address of this machine; advertise_local when all nodes are on this one",
+            )
 
 
 def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:

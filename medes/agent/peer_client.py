@@ -62,6 +62,7 @@ class PageAccess:
     token: bytes
     page_address: str
     rdma: RdmaAnswer = NO_RDMA
+    store: str = ""  # whose pages
 
 
 class PeerClient:
@@ -89,12 +90,14 @@ class PeerClient:
         request = peer_pb2.UnpinRequest(node_id=self._own_node, holder_id=holder, base_ids=list(base_ids))
         await self._stub.Unpin(request)
 
-    async def reconcile(self, pins: Mapping[str, tuple[str, Iterable[int]]]) -> set[int]:
-        """`pins`: holder → (domain, base ids), all that this node holds there. Returns bases the peer lacks."""
+    async def reconcile(self, pins: Mapping[str, tuple[str, Iterable[int]]]) -> tuple[set[int], str]:
+        """`pins`: holder → (domain, base ids), all that this node holds there. Returns the bases that the peer lacks, and
+        whose store it has."""
         request = peer_pb2.ReconcilePinsRequest(node_id=self._own_node)
         for holder, (domain, base_ids) in pins.items():
             request.pins.add(holder_id=holder, domain=domain, base_ids=list(base_ids))
-        return set((await self._stub.ReconcilePins(request)).missing_base_ids)
+        answer = await self._stub.ReconcilePins(request)
+        return set(answer.missing_base_ids), answer.store
 
     async def open_pages(self, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
         """Access over TCP; with `rdma`, our queue pair's endpoint, over RDMA as well where the peer can."""
@@ -104,7 +107,7 @@ class PeerClient:
         answer = await self._stub.OpenPages(request)
         endpoint = endpoint_from_proto(answer.rdma) if answer.HasField("rdma") else None
         regions = tuple(region_from_proto(r) for r in answer.regions)
-        return PageAccess(answer.token, answer.page_address, RdmaAnswer(endpoint, regions))
+        return PageAccess(answer.token, answer.page_address, RdmaAnswer(endpoint, regions), answer.store)
 
     async def keep_pages(self, domains: Iterable[str], rdma_domains: Iterable[str]) -> None:
         """Access to these domains is still in use, over a queue pair where in `rdma_domains`."""

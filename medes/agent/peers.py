@@ -122,9 +122,26 @@ class PeerTable:
         `pins` is asked when no pin is on its way to that peer, since it replaces what the peer knows.
         """
         async with self._pinning.setdefault(node_id, asyncio.Lock()):
-            missing = await self._client(node_id).reconcile(pins())
+            missing, store = await self._client(node_id).reconcile(pins())
+        if missing:
+            await self._require_store(node_id, store)
         self._owed = {key: ids for key, ids in self._owed.items() if key[0] != node_id}
         return missing
+
+    async def _require_store(self, node_id: str, store: str) -> None:
+        """Raises peer_unreachable when the answer comes from another agent than the one that goes by that name, here or at
+        the controller: what that one lacks is no loss."""
+        for last in (False, True):
+            known = self.endpoints.get(node_id)
+            if known is not None and known.store and known.store == store:
+                return
+            if not last:
+                # A peer whose machine was started anew has its store in another place: the controller knows.
+                await self.refresh(node_id)
+        log.error("another agent answers for node %s: is there a second one of that name?", node_id)
+        raise PeerUnreachableError(
+            "another agent answers for this node", object=node_id, hint="give each agent a node_id of its own"
+        )
 
     # --- pages ---------------------------------------------------------------------------------------------
     async def fingerprints(self, base: BaseDescriptor, samples_per_page: int) -> tuple[bytes, bytes]:
@@ -144,6 +161,8 @@ class PeerTable:
         async with self._opening.setdefault(key, asyncio.Lock()):
             if key not in self._readers:
                 access = await self._client(node_id).open_pages(domain)
+                if access.store and access.store != self.endpoints[node_id].store:
+                    await self._require_store(node_id, access.store)
                 reader = await asyncio.get_running_loop().run_in_executor(
                     self._executor, self._make_reader, self.endpoints[node_id], access
                 )

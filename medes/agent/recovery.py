@@ -20,6 +20,7 @@ from medes.agent.core import Agent, endpoints_from_json
 from medes.agent.dedup_op import META_VERSION
 from medes.agent.journal_state import JournalSandbox
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
+from medes.agent.store_identity import same_store
 from medes.errors import CorruptError, MedesError, PeerUnreachableError
 from medes.types import AddressRange, BaseDescriptor
 from medes.types import SandboxState as S
@@ -284,4 +285,10 @@ def _lose_users_of(agent: Agent, missing: set[int], node_id: str) -> None:
     for entry in list(agent.entries.values()):
         evicted = entry.evicted
         if evicted is not None and missing.intersection(evicted.pins.get(node_id, [])):
+            pinned_at = evicted.endpoints.get(node_id)
+            if pinned_at is not None and not same_store(
+                pinned_at.store, agent.peers.endpoints[node_id].store
+            ):
+                log.error("%s: node %s has another store than the one with its base pages", entry.id, node_id)
+                continue  # that one may come back
             agent.lose(entry, f"{node_id} no longer has its base pages")

@@ -128,13 +128,15 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         peer_handlers.check_pin_sets(request.node_id, request.pins)
         pins = {p.holder_id: (p.domain, list(p.base_ids)) for p in request.pins}
         missing = await peer_handlers.reconcile(self._agent, request.node_id, pins)
-        return peer_pb2.ReconcilePinsResponse(missing_base_ids=missing)
+        return peer_pb2.ReconcilePinsResponse(missing_base_ids=missing, store=self._agent.endpoints.store)
 
     async def OpenPages(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
         remote = endpoint_from_proto(request.rdma) if request.HasField("rdma") else None
         access = self._pages.open(request.node_id, request.domain, remote)
-        response = peer_pb2.OpenPagesResponse(token=access.token, page_address=access.page_address)
+        response = peer_pb2.OpenPagesResponse(
+            token=access.token, page_address=access.page_address, store=self._agent.endpoints.store
+        )
         if access.rdma.endpoint is not None:
             response.rdma.CopyFrom(endpoint_to_proto(access.rdma.endpoint))
             response.regions.extend(region_to_proto(r) for r in access.rdma.regions)

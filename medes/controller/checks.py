@@ -36,6 +36,7 @@ def endpoints(value: NodeEndpoints) -> None:
         if text:
             parse_address(text)
     transport_count(len(value.transports), value.node_id)
+    name(value.store, "store", optional=True)
     for transport in value.transports:
         name(transport, "transport")
 

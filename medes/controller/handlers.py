@@ -25,18 +25,31 @@ from medes.controller.requests import (
     RetireBase,
 )
 from medes.controller.state import ControllerState
-from medes.types import NodeRecord, SandboxRecord
+from medes.errors import InvalidArgumentError, MedesError
+from medes.rpc.address import is_remote, local_addresses
+from medes.types import NodeEndpoints, NodeRecord, SandboxRecord
 
 log = logging.getLogger(__name__)
 
 
-def join_node(request: JoinNode, state: ControllerState, now_s: float) -> Joined:
-    """A node comes or comes back. After its restart, what was known of it goes; it announces all again."""
+def join_node(request: JoinNode, state: ControllerState, now_s: float, caller: str = "") -> Joined:
+    """A node comes or comes back. After its restart, what was known of it goes; it announces all again.
+
+    `caller`: the address it calls from (gRPC's form), empty where that is not known. Raises already_exists when another
+    agent has its name, invalid_argument for addresses under which other nodes cannot reach it, limit_exceeded.
+    """
     checks.endpoints(request.endpoints)
     checks.name(request.incarnation, "incarnation")
     node_id = request.endpoints.node_id
     with state.node_changes:
-        if state.membership.join(request.endpoints, request.incarnation, request.memory_bytes, now_s):
+        try:
+            _refuse_unreachable(request.endpoints, caller, state, now_s)
+            fresh = state.membership.join(request.endpoints, request.incarnation, request.memory_bytes, now_s)
+        except MedesError as error:
+            if state.refusals.is_news(node_id, request.incarnation, now_s):
+                log.error("a node was refused: %s", error)
+            raise
+        if fresh:
             retired = _forget_node(node_id, state)
             log.info("node joined", extra={"node": node_id, "bases_retired": retired})
         state.store.renew([node_id], 2 * state.settings.lease_ms / 1000)
@@ -48,17 +61,42 @@ def join_node(request: JoinNode, state: ControllerState, now_s: float) -> Joined
     )
 
 
+def _refuse_unreachable(endpoints: NodeEndpoints, caller: str, state: ControllerState, now_s: float) -> None:
+    """A node on another machine, or among nodes of others, must not give an address that means "this machine"."""
+    if state.settings.local_nodes:
+        return
+    local = local_addresses(endpoints)
+    others = [
+        r.endpoints
+        for r in state.membership.records(now_s)
+        if r.alive and r.endpoints.node_id != endpoints.node_id
+    ]
+    if local and (is_remote(caller) or any(o.grpc_address and not local_addresses(o) for o in others)):
+        raise InvalidArgumentError(
+            f"other nodes cannot reach {' and '.join(local)}",
+            object=f"node {endpoints.node_id}",
+            hint="set peer_advertise and page_advertise_host to addresses of this machine",
+        )
+    if not local and endpoints.grpc_address:
+        for other in filter(local_addresses, others):
+            if state.refusals.is_news(other.node_id, endpoints.node_id, now_s):
+                log.error(
+                    "node %s advertises %s, which node %s cannot reach",
+                    *(other.node_id, " and ".join(local_addresses(other)), endpoints.node_id),
+                )
+
+
 def heartbeat(request: Heartbeat, state: ControllerState, now_s: float) -> HeartbeatAnswer:
     """Renews a lease, or says that the node must join (and announce) again."""
     known = state.membership.heartbeat(request.node_id, request.incarnation, request.usage, now_s)
     return HeartbeatAnswer(controller_incarnation=state.incarnation, join_again=not known)
 
 
-def leave_node(node_id: str, state: ControllerState) -> None:
-    """A node goes in peace. Leaving twice is harmless."""
+def leave_node(node_id: str, state: ControllerState, incarnation: str = "") -> None:
+    """A node goes in peace. Leaving twice is harmless, and another agent of that name is not heard."""
     checks.name(node_id, "node_id")
     with state.node_changes:
-        if state.membership.leave(node_id):
+        if state.membership.leave(node_id, incarnation):
             retired = _forget_node(node_id, state)
             log.info("node left", extra={"node": node_id, "bases_retired": retired})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from medes.errors import LimitExceededError, NotFoundError
+from medes.errors import AlreadyExistsError, LimitExceededError, NotFoundError
 from medes.limits import NODES_MAX
 from medes.types import NodeEndpoints, NodeRecord, NodeUsage
 
@@ -30,16 +30,30 @@ class Membership:
     def join(self, endpoints: NodeEndpoints, incarnation: str, memory_bytes: int, now_s: float) -> bool:
         """Adds or renews a node. True when what was known of it is void (a restart, or it was dead or unknown).
 
-        Raises limit_exceeded when there are too many nodes.
+        Raises already_exists when another agent holds the name's lease (one of the same store in the same place is
+        the same agent, started again), and limit_exceeded when there are too many nodes.
         """
         with self._lock:
             known = self._nodes.get(endpoints.node_id)
+            if known is not None and self._is_anothers(known, endpoints, incarnation, now_s):
+                at = known.endpoints.grpc_address or "an unknown address"
+                raise AlreadyExistsError(
+                    f"another agent has this name: at {at}, last heard of {max(0.0, now_s - known.heartbeat_s):.1f} s ago; "
+                    f"this one is at {endpoints.grpc_address or 'an unknown address'}",
+                    object=f"node {endpoints.node_id}",
+                    hint="give each agent a node_id of its own",
+                )
             if known is None and len(self._nodes) >= NODES_MAX:
                 raise LimitExceededError(f"a cluster has at most {NODES_MAX} nodes", object=endpoints.node_id)
             fresh = known is None or known.incarnation != incarnation or not known.alive
             usage = NodeUsage(memory_bytes=memory_bytes) if fresh or known is None else known.usage
             self._nodes[endpoints.node_id] = _Node(endpoints, incarnation, usage, now_s)
             return fresh
+
+    def _is_anothers(self, known: _Node, endpoints: NodeEndpoints, incarnation: str, now_s: float) -> bool:
+        if not known.alive or known.incarnation == incarnation or now_s - known.heartbeat_s > self._lease_s:
+            return False
+        return not endpoints.store or endpoints.store != known.endpoints.store
 
     def heartbeat(self, node_id: str, incarnation: str, usage: NodeUsage, now_s: float) -> bool:
         """Renews the lease. False: the node is unknown, dead or another incarnation, and must join again."""
@@ -64,9 +78,12 @@ class Membership:
                     del self._nodes[node_id]
             return died
 
-    def leave(self, node_id: str) -> bool:
-        """Forgets a node; False when it was not there."""
+    def leave(self, node_id: str, incarnation: str = "") -> bool:
+        """Forgets a node; False when it was not there, or another incarnation of it is."""
         with self._lock:
+            node = self._nodes.get(node_id)
+            if node is not None and incarnation not in ("", node.incarnation):
+                return False
             return self._nodes.pop(node_id, None) is not None
 
     def require(self, node_id: str) -> None:

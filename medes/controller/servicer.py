@@ -52,7 +52,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         checks.transport_count(len(request.endpoints.transports), request.endpoints.node_id)
         ask = from_proto(requests.JoinNode, request)
         self._check_node(context, ask.endpoints.node_id)
-        answer = await self._in_executor(handlers.join_node, ask, self._state, self._clock())
+        answer = await self._in_executor(handlers.join_node, ask, self._state, self._clock(), context.peer())
         return to_proto(pb.JoinNodeResponse, answer)
 
     async def Heartbeat(self, request: Message, context: Any) -> Message:
@@ -62,7 +62,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     async def LeaveNode(self, request: Any, context: Any) -> Message:
         self._check_node(context, request.node_id)
-        await self._in_executor(handlers.leave_node, request.node_id, self._state)
+        await self._in_executor(handlers.leave_node, request.node_id, self._state, request.incarnation)
         return pb.LeaveNodeResponse()
 
     async def ListNodes(self, request: Message, context: Any) -> Message:

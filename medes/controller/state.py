@@ -11,7 +11,25 @@ from medes.controller.directory import Directory
 from medes.controller.latency import RecentLatencies
 from medes.controller.membership import Membership
 from medes.controller.store import RegistryStore
+from medes.limits import NODES_MAX
 from medes.types import NodeUsage, Statistics
+
+
+class Refusals:
+    """What was said of late: a node that is refused asks again every few seconds."""
+
+    AGAIN_S = 60.0
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], float] = {}
+
+    def is_news(self, node_id: str, about: str, now_s: float) -> bool:
+        """True when this has not been said within AGAIN_S."""
+        self._said = {key: said_s for key, said_s in self._said.items() if now_s - said_s < self.AGAIN_S}
+        news = (node_id, about) not in self._said and len(self._said) < NODES_MAX
+        if news:
+            self._said[node_id, about] = now_s
+        return news
 
 
 class ControllerState:
@@ -24,6 +42,7 @@ class ControllerState:
         # whenever this value changes.
         self.incarnation = incarnation or secrets.token_hex(8)
         self.membership = Membership(settings.lease_ms / 1000)
+        self.refusals = Refusals()  # under node_changes
         self.directory = Directory()
         self.advisor = Advisor(settings.base_threshold, settings.base_reservation_s)
         self.latencies = RecentLatencies()

@@ -28,6 +28,14 @@ class HandlerError(FunctionError):
         super().__init__(f"{self.type}: {self.error_message}", object=function)
 
 
+class InstanceFailedError(FunctionError):
+    """The instance ended or broke its connection. `begun`: it had been given the request, and may have done it."""
+
+    def __init__(self, message: str, *, object: str = "", hint: str = "", begun: bool) -> None:
+        super().__init__(message, object=object, hint=hint)
+        self.begun = begun
+
+
 def result_of(spec: FunctionSpec, answer: dict[str, Any], request_id: str) -> Any:
     """The handler's result. Raises HandlerError when it failed, FunctionError for an answer to another request."""
     if answer.get("id") != request_id:

@@ -18,14 +18,13 @@ from typing import Any
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
-    FunctionError,
     InvalidArgumentError,
     LostError,
     NotFoundError,
     ProcessGoneError,
     TransientError,
 )
-from medes.faas.answers import HandlerError
+from medes.faas.answers import InstanceFailedError
 from medes.faas.hosted import HostedInstance
 from medes.faas.manifest import FunctionSpec
 from medes.faas.nodes import NodeLink
@@ -34,7 +33,8 @@ from medes.types import RestoreReport, Sandbox, SandboxState
 log = logging.getLogger(__name__)
 INSTANCES_PER_FUNCTION_MAX = 100
 FUNCTIONS_MAX = 1000
-STARTS_MAX = 3  # a request that finds its sandbox lost is tried on others this often
+# A request whose instance is gone before it had it, or that may be run again, is tried on so many.
+STARTS_MAX = 3
 ASLEEP = (SandboxState.DEDUPING, SandboxState.DEDUP, SandboxState.RESTORING)
 
 
@@ -155,7 +155,8 @@ class FunctionHost:
         """Answers a request (event None: the one of function.toml), on one instance if it is named.
 
         Raises HandlerError when the function raised, busy when every place stayed taken until the timeout, lost
-        when the named instance is lost (unnamed, the request goes to another), and the agent's errors.
+        when the named instance is lost (unnamed, the request goes to another), and the agent's errors. A request that
+        an instance has been given is given to no other, unless the function is idempotent: InstanceFailedError.
         """
         function = self._function(name)
         event = function.spec.event if event is None else event
@@ -236,9 +237,14 @@ class FunctionHost:
         request_id = f"{instance.instance_id}-{self._requests:x}"
         try:
             result, handler_ms = await instance.invoke(event, request_id, timeout_s)
-        except HandlerError:
-            raise
-        except FunctionError as error:
+        except InstanceFailedError as error:
+            if error.begun and not instance.spec.idempotent:
+                raise InstanceFailedError(
+                    f"{error.message} with the request, which may have been done in part and is not tried again",
+                    object=instance.instance_id,
+                    hint=error.hint or "idempotent = true in function.toml allows it",
+                    begun=True,
+                ) from error
             raise ProcessGoneError(error.message, object=instance.instance_id, hint=error.hint) from error
         return Invocation(
             result=result,

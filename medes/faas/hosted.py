@@ -68,7 +68,7 @@ class HostedInstance:
 
     async def invoke(self, event: Any, request_id: str, timeout_s: float) -> tuple[Any, float]:
         """The handler's result and the milliseconds it ran. Raises HandlerError when it raised, FunctionError when
-        the instance ended, DeadlineExceededError (the instance is ended then: it may never answer)."""
+        the instance ended (InstanceFailedError: whether it had the request), DeadlineExceededError (the instance is ended then: it may never answer)."""
         message = {"op": "invoke", "id": request_id, "event": event, "timeout_ms": timeout_s * 1000}
         answer = await self._call(message, timeout_s)
         self.requests += 1
@@ -98,7 +98,7 @@ class HostedInstance:
         frame = wire.pack(message)
         async with self._exchange:
             if self.exited or self._writer is None:
-                raise FunctionError("the instance ended", object=self.instance_id)
+                raise answers.InstanceFailedError("the instance ended", object=self.instance_id, begun=False)
             try:
                 async with asyncio.timeout(timeout_s):
                     self._writer.write(frame)
@@ -111,7 +111,9 @@ class HostedInstance:
                 ) from None
             except (ConnectionError, wire.FrameError) as error:
                 self.kill()
-                raise FunctionError(f"the instance failed: {error}", object=self.instance_id) from error
+                raise answers.InstanceFailedError(
+                    f"the instance failed: {error}", object=self.instance_id, begun=True
+                ) from error
             except asyncio.CancelledError:
                 # Its answer would be taken for that of the next request.
                 self.kill()
@@ -119,7 +121,9 @@ class HostedInstance:
         if answer is None:
             tail = self.log_tail()
             self.kill()
-            raise FunctionError("the instance ended", object=self.instance_id, hint=tail.strip()[-500:])
+            raise answers.InstanceFailedError(
+                "the instance ended", object=self.instance_id, hint=tail.strip()[-500:], begun=True
+            )
         return answer
 
     async def _receive(self, timeout_s: float) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medes.errors import AlreadyExistsError, InvalidArgumentError, IoError
 from medes.rpc.tls import TlsFiles
+from medes.types import NodeEndpoints
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,43 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for "all addresses of this machine": to listen on, and of no use to anybody else."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def local_addresses(endpoints: NodeEndpoints) -> list[str]:
+    """Those of a node's addresses that lead nowhere, or to the caller itself, from another machine. Resolves no names:
+    what `localhost` is called here says nothing of there, and this must not wait."""
+    found = [a for a in (endpoints.grpc_address, endpoints.page_address) if a]
+    return [a for a in found if _is_local(parse_address(a).host)]
+
+
+def _is_local(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+    return address.is_loopback or address.is_unspecified
+
+
+def is_remote(caller: str) -> bool:
+    """Whether a caller (`ipv4:10.0.0.2:41000`, as gRPC names it) is on another machine, as far as that can be told."""
+    kind, _, address = caller.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return False
+    host = address.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return not (mapped or found).is_loopback
 
 
 def warn_if_open(host: str, tls: TlsFiles | None, what: str) -> None:

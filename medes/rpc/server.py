@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from medes.errors import IoError, PermissionDeniedError
 from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPCS_CONCURRENT_MAX
 from medes.rpc.address import Address, clear_stale_socket, parse_address, warn_if_open
-from medes.rpc.interceptors import ErrorServerInterceptor, Observer, what_serves
+from medes.rpc.services import Observer, Services, what_serves
 from medes.rpc.tls import TlsFiles, server_credentials
 
 
@@ -27,8 +27,7 @@ class RpcServer:
         self, *, observer: Observer | None = None, receive_bytes_max: int = GRPC_MESSAGE_BYTES_MAX
     ) -> None:
         """A request of more than `receive_bytes_max` is refused (limit_exceeded) before it is parsed."""
-        self.server = grpc.aio.server(
-            interceptors=[ErrorServerInterceptor(observer, self._what)],
+        self._grpc = grpc.aio.server(
             # so_reuseport off: a second daemon on the same port must fail instead of sharing its calls.
             options=[
                 ("grpc.max_receive_message_length", receive_bytes_max),
@@ -38,6 +37,7 @@ class RpcServer:
             ],
             maximum_concurrent_rpcs=RPCS_CONCURRENT_MAX,
         )
+        self.server = Services(self._grpc, observer, self._what)  # what servicers are added to
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._services: list[str] = []
@@ -65,9 +65,9 @@ class RpcServer:
             warn_if_open(parsed.host, tls, "gRPC")
         try:
             if credentials:
-                port = self.server.add_secure_port(parsed.target, credentials)
+                port = self._grpc.add_secure_port(parsed.target, credentials)
             else:
-                port = self.server.add_insecure_port(parsed.target)
+                port = self._grpc.add_insecure_port(parsed.target)
         except RuntimeError as error:
             raise IoError(
                 "cannot listen there (in use, or not an address of this host?)", object=address
@@ -90,7 +90,7 @@ class RpcServer:
         # The socket must never be open to others, not even between bind and chmod.
         previous = os.umask(0o777 & ~unix_mode)
         try:
-            self.server.add_insecure_port(parsed.target)
+            self._grpc.add_insecure_port(parsed.target)
         except RuntimeError as error:
             raise IoError("cannot listen on this socket", object=parsed.path) from error
         finally:
@@ -106,9 +106,10 @@ class RpcServer:
     async def start(self) -> None:
         """Serves from now on, healthy."""
         reflection.enable_server_reflection(
-            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
+            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
-        await self.server.start()
+        self.server.refuse_the_rest()
+        await self._grpc.start()
         for name in ("", *self._services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -118,7 +119,7 @@ class RpcServer:
             return
         self._stopped = True
         await self._health.enter_graceful_shutdown()
-        await self.server.stop(grace_s)
+        await self._grpc.stop(grace_s)
         for path, inode in self._sockets:
             try:
                 info = path.lstat()
@@ -130,4 +131,4 @@ class RpcServer:
 
     async def wait(self) -> None:
         """Until stopped."""
-        await self.server.wait_for_termination()
+        await self._grpc.wait_for_termination()

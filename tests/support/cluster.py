@@ -77,6 +77,10 @@ class AgentProcess:
     def state_dir(self) -> Path:
         return Path(str(self._flags["state_dir"]))
 
+    def flag(self, name: str) -> object:
+        """A setting as it was given."""
+        return self._flags[name]
+
     def set(self, **flags: object) -> None:
         """Changes settings for the next start."""
         self._flags.update(flags)

@@ -35,9 +35,18 @@ def state() -> ControllerState:
     return ControllerState(ControllerSettings(base_threshold=2, base_reservation_s=30), ModelStore())
 
 
-def join(state: ControllerState, node: str = "n1", incarnation: str = "i1", now_s: float = 0.0) -> None:
-    request = JoinNode(NodeEndpoints(node, f"{node}:1", f"{node}:2", ("tcp",)), 1 << 30, incarnation)
-    handlers.join_node(request, state, now_s)
+def join(
+    state: ControllerState,
+    node: str = "n1",
+    incarnation: str = "i1",
+    now_s: float = 0.0,
+    *,
+    store: str = "",
+    host: str = "",
+    caller: str = "",
+) -> None:
+    endpoints = NodeEndpoints(node, f"{host or node}:1", f"{host or node}:2", ("tcp",), store)
+    handlers.join_node(JoinNode(endpoints, 1 << 30, incarnation), state, now_s, caller)
 
 
 def publish(state: ControllerState, base_id: int, node: str = "n1", function: str = "f") -> None:
@@ -97,13 +106,48 @@ class TestMembership:
         assert handlers.heartbeat(replace(beat, node_id="n1"), state, LEASE_S + 0.2).join_again
 
     def test_a_new_incarnation_voids_what_was_known(self, state: ControllerState) -> None:
-        join(state)
+        join(state, store="s.p")
         publish(state, 1)
-        join(state)  # a reconnect of the same agent keeps all
+        join(state, store="s.p")  # a reconnect of the same agent keeps all
         assert len(state.store.bases()) == 1
-        join(state, incarnation="i2")
+        join(state, incarnation="i2", store="s.p")
         assert state.store.bases() == []
         assert handlers.heartbeat(Heartbeat("n1", "i1", NodeUsage()), state, 0.0).join_again
+
+    @pytest.mark.parametrize("store", ["", "s2.p1", "s1.p2"])
+    def test_a_name_is_one_agents_while_its_lease_lasts(
+        self, state: ControllerState, caplog: pytest.LogCaptureFixture, store: str
+    ) -> None:
+        """Another store, and a copy of the same store in another place (a cloned machine), are not heard."""
+        join(state, store="s1.p1")
+        publish(state, 1)
+        for now_s in (1.0, 2.0, LEASE_S):
+            with pytest.raises(errors.AlreadyExistsError, match=r"at n1:1, last heard of .* at other:1"):
+                join(state, incarnation="i2", now_s=now_s, store=store, host="other")
+        assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1  # once, not at every try
+        handlers.leave_node("n1", state, "i2")
+        assert len(state.store.bases()) == 1
+        assert not handlers.heartbeat(Heartbeat("n1", "i1", NodeUsage()), state, LEASE_S).join_again
+        join(state, incarnation="i2", now_s=2 * LEASE_S + 0.1, store=store)  # silent for a whole lease
+        assert state.store.bases() == []
+
+    def test_an_agent_that_was_restarted_joins_at_once(self, state: ControllerState) -> None:
+        join(state, store="s1.p1")
+        join(state, incarnation="i2", now_s=0.1, store="s1.p1", host="moved")
+        assert handlers.list_nodes(state, 0.1)[0].endpoints.grpc_address == "moved:1"
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::1]", "[::]", "localhost"])
+    def test_a_node_that_others_cannot_reach_is_refused(self, state: ControllerState, host: str) -> None:
+        for caller in ("", "unix:", "ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000"):
+            join(state, "here", host=host, caller=caller)  # one machine
+        for caller in ("ipv4:10.0.0.2:5000", "ipv6:%5Bfd00::2%5D:5000"):
+            with pytest.raises(errors.InvalidArgumentError, match="peer_advertise"):
+                join(state, "there", host=host, caller=caller)
+        join(state, "there", host="10.0.0.2", caller="ipv4:10.0.0.2:5000")
+        with pytest.raises(errors.InvalidArgumentError, match="other nodes cannot reach"):
+            join(state, "here", host=host, caller="unix:")  # now there are others
+        meant = ControllerState(ControllerSettings(local_nodes=True), ModelStore())
+        join(meant, "there", host=host, caller="ipv4:10.0.0.2:5000")
 
     def test_unknown_nodes_must_join(self, state: ControllerState) -> None:
         assert handlers.heartbeat(Heartbeat("who", "i", NodeUsage()), state, 0.0).join_again

@@ -20,7 +20,7 @@ from medes.errors import (
     ProcessGoneError,
 )
 from medes.faas import control, manifest, nodes
-from medes.faas.answers import HandlerError
+from medes.faas.answers import HandlerError, InstanceFailedError
 from medes.faas.host import FunctionHost
 from medes.types import DedupResult, NodeStatus, RestoreReport, Sandbox, SandboxEvent
 from medes.types import SandboxState as S
@@ -31,6 +31,11 @@ from medes.faas.hooks import register_after_restore
 woken = []
 register_after_restore(woken.append, 1)
 def handler(event, context):
+    if event.get("note"):
+        with open(event["note"], "a") as file:
+            print("run", file=file)
+    if event.get("break"):
+        os.closerange(3, 256)
     if event.get("die"):
         os._exit(1)
     if event.get("raise"):
@@ -222,6 +227,43 @@ async def test_failures_of_the_function(host: FunctionHost, spec, agents) -> Non
         await host.invoke("probe", {"sleep": 30}, timeout_s=0.2)
     await settled(host)
     assert host.functions["probe"].instances == []
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("how", ["die", "break"])
+async def test_a_request_that_an_instance_was_given_is_given_to_no_other(
+    host: FunctionHost, spec, agents, tmp_path: Path, idempotent: bool, how: str
+) -> None:
+    """A payment is not made three times because its instance died three times."""
+    spec = dataclasses.replace(spec, idempotent=idempotent)
+    await host.deploy(spec, 1)
+    runs = tmp_path / "runs"
+    with pytest.raises(ProcessGoneError if idempotent else InstanceFailedError) as caught:
+        await host.invoke("probe", {"note": str(runs), how: True})
+    assert runs.read_text() == "run\n" * (3 if idempotent else 1)
+    if not idempotent:
+        assert "is not tried again" in str(caught.value)
+    await settled(host)
+    assert (await host.invoke("probe", {"n": 1})).start == "cold"
+
+
+async def test_a_request_whose_instance_was_gone_before_goes_to_another(
+    host: FunctionHost, spec, agents, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, idempotent=False)
+    (one,) = await host.deploy(spec, 1)
+    runs = tmp_path / "runs"
+    begin = agents["fake:a"].begin
+
+    async def begin_and_die(sandbox_id: str) -> Sandbox:
+        sandbox = await begin(sandbox_id)
+        if sandbox_id == one.instance_id:
+            one.kill()
+        return sandbox
+
+    agents["fake:a"].begin = begin_and_die
+    answer = await host.invoke("probe", {"note": str(runs)})
+    assert (answer.start, runs.read_text()) == ("cold", "run\n")
 
 
 async def test_without_its_agent_a_warm_instance_serves_and_a_dedupd_one_does_not(host, spec, agents) -> None:

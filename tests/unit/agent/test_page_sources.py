@@ -249,7 +249,7 @@ async def test_services_that_others_reach_without_certificates_are_warned_of(
     make_agent: MakeAgent, caplog: pytest.LogCaptureFixture, host: str, warned: int
 ) -> None:
     with caplog.at_level(logging.WARNING, "medes.rpc.address"):
-        await make_agent("n0", peer_address=f"{host}:0", page_host=host)
+        await make_agent("n0", peer_address=f"{host}:0", page_host=host, controller="")
     assert len([r for r in caplog.records if "without client certificates" in r.message]) == warned
 
 
@@ -257,7 +257,7 @@ async def test_with_certificates_there_is_no_warning(
     make_agent: MakeAgent, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     tls = Authority(tmp_path).issue("n0")
-    await make_agent("n0", peer_address="0.0.0.0:0", page_host="0.0.0.0", tls=tls)
+    await make_agent("n0", peer_address="0.0.0.0:0", page_host="0.0.0.0", tls=tls, controller="")
     assert "without client certificates" not in caplog.text
 
 

@@ -1,11 +1,11 @@
-"""The server's gRPC interceptor: exceptions become catalogue errors on the wire, an observer hears of every call."""
+"""How servicers are served: exceptions become catalogue errors on the wire, an observer hears of every call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -54,21 +54,39 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     return call
 
 
-class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
-    """Turns exceptions of the handlers into status + `medes-error-bin`; unknown ones become internal, logged."""
+class Services:
+    """What generated code adds servicers to: passes them on to a grpc.aio server with every handler wrapped, once.
 
-    def __init__(self, observer: Observer | None = None, served: Callable[[], str] = lambda: "") -> None:
+    The wrapping turns exceptions into status + `medes-error-bin` (unknown ones become internal, logged), refuses
+    malformed requests and tells `observer` of every finished call. A server interceptor could do the same, but gRPC
+    would build all of it anew for every call.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        observer: Observer | None = None,
+        served: Callable[[], str] = lambda: "",
+    ) -> None:
         """`served`: what this server is ("a controller"), for callers that ask it for what it does not have."""
+        self._server = server
         self._observer = observer
         self._served = served
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, self._no_such_method(method)))
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(_Wrapped(handler, self._wrap) for handler in handlers))
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Newer generated code adds everything a second time, by name; grpc.aio has no use for that either."""
+
+    def refuse_the_rest(self) -> None:
+        """After all services: answers calls of the project's that this server does not have."""
+        self._server.add_generic_rpc_handlers((_Refusal(self._refuse),))
+
+    def _refuse(self, method: str) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, self._no_such_method(method)))
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         if handler.request_streaming:
             return handler
         if handler.response_streaming:
@@ -143,6 +161,33 @@ class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
     def _observe(self, method: str, code: str, start_s: float) -> None:
         if self._observer:
             self._observer(method, code, time.monotonic() - start_s)
+
+
+class _Wrapped(grpc.GenericRpcHandler):
+    """A service with each of its handlers wrapped on first use."""
+
+    def __init__(self, handlers: grpc.GenericRpcHandler, wrap: Callable[[str, Any], Any]) -> None:
+        self._handlers = handlers
+        self._wrap = wrap
+        self._known: dict[str, Any] = {}
+
+    def service(self, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+        known = self._known.get(method)
+        if known is None and (handler := self._handlers.service(handler_call_details)) is not None:
+            known = self._known[method] = self._wrap(method, handler)
+        return known
+
+
+class _Refusal(grpc.GenericRpcHandler):
+    """Has a handler for every method of the project's services."""
+
+    def __init__(self, handler_of: Callable[[str], Any]) -> None:
+        self._handler_of = handler_of
+
+    def service(self, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+        return self._handler_of(method) if method.startswith("/medes.") else None
 
 
 def _refuse_malformed(request: Any, method: str) -> None:
