@@ -37,8 +37,7 @@ bool AdoptOp::adopt_process(uint32_t index) {
   const ProcessLayout& layout = file_.layout().processes[index];
   try {
     const ProcessStat stat = read_stat(layout.pid);
-    if (stat.start_time_ticks != layout.start_time_ticks || stat.state == 'Z' || stat.state == 'X')
-      return false;
+    if (stat.start_time_ticks != layout.start_time_ticks || !is_alive(layout.pid)) return false;
     held_ |= stat.state == 'T' && record.stop == kNotStopped;
     // The eviction never began for a process without a descriptor, and none of its pages are out.
     Uffd uffd;

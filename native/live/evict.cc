@@ -15,6 +15,9 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "common/thread_pool.h"
+#include "live/frozen.h"
+#include "live/injection_area.h"
+#include "live/kernel_ranges.h"
 #include "live/make_anonymous.h"
 #include "live/make_uffd.h"
 #include "live/move_out.h"
@@ -27,6 +30,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kStopTimeout{1000};
+// How long a sandbox may stand still until nothing more is begun: one with little processor time does.
+constexpr std::chrono::seconds kStandstillMost{10};
 constexpr size_t kComparePages = 64;  // one read of the sandbox's memory: stays in the second-level cache
 constexpr uint64_t kPidfdSelf =
     static_cast<uint64_t>(-10000);  // PIDFD_SELF_THREAD; the headers here are older
@@ -65,6 +70,7 @@ void EvictOp::find_text() {
     if (process_start_time(pid) != layouts[i].start_time_ticks)
       throw Error(Code::process_gone, "the process has exited; its number belongs to another",
                   pid_object(pid));
+    if (const auto path = frozen_cgroup_of(pid); !path.empty()) throw frozen_error(pid, path);
     Process p;
     p.index = i, p.pid = pid;
     p.gadgets = find_gadgets(pid, layouts[i].vmas);
@@ -92,7 +98,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
       for (auto& p : processes) p.injector.reset();
     }
   } finish{processes_};
-  for (const auto& thread : stop.threads()) restart_epoll_wait(thread);
+  deadline_ = begin + kStandstillMost;
   for (auto& p : processes_) plan(p, stop);
   check_cancelled();
   const auto evict_begin = Clock::now();
@@ -147,17 +153,17 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   const auto threads = stop.threads_of(p.pid);
   if (threads.empty()) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
   p.vmas = read_maps(p.pid);
-  const FrameRoom room = frame_room(p.vmas, threads);
-  p.injector = std::make_unique<Injector>(threads.front(), p.gadgets, room.bottom, room.top);
+  // Before calls are injected: what the thread that makes them sleeps in is to be seen, too.
+  for (const auto& t : threads) add_kernel_ranges(t, p.keep);
+  p.injector = inject(threads.front(), p.gadgets, p.vmas, deadline_);
+  p.vmas = read_maps(p.pid);
   open_uffd(p);
   // Stopped as they are by somebody else's signal they need none of ours, and would not be continued by us.
   const bool group_stopped =
       std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
   if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
-  for (const auto& t : threads) add_kernel_ranges(t, p.keep);
-  const AddressRange frame = p.injector->frame_range();
-  p.keep.push_back({frame.begin & ~(kPageBytes - 1), (frame.end + kPageBytes - 1) & ~(kPageBytes - 1)});
+  if (const auto area = InjectionArea::find(p.pid)) p.keep.push_back(area->range());
   keep_pinned(p, threads);
   std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
   check_cancelled();
@@ -398,43 +404,49 @@ void EvictOp::discard_alone(Process& p, const AddressRange& r) {
   // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
   result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
                           std::strerror(static_cast<int>(-failed)) + ")");
-  leave(p, r);
+  leave(p, {&r, 1});
 }
 
 void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
   const auto stay = MoveOut(*p.injector, p.uffd, file_.uffds()[p.index].fd, [&](long number, auto arguments) {
                       return call_and_drain(p, number, arguments);
                     }).move(ranges, p.vmas);
+  leave(p, stay);
   uint64_t pages = 0;
-  for (const AddressRange& r : stay) {
-    leave(p, r);
-    pages += (r.end - r.begin) / kPageBytes;
-  }
+  for (const AddressRange& r : stay) pages += (r.end - r.begin) / kPageBytes;
   result_.notes.push_back(pid_object(p.pid) + ": " + std::to_string(pages) + " pages that " + p.may_pin +
                           " may hold on to stay resident");
 }
 
-// What is still there of a range that was to go is the sandbox's own.
-void EvictOp::leave(Process& p, const AddressRange& r) {
-  std::vector<PageSpan> left;
-  Pagemap(p.pid).present_pages(r.begin, r.end, left);
-  for (const auto& span : left)
+// What is still there of ranges that were to go is the sandbox's own.
+void EvictOp::leave(Process& p, std::span<const AddressRange> ranges) {
+  std::vector<PageSpan> there;
+  for (const AddressRange& r : ranges) Pagemap(p.pid).present_pages(r.begin, r.end, there);
+  std::vector<uint64_t> stay;
+  for (const auto& span : there)
     for (uint64_t i = 0; i < span.count; ++i) {
       const uint64_t page = image_.layout().find(p.index, span.address + i * kPageBytes);
-      if (page == ImageLayout::kNoPage) continue;
-      const auto it = std::lower_bound(p.pages.begin(), p.pages.end(), page);
-      if (it == p.pages.end() || *it != page) continue;
+      if (page == ImageLayout::kNoPage || !std::binary_search(p.pages.begin(), p.pages.end(), page)) continue;
       file_.page_states()[page].store(static_cast<uint8_t>(PageState::resident));
-      p.pages.erase(it);
+      stay.push_back(page);
     }
+  std::sort(stay.begin(), stay.end());
+  std::erase_if(p.pages, [&](uint64_t page) { return std::binary_search(stay.begin(), stay.end(), page); });
 }
 
+// A process that is held up in the middle (a freezer, a processor limit) keeps what it still has.
 void EvictOp::evict(Process& p) {
   const auto ranges = runs_to_discard(p);
-  if (p.may_pin.empty())
-    discard(p, ranges);
-  else
-    move_out(p, ranges);
+  try {
+    if (p.may_pin.empty())
+      discard(p, ranges);
+    else
+      move_out(p, ranges);
+  } catch (const Error& e) {
+    if (e.code != Code::busy) throw;
+    leave(p, ranges);
+    result_.notes.push_back(pid_object(p.pid) + ": some of its pages stay: " + e.what());
+  }
   fault_point("evict.discarded");
   set_states(p, PageState::evicted);
   p.injector->finish();

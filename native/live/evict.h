@@ -66,7 +66,7 @@ class EvictOp {
   void discard(Process& p, std::span<const AddressRange> ranges);
   size_t discard_together(Process& p, std::span<const AddressRange> ranges);
   void move_out(Process& p, std::span<const AddressRange> ranges);
-  void leave(Process& p, const AddressRange& range);
+  void leave(Process& p, std::span<const AddressRange> ranges);
   void discard_alone(Process& p, const AddressRange& range);
   long call_and_drain(Process& p, long number, std::span<const uint64_t> arguments);
   void set_states(const Process& p, PageState state);
@@ -81,6 +81,7 @@ class EvictOp {
   std::vector<std::shared_ptr<ProcessMemory>> memories_;
   std::map<pid_t, OwnUffd> own_uffds_;
   EvictResult result_;
+  TimePoint deadline_;  // no injected call is begun after it
   bool discards_together_ = true;
 };
 

@@ -95,6 +95,10 @@ int rank(const Vma& v) {
 }  // namespace
 
 Gadgets find_gadgets(pid_t pid, std::span<const Vma> vmas) {
+  // A 64-bit program has its stack far above.
+  if (std::all_of(vmas.begin(), vmas.end(),
+                  [](const Vma& v) { return v.end <= 1ull << 32 || v.path == "[vsyscall]"; }))
+    throw Error(Code::unsupported, "it is a 32-bit program", "pid " + std::to_string(pid));
   std::vector<const Vma*> texts;
   for (const auto& v : vmas)
     if ((v.prot & (PROT_READ | PROT_EXEC)) == (PROT_READ | PROT_EXEC) && v.path != "[vsyscall]")

@@ -14,6 +14,8 @@
 #include <thread>
 
 #include "common/error.h"
+#include "live/frozen.h"
+#include "live/interrupted_calls.h"
 #include "live/ptrace_calls.h"
 #include "live/tracee.h"
 #include "memory/proc.h"
@@ -23,6 +25,7 @@ namespace medes {
 namespace {
 
 constexpr unsigned kRoundsPerLook = 16;
+constexpr timespec kReleasePause{0, 100'000};
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -65,6 +68,16 @@ bool runs_no_code(pid_t pid, pid_t tid) {
   }
 }
 
+// Why a thread has not stopped in time.
+Error why_not(const Tracee& t) {
+  if (const auto path = frozen_cgroup_of(t.pid); !path.empty()) return frozen_error(t.pid, path);
+  const bool asleep = sleeps_in_kernel(t);
+  return Error(Code::busy,
+               asleep ? "a thread does not stop: it sleeps in the kernel"
+                      : "a thread does not stop: it gets no processor time",
+               "thread " + std::to_string(t.tid), "try again when the sandbox is idle");
+}
+
 enum class Wait { stopped, not_yet, gone };
 
 // One look at a thread that was asked to stop. A signal on its way is delivered first: the thread then
@@ -99,14 +112,18 @@ void run_as_tracer(const std::function<void()>& work) {
 }
 
 StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline, Sleepers sleepers)
-    : sleepers_(sleepers), pids_(pids.begin(), pids.end()) {
+    : sleepers_(sleepers),
+      pids_(pids.begin(), pids.end()),
+      interrupted_(std::make_unique<InterruptedCalls>()) {
   try {
+    look_at_sleepers();
     // A running thread may make another while we look, so look again until nothing new is found.
     for (bool found = true; found;) {
       found = false;
       for (pid_t pid : pids) found |= seize_new_threads(pid);
       wait_for_stops(deadline);
     }
+    for (const auto& t : stopped()) interrupted_->make_again(t);
   } catch (...) {
     release();
     throw;
@@ -115,13 +132,20 @@ StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadli
 
 StoppedProcesses::~StoppedProcesses() { release(); }
 
+// While they still sleep undisturbed.
+void StoppedProcesses::look_at_sleepers() {
+  for (pid_t pid : pids_) {
+    try {
+      for (pid_t tid : medes::threads_of(pid)) interrupted_->look(pid, tid);
+    } catch (const Error&) {  // which is found out anew by the stop
+    }
+  }
+}
+
 bool StoppedProcesses::seize_new_threads(pid_t pid) {
   const size_t before = threads_.size();
-  for (pid_t tid : medes::threads_of(pid)) {
-    const bool known =
-        std::any_of(threads_.begin(), threads_.end(), [tid](const Tracee& t) { return t.tid == tid; });
-    if (!known) seize(pid, tid);
-  }
+  for (pid_t tid : medes::threads_of(pid))
+    if (!tids_.contains(tid)) seize(pid, tid);
   return threads_.size() > before;
 }
 
@@ -149,6 +173,7 @@ void StoppedProcesses::seize(pid_t pid, pid_t tid) {
     }
   }
   threads_.push_back({pid, tid, false});
+  tids_.insert(tid);
   if (trace::request(trace::kInterrupt, tid, 0, 0) < 0 && errno != ESRCH)
     throw errno_error(errno, "cannot interrupt a thread", pid_object(pid));
 }
@@ -159,7 +184,9 @@ void StoppedProcesses::wait_for_stops(TimePoint deadline) {
     for (size_t i = stopped_; i < threads_.size();) {
       const Wait w = poll_stop(threads_[i]);
       if (w == Wait::gone) {
-        threads_.erase(threads_.begin() + static_cast<ptrdiff_t>(i));
+        tids_.erase(threads_[i].tid);
+        std::swap(threads_[i], threads_.back());
+        threads_.pop_back();
         continue;
       }
       if (w == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
@@ -171,9 +198,7 @@ void StoppedProcesses::wait_for_stops(TimePoint deadline) {
       if (late || (++rounds % kRoundsPerLook == 0 && only_sleepers_left())) return;
       continue;  // the wait is shorter than giving up the core would be
     }
-    if (late)
-      throw Error(Code::busy, "a thread does not stop: it sleeps in the kernel",
-                  "thread " + std::to_string(threads_[stopped_].tid), "try again when the sandbox is idle");
+    if (late) throw why_not(threads_[stopped_]);
     if (++rounds < 64) {
       sched_yield();
     } else {
@@ -188,13 +213,10 @@ bool StoppedProcesses::only_sleepers_left() const {
 }
 
 bool StoppedProcesses::complete() const {
-  const auto is_ours = [this](pid_t tid) {
-    return std::any_of(threads_.begin(), threads_.end(), [tid](const Tracee& t) { return t.tid == tid; });
-  };
   for (pid_t pid : pids_) {
     try {
       for (pid_t tid : medes::threads_of(pid))
-        if (!is_ours(tid) && !runs_no_code(pid, tid)) return false;
+        if (!tids_.contains(tid) && !runs_no_code(pid, tid)) return false;
     } catch (const Error&) {  // the process is gone
     }
   }
@@ -221,10 +243,8 @@ bool traced_by_us(pid_t pid) {
 std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseconds timeout) {
   const pid_t pids[] = {pid};
   try {
-    auto held =
-        std::make_unique<StoppedProcesses>(pids, std::chrono::steady_clock::now() + timeout, Sleepers::leave);
-    for (const auto& t : held->stopped()) restart_epoll_wait(t);
-    return held;
+    return std::make_unique<StoppedProcesses>(pids, std::chrono::steady_clock::now() + timeout,
+                                              Sleepers::leave);
   } catch (const Error&) {
     return nullptr;
   }
@@ -237,9 +257,13 @@ StopOnDeath::StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop
   const auto threads = held.threads();
   if (std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; })) return;
   try {
-    const std::string status = read_proc_file("/proc/" + std::to_string(pid) + "/status", pid);
-    if (status.find("\nSigCgt:") == std::string::npos) return;
-    if (field_of(status, "SigCgt", 16) >> (SIGCONT - 1) & 1) return;
+    // The signal that takes it back is seen by who handles it, and by who blocks it and reads a signalfd.
+    for (pid_t tid : medes::threads_of(pid)) {
+      const std::string status = status_of(pid, tid);
+      if (status.find("\nSigCgt:") == std::string::npos) return;
+      const uint64_t seen = field_of(status, "SigCgt", 16) | field_of(status, "SigBlk", 16);
+      if (seen >> (SIGCONT - 1) & 1) return;
+    }
   } catch (const Error&) {
     return;  // it is gone
   }
@@ -264,21 +288,25 @@ std::vector<Tracee> StoppedProcesses::threads_of(pid_t pid) const {
 }
 
 void StoppedProcesses::release() noexcept {
-  for (size_t i = 0; i < threads_.size(); ++i) {
-    Tracee& t = threads_[i];
-    // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this tracing
-    // thread ends.
-    bool stopped = i < stopped_;
-    const int most = sleepers_ == Sleepers::leave ? 1 : 20;
-    for (int tries = 0; tries < most && !stopped; ++tries) {
-      stopped = poll_stop(t) != Wait::not_yet;
-      if (stopped || tries + 1 == most) break;
-      const timespec pause{0, 100'000};
-      nanosleep(&pause, nullptr);
-    }
-    if (stopped) (void)trace::request(PTRACE_DETACH, t.tid, 0, 0);
+  if (threads_.empty()) return;
+  // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this tracing
+  // thread ends.
+  const int most = sleepers_ == Sleepers::leave ? 1 : 20;
+  for (int tries = 0; tries < most && stopped_ < threads_.size(); ++tries) {
+    if (tries > 0) nanosleep(&kReleasePause, nullptr);
+    for (size_t i = stopped_; i < threads_.size(); ++i)
+      if (poll_stop(threads_[i]) == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
   }
+  for (size_t i = 0; i < stopped_; ++i) {
+    try {
+      interrupted_->make_again(threads_[i]);
+    } catch (const Error&) {  // it was killed
+    }
+  }
+  interrupted_->shorten();
+  for (size_t i = 0; i < stopped_; ++i) (void)trace::request(PTRACE_DETACH, threads_[i].tid, 0, 0);
   threads_.clear();
+  tids_.clear();
   stopped_ = 0;
 }
 

@@ -13,7 +13,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <unordered_set>
 #include <vector>
 
 #include "live/gadgets.h"
@@ -33,7 +35,10 @@ struct Tracee {
 // nobody has read) cannot be stopped there; they stop on their way back to user mode.
 enum class Sleepers : uint8_t { refuse, leave };
 
-// All threads of some processes, stopped from construction until release() or destruction.
+class InterruptedCalls;
+
+// All threads of some processes, stopped from construction until release() or destruction. System calls that
+// the stop interrupts are made again with the time that was left of their timeouts.
 class StoppedProcesses {
  public:
   // Throws traced, process_gone, permission_denied, or, when sleepers are refused, busy for a thread that
@@ -50,6 +55,7 @@ class StoppedProcesses {
   void release() noexcept;  // idempotent
 
  private:
+  void look_at_sleepers();
   bool seize_new_threads(pid_t pid);
   void seize(pid_t pid, pid_t tid);
   void wait_for_stops(TimePoint deadline);
@@ -57,6 +63,8 @@ class StoppedProcesses {
   const Sleepers sleepers_;
   const std::vector<pid_t> pids_;
   std::vector<Tracee> threads_;
+  std::unordered_set<pid_t> tids_;  // theirs
+  std::unique_ptr<InterruptedCalls> interrupted_;
   size_t stopped_ = 0;  // threads_[0 … stopped_) have stopped
 };
 
@@ -89,25 +97,25 @@ bool traced_by_us(pid_t pid);
 
 user_regs_struct registers_of(const Tracee& thread);  // throws process_gone
 
-// Address ranges of a thread that the kernel itself reads or writes without raising an event, or that it
-// needs at once: restartable-sequence area, thread control block, robust list, top of the stack.
-void add_kernel_ranges(const Tracee& thread, std::vector<AddressRange>& out);
-
-// Makes a thread that the stop threw out of an epoll_wait without timeout enter it again.
-void restart_epoll_wait(const Tracee& thread);
+// Where a frame may be written, below `top` and not below `bottom`; and kScratchBytes for the arguments of
+// injected calls, 0 where there is no room for them.
+struct FramePlace {
+  uint64_t bottom = 0, top = 0, scratch = 0;
+};
 
 // Runs system calls in one stopped thread and puts it back as it was, restartable calls included.
 class Injector {
  public:
-  // `frame_top`: the frame is written below this address of dead stack memory, never below
-  // `frame_bottom`. Throws unsupported (32-bit code), busy (no room for the frame).
-  Injector(const Tracee& thread, const Gadgets& gadgets, uint64_t frame_bottom, uint64_t frame_top);
+  // Calls are given up at `deadline`, and at once when the thread's cgroup is frozen. Throws unsupported
+  // (32-bit code), busy (the place cannot be written), process_gone.
+  Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlace& place, TimePoint deadline);
   ~Injector();  // finish(), errors swallowed
   Injector(const Injector&) = delete;
   Injector& operator=(const Injector&) = delete;
 
   // The call's result (-errno on failure). `while_waiting` runs again and again until the call returns.
-  // Throws process_gone.
+  // Throws process_gone, and busy when the thread does not get to run it: then nothing was called, the thread
+  // is as it was found (or will be when it runs again) and no other call may be asked for.
   long call(long number, std::span<const uint64_t> arguments,
             const std::function<void()>& while_waiting = nullptr);
   // The same for a call that takes memory away, with others of its threads about: should we die before it
@@ -119,32 +127,36 @@ class Injector {
   void has_others(uint32_t& stop_note) { stop_note_ = &stop_note; }
   void finish();
 
+  // From the next call on the frame there is the one in use.
+  void move_to(const FramePlace& place);
+  static uint64_t frame_bytes(const Tracee& thread);  // what a frame of it takes at most
+
   uint64_t frame_address() const { return frame_address_; }
-  AddressRange frame_range() const { return frame_range_; }
-  uint64_t scratch() const { return frame_range_.begin; }  // kScratchBytes of the sandbox's memory
+  uint64_t scratch() const { return place_.scratch; }  // kScratchBytes of the sandbox's memory
   static constexpr size_t kScratchBytes = 4096;
   void write_scratch(size_t offset, const void* data, size_t length);
   void read_scratch(size_t offset, void* data, size_t length);
 
  private:
-  void enter(long number, std::span<const uint64_t> arguments);
-  void resume_until_syscall_stop(uint8_t wanted, const std::function<void()>& while_waiting);
+  void enter();
+  long leave(long number, std::span<const uint64_t> arguments, const std::function<void()>& while_waiting);
+  void resume_until_entry();
+  uint8_t stop_of(int status) const;
+  std::optional<int> wait_for_interrupted(TimePoint deadline) const;
+  [[noreturn]] void give_up();
+  void put_back();
   void take_stop_back();
   Tracee thread_;
   Gadgets gadgets_;
   user_regs_struct saved_{};
   uint64_t saved_mask_ = 0;
+  FramePlace place_;
+  const TimePoint deadline_;
+  std::vector<std::byte> xstate_;
   uint64_t frame_address_ = 0;
-  AddressRange frame_range_;
   bool begun_ = false, finished_ = false;
   uint32_t* stop_note_ = nullptr;
   bool stop_waits_ = false;
 };
-
-// Where a frame may go: the main stack below the stack pointer of the thread that uses it.
-struct FrameRoom {
-  uint64_t bottom = 0, top = 0;
-};
-FrameRoom frame_room(std::span<const Vma> vmas, std::span<const Tracee> threads);
 
 }  // namespace medes

@@ -163,11 +163,37 @@ std::vector<Vma> parse_maps(const std::string& text) {
   return vmas;
 }
 
+namespace {
+
+// The kernel shows a process's memory by its main thread, which may have ended while others run on.
+Error no_memory_error(pid_t pid) {
+  if (!is_alive(pid)) return Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
+  return Error(Code::unsupported, "its main thread has exited while others run on", pid_object(pid));
+}
+
+}  // namespace
+
+bool is_alive(pid_t pid) {
+  try {
+    for (pid_t tid : threads_of(pid)) {
+      try {
+        const char state = read_stat(tid).state;
+        if (state != 'Z' && state != 'X') return true;
+      } catch (const Error& e) {
+        if (e.code != Code::process_gone) throw;  // this thread has ended meanwhile
+      }
+    }
+  } catch (const Error& e) {
+    if (e.code != Code::process_gone) throw;
+  }
+  return false;
+}
+
 // The kernel hands the file out in pieces; mappings that change in between can make it contradict itself.
 std::vector<Vma> read_maps(pid_t pid) {
   for (int tries = 0; tries < kMapsTries; ++tries) {
     const std::string text = read_proc_file(proc_path(pid, "maps"), pid);
-    if (text.empty()) throw Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
+    if (text.empty()) throw no_memory_error(pid);
     try {
       return parse_maps(text);
     } catch (const Error& e) {

@@ -32,6 +32,8 @@ struct ProcessStat {
   uint64_t start_time_ticks = 0;
 };
 ProcessStat read_stat(pid_t pid);
+// Whether any of its threads has not ended. A main thread may end long before the others.
+bool is_alive(pid_t pid);
 inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }
 
 // What the processes hold for themselves: pages mapped once, and anonymous pages that they share

@@ -1,0 +1,264 @@
+#include "live/interrupted_calls.h"
+
+#include <linux/io_uring.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstdio>
+#include <ctime>
+#include <string>
+
+#include "common/error.h"
+#include "live/injection_area.h"
+#include "live/process_bytes.h"
+#include "live/ptrace_calls.h"
+#include "live/system_calls.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+// What the kernel calls a result that means: make the call again, unless a handler runs
+// (include/linux/errno.h).
+constexpr uint64_t kRestartNoHand = static_cast<uint64_t>(-514);
+
+enum class Timeout : uint8_t { none, milliseconds, timespec, timeval, ring };
+
+// A call that a stop ends with EINTR, having done nothing; and where it says how long it waits.
+struct Call {
+  Timeout timeout = Timeout::none;
+  int index = 0;  // of the argument
+};
+
+// With a timeout of its own.
+std::optional<Call> timed_call(long number) {
+  switch (number) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait: return Call{Timeout::milliseconds, 3};
+    case kSysEpollPwait2:
+    case SYS_semtimedop: return Call{Timeout::timespec, 3};
+    case SYS_rt_sigtimedwait:
+    case SYS_ppoll: return Call{Timeout::timespec, 2};  // ppoll when the kernel cannot write the rest back
+    case SYS_pselect6:
+    case SYS_io_getevents:
+    case SYS_io_pgetevents: return Call{Timeout::timespec, 4};
+    case SYS_select: return Call{Timeout::timeval, 4};
+    case SYS_io_uring_enter: return Call{Timeout::ring, 4};
+    default: return std::nullopt;
+  }
+}
+
+// Sockets with SO_RCVTIMEO or SO_SNDTIMEO, by whatever call, and what a file system or device may interrupt.
+std::optional<Call> call_of(long number) {
+  switch (number) {
+    case SYS_read:
+    case SYS_write:
+    case SYS_readv:
+    case SYS_writev:
+    case SYS_preadv2:
+    case SYS_pwritev2:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_connect:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
+    case SYS_sendfile:
+    case SYS_splice:
+    case SYS_semop: return Call{};
+    default: return timed_call(number);
+  }
+}
+
+std::string task_file(pid_t pid, pid_t tid, const char* name) {
+  return read_proc_file("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + name, pid,
+                        65536);
+}
+
+// "se.exec_start : 924930.686183", in milliseconds: when a sleeping thread fell asleep.
+std::optional<int64_t> exec_start_ns(const std::string& sched) {
+  const size_t at = sched.find("se.exec_start");
+  const size_t colon = at == std::string::npos ? at : sched.find(':', at);
+  long long ms = 0, ns = 0;
+  if (colon == std::string::npos || sscanf(sched.c_str() + colon + 1, " %lld.%lld", &ms, &ns) != 2)
+    return std::nullopt;
+  return ms * 1'000'000 + ns;
+}
+
+std::optional<uint64_t> voluntary_switches(const std::string& sched) {
+  const size_t at = sched.find("nr_voluntary_switches");
+  const size_t colon = at == std::string::npos ? at : sched.find(':', at);
+  unsigned long long n = 0;
+  if (colon == std::string::npos || sscanf(sched.c_str() + colon + 1, " %llu", &n) != 1) return std::nullopt;
+  return n;
+}
+
+int processor_of(const std::string& stat) {
+  const size_t close = stat.rfind(')');
+  int cpu = 0;
+  if (close == std::string::npos ||
+      sscanf(
+          stat.c_str() + close + 1,
+          " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %*u %*u %*d %*u %*u"
+          " %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d %d",
+          &cpu) != 1)
+    return -1;
+  return cpu;
+}
+
+// Of this thread, which has just been put on a processor: now, by that one's clock of tasks.
+std::optional<int64_t> own_exec_start_ns() {
+  try {
+    return exec_start_ns(read_proc_file("/proc/thread-self/sched", 0, 65536));
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+int64_t whole(int64_t seconds, int64_t ns) {
+  constexpr int64_t kMostSeconds = INT64_MAX / 1'000'000'000 - 1;
+  return std::min(seconds, kMostSeconds) * 1'000'000'000 + ns;
+}
+
+struct RingArgument {
+  uint64_t mask;
+  uint32_t mask_bytes, wait_us;
+  uint64_t time;
+};
+static_assert(sizeof(RingArgument) == 24 &&
+              sizeof(RingArgument) + sizeof(timespec) <= InjectionArea::kSlotBytes);
+constexpr uint64_t kRingExtArg = 1 << 3, kRingAbsolute = 1 << 5, kRingRegistered = 1 << 6;
+
+}  // namespace
+
+void InterruptedCalls::look(pid_t pid, pid_t tid) {
+  try {
+    const std::string call = task_file(pid, tid, "syscall");
+    long number = -1;
+    if (sscanf(call.c_str(), "%ld", &number) != 1 || number < 0 || !timed_call(number)) return;
+    const std::string sched = task_file(pid, tid, "sched");
+    const auto asleep = exec_start_ns(sched);
+    const auto sleeps = voluntary_switches(sched);
+    const int cpu = processor_of(task_file(pid, tid, "stat"));
+    if (asleep && sleeps && cpu >= 0) seen_[tid] = {cpu, *asleep, *sleeps, Clock::now()};
+  } catch (
+      const Error&) {  // it has ended, or this kernel does not show it: its call waits as long as a new one
+  }
+}
+
+void InterruptedCalls::make_again(const Tracee& thread) {
+  user_regs_struct r = registers_of(thread);
+  const long number = static_cast<long>(r.orig_rax);
+  if (static_cast<long>(r.rax) != -EINTR || number < 0 || r.cs != kUserCode64) return;
+  const auto call = call_of(number);
+  uint16_t instruction = 0;
+  if (!call || !read_memory(thread.pid, r.rip - 2, &instruction, sizeof instruction) ||
+      instruction != kSyscallInstruction)
+    return;
+  if (call->timeout != Timeout::none) again_.push_back({thread, asleep_since(thread)});
+  r.rax = kRestartNoHand;
+  iovec io{&r, sizeof r};
+  trace::require(PTRACE_SETREGSET, thread.tid, trace::kRegsetGeneral, reinterpret_cast<uint64_t>(&io),
+                 "cannot set its registers");
+}
+
+// The sleep that was seen, if it was this one: the stop alone came after it.
+InterruptedCalls::Clock::time_point InterruptedCalls::asleep_since(const Tracee& thread) {
+  const auto it = seen_.find(thread.tid);
+  if (it == seen_.end()) return Clock::now();
+  try {
+    const auto sleeps = voluntary_switches(task_file(thread.pid, thread.tid, "sched"));
+    if (sleeps && *sleeps == it->second.sleeps + 1) return std::min(on_our_clock(it->second), it->second.at);
+  } catch (const Error&) {
+  }
+  return it->second.at;
+}
+
+// Processors' clocks of tasks may differ (they leave out time that a hypervisor took), so ours is read on the
+// same one.
+InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& seen) {
+  auto offset = offsets_.find(seen.cpu);
+  if (offset == offsets_.end()) {
+    cpu_set_t before, one;
+    const bool known = sched_getaffinity(0, sizeof before, &before) == 0;
+    CPU_ZERO(&one);
+    if (seen.cpu < CPU_SETSIZE) CPU_SET(seen.cpu, &one);
+    const bool moved = known && sched_setaffinity(0, sizeof one, &one) == 0;
+    sched_yield();  // brings the account of our own time up to now
+    const auto now = Clock::now().time_since_epoch();
+    const auto task = own_exec_start_ns();
+    if (moved) (void)sched_setaffinity(0, sizeof before, &before);
+    if (!task) return seen.at;
+    offset = offsets_.emplace(seen.cpu, now - std::chrono::nanoseconds(*task)).first;
+  }
+  return Clock::time_point(offset->second + std::chrono::nanoseconds(seen.asleep_ns));
+}
+
+void InterruptedCalls::shorten() noexcept {
+  static std::atomic<size_t> next{0};
+  size_t slot = next.load();
+  for (const auto& again : again_) {
+    try {
+      shorten(again, slot);
+    } catch (const Error&) {  // it was killed
+    }
+  }
+  next = slot % InjectionArea::kSlots;
+  again_.clear();
+}
+
+void InterruptedCalls::shorten(const Again& again, size_t& slot) {
+  user_regs_struct r = registers_of(again.thread);
+  if (r.rax != kRestartNoHand || static_cast<long>(r.orig_rax) < 0) return;
+  const auto call = timed_call(static_cast<long>(r.orig_rax));
+  if (!call) return;
+  const int64_t waited = (Clock::now() - again.since) / std::chrono::nanoseconds(1);
+  const pid_t pid = again.thread.pid;
+  const uint64_t given = argument(r, call->index);
+  if (call->timeout == Timeout::milliseconds) {
+    const int timeout = static_cast<int>(given);
+    if (timeout <= 0) return;
+    const int64_t left = std::max<int64_t>(0, timeout - waited / 1'000'000);
+    set_argument(r, call->index, static_cast<uint64_t>(left));
+  } else {
+    // A time in memory is the program's own, which reads it again: the kernel is given another one.
+    RingArgument ring{};
+    uint64_t time = given;
+    if (call->timeout == Timeout::ring) {
+      const uint64_t flags = argument(r, 3);
+      if ((flags & kRingExtArg) == 0 || (flags & (kRingAbsolute | kRingRegistered)) != 0) return;
+      if (!read_memory(pid, given, &ring, sizeof ring)) return;
+      time = ring.time;
+    }
+    int64_t value[2] = {};
+    if (time == 0 || !read_memory(pid, time, value, sizeof value)) return;
+    const int64_t unit = call->timeout == Timeout::timeval ? 1000 : 1;
+    if (value[0] < 0 || value[1] < 0 || value[1] * unit >= 1'000'000'000) return;
+    const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - waited);
+    const auto area = InjectionArea::find(pid);
+    if (!area) return;
+    uint64_t to = area->slot(slot++ % InjectionArea::kSlots);
+    const uint64_t argument_at = to;
+    if (call->timeout == Timeout::ring) {
+      to += sizeof ring;
+      ring.time = to;
+      if (!write_memory(pid, argument_at, &ring, sizeof ring)) return;
+    }
+    const int64_t rest[2] = {left / 1'000'000'000, left % 1'000'000'000 / unit};
+    if (!write_memory(pid, to, rest, sizeof rest)) return;
+    set_argument(r, call->index, argument_at);
+  }
+  iovec io{&r, sizeof r};
+  trace::require(PTRACE_SETREGSET, again.thread.tid, trace::kRegsetGeneral, reinterpret_cast<uint64_t>(&io),
+                 "cannot set its registers");
+}
+
+}  // namespace medes

@@ -1,0 +1,49 @@
+// System calls that a stop ends with EINTR are made again, with the time that is left of their timeouts.
+//
+// The kernel itself makes most interrupted calls again. Those that it does not (signal(7): epoll_wait, semop,
+// sigtimedwait, sockets with timeouts, io_uring_enter …) fail in the program, although no signal came.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <unordered_map>
+
+#include "live/tracee.h"
+
+namespace medes {
+
+class InterruptedCalls {
+ public:
+  // Before a thread is told to stop: notes since when it sleeps, if it sleeps in a call with a timeout.
+  void look(pid_t pid, pid_t tid);
+  // Of a thread that has stopped: its call is made again when it is let go, unless a handler runs first.
+  void make_again(const Tracee& thread);
+  // Just before all are let go: what is left of the timeouts, as of now.
+  void shorten() noexcept;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Seen {
+    int cpu = 0;
+    int64_t asleep_ns = 0;  // by that processor's clock of tasks
+    uint64_t sleeps = 0;    // voluntary switches so far
+    Clock::time_point at;
+  };
+  struct Again {
+    Tracee thread;
+    Clock::time_point since;  // the call waits
+  };
+  Clock::time_point asleep_since(const Tracee& thread);
+  Clock::time_point on_our_clock(const Seen& seen);
+  void shorten(const Again& again, size_t& slot);
+
+  std::unordered_map<pid_t, Seen> seen_;
+  std::vector<Again> again_;
+  std::map<int, std::chrono::nanoseconds> offsets_;  // of processors' clocks of tasks, to ours
+};
+
+}  // namespace medes
