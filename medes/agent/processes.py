@@ -11,19 +11,12 @@ from medes import native
 from medes.errors import InvalidArgumentError, MedesError, PermissionDeniedError
 
 
-def is_zombie(pid: int) -> bool:
-    """Exited and not yet reaped: nothing of its memory is left. False also when it is gone."""
-    fields = _stat(pid)
-    return bool(fields) and fields[0] in ("Z", "X")
-
-
 def start_time(pid: int) -> int:
     """Start time in clock ticks, 0 when there is no such (running) process."""
     try:
-        ticks = native.process_start_time(pid)
+        return native.process_start_time(pid) if native.is_alive(pid) else 0
     except MedesError:
         return 0
-    return 0 if is_zombie(pid) else ticks
 
 
 def runs(pid: int, start_time_ticks: int) -> bool:

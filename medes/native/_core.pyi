@@ -49,6 +49,9 @@ def private_bytes(pids: list[int]) -> int:
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""
 
+def is_alive(pid: int) -> bool:
+    """Whether a thread of the process has not ended. The main thread may end long before others."""
+
 def attach(pids: list[int], sharers_max: int | None = None) -> MemoryImage:
     """(nogil) A live image of the private pages that can leave the processes, which keep running. Takes no memory of
     their size. With `sharers_max`, pages stay that processes outside share too, or more than so many of `pids`."""

@@ -70,6 +70,7 @@ void register_memory(nb::module_& m) {
       "private_bytes", [](const std::vector<pid_t>& pids) { return private_bytes(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("process_start_time", &process_start_time, nb::arg("pid"));
+  m.def("is_alive", &is_alive, nb::arg("pid"));
   m.def(
       "attach",
       [](const std::vector<pid_t>& pids, std::optional<uint32_t> sharers_max) {

@@ -152,6 +152,8 @@ void EvictOp::run(const std::function<void()>& before_release) {
 void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   const auto threads = stop.threads_of(p.pid);
   if (threads.empty()) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
+  if (threads.front().tid != p.pid)
+    throw Error(Code::unsupported, "its main thread has exited while others run on", pid_object(p.pid));
   p.vmas = read_maps(p.pid);
   // Before calls are injected: what the thread that makes them sleeps in is to be seen, too.
   for (const auto& t : threads) add_kernel_ranges(t, p.keep);

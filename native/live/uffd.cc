@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "common/limits.h"
+#include "memory/proc.h"
 
 namespace medes {
 namespace {
@@ -147,7 +148,9 @@ Uffd Uffd::of_process(pid_t pid, int fd) {
 
 UniqueFd take_descriptor(pid_t pid, int fd) {
   const std::string object = "pid " + std::to_string(pid);
-  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  constexpr unsigned kPidfdThread = O_EXCL;  // Linux 6.9
+  const pid_t tid = live_thread(pid);
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, tid, tid == pid ? 0 : kPidfdThread)));
   if (!process) throw errno_error(errno, "cannot open a handle on the process", object);
   UniqueFd taken(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), fd, 0)));
   if (taken) return taken;

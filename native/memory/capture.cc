@@ -147,6 +147,8 @@ std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<u
     process.pid = pids[i];
     process.start_time_ticks = process_start_time(pids[i]);
     process.vmas = read_maps(pids[i]);
+    if (live_thread(pids[i]) != pids[i])
+      throw Error(Code::unsupported, "its main thread has exited while others run on", pid_object(pids[i]));
     std::vector<std::string> notes;
     const auto keep = merged(find_pinned(pids[i], process.vmas, notes).ranges);
     found[i] = candidates(pids[i], process.vmas, keep);

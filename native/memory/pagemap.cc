@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "common/error.h"
+#include "memory/proc.h"
 
 namespace medes {
 namespace {
@@ -63,7 +64,7 @@ uint64_t zero_frame() {
 }  // namespace
 
 UniqueFd open_pagemap(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/pagemap";
+  const std::string path = "/proc/" + std::to_string(live_thread(pid)) + "/pagemap";
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd) return fd;
   const int err = errno;

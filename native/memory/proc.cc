@@ -163,37 +163,37 @@ std::vector<Vma> parse_maps(const std::string& text) {
   return vmas;
 }
 
-namespace {
-
-// The kernel shows a process's memory by its main thread, which may have ended while others run on.
-Error no_memory_error(pid_t pid) {
-  if (!is_alive(pid)) return Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
-  return Error(Code::unsupported, "its main thread has exited while others run on", pid_object(pid));
+pid_t live_thread(pid_t pid) {
+  const auto alive = [](pid_t tid) {
+    try {
+      const char state = read_stat(tid).state;
+      return state != 'Z' && state != 'X';
+    } catch (const Error& e) {
+      if (e.code != Code::process_gone) throw;
+      return false;
+    }
+  };
+  if (alive(pid)) return pid;
+  for (pid_t tid : threads_of(pid))
+    if (tid != pid && alive(tid)) return tid;
+  throw Error(Code::process_gone, "the process has exited", pid_object(pid));
 }
-
-}  // namespace
 
 bool is_alive(pid_t pid) {
   try {
-    for (pid_t tid : threads_of(pid)) {
-      try {
-        const char state = read_stat(tid).state;
-        if (state != 'Z' && state != 'X') return true;
-      } catch (const Error& e) {
-        if (e.code != Code::process_gone) throw;  // this thread has ended meanwhile
-      }
-    }
+    return live_thread(pid) > 0;
   } catch (const Error& e) {
     if (e.code != Code::process_gone) throw;
+    return false;
   }
-  return false;
 }
 
 // The kernel hands the file out in pieces; mappings that change in between can make it contradict itself.
 std::vector<Vma> read_maps(pid_t pid) {
   for (int tries = 0; tries < kMapsTries; ++tries) {
-    const std::string text = read_proc_file(proc_path(pid, "maps"), pid);
-    if (text.empty()) throw no_memory_error(pid);
+    std::string text = read_proc_file(proc_path(pid, "maps"), pid);
+    if (text.empty()) text = read_proc_file(proc_path(live_thread(pid), "maps"), pid);
+    if (text.empty()) throw Error(Code::process_gone, "the process has no memory any more", pid_object(pid));
     try {
       return parse_maps(text);
     } catch (const Error& e) {
@@ -284,7 +284,7 @@ std::vector<pid_t> process_tree(std::span<const pid_t> roots) {
   for (pid_t pid : all_processes()) {
     try {
       const ProcessStat stat = read_stat(pid);
-      if (stat.state != 'Z' && stat.state != 'X') children.emplace(stat.parent, pid);
+      if ((stat.state != 'Z' && stat.state != 'X') || is_alive(pid)) children.emplace(stat.parent, pid);
     } catch (const Error& e) {
       if (e.code != Code::process_gone) throw;  // exited between readdir and here
     }
@@ -344,7 +344,7 @@ uint64_t private_file_pages(pid_t pid) {
 }
 
 uint64_t private_bytes_of(pid_t pid) {
-  const std::string text = read_proc_file(proc_path(pid, "smaps_rollup"), pid);
+  const std::string text = read_proc_file(proc_path(live_thread(pid), "smaps_rollup"), pid);
   const auto field = [&](const char* name) { return field_of(text, name) * 1024; };
   const uint64_t huge = field("Private_Hugetlb");
   // Rarely anything is shared since a fork, and the sums of private pages are then all there is to know.

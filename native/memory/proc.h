@@ -32,8 +32,10 @@ struct ProcessStat {
   uint64_t start_time_ticks = 0;
 };
 ProcessStat read_stat(pid_t pid);
-// Whether any of its threads has not ended. A main thread may end long before the others.
-bool is_alive(pid_t pid);
+// The main thread, or another where that has ended before it: the kernel shows a process's memory and
+// descriptors by a thread that lives.
+pid_t live_thread(pid_t pid);
+bool is_alive(pid_t pid);  // one of its threads has not ended; never throws process_gone
 inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }
 
 // What the processes hold for themselves: pages mapped once, and anonymous pages that they share
