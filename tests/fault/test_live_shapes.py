@@ -180,6 +180,7 @@ def test_a_reader_that_falls_into_the_eviction_is_answered(deduper: Deduper, pro
                 assert live.wait_complete(WAIT_S)
         finally:
             reader.kill()
+            listener.join(WAIT_S)
     assert program.ask("check") == "intact"
 
 
