@@ -6,6 +6,7 @@ LOOKUP_PAGES_MAX = 1 << 20
 SANDBOXES_PER_NODE_MAX = 100_000
 PIDS_PER_SANDBOX_MAX = 4096
 BASES_PER_NODE_MAX = 10_000
+FUNCTION_ROWS_MAX = 256  # (function, tenant) pairs that a node reports one by one; the rest are one row
 REMOTE_BASES_MAX = 10_000  # of other nodes, whose fingerprints an agent keeps
 FINGERPRINT_PART_PAGES_MAX = 1 << 16  # in one message between agents: 9.4 MB at k = 16
 FINGERPRINT_CALLS_QUEUED_MAX = 64  # under way (one) and waiting at a holder

@@ -89,6 +89,23 @@ class NodeUsage:
     sandboxes_running: int = 0
     sandboxes_warm: int = 0
     sandboxes_dedup: int = 0
+    gross_saved_bytes: int = 0
+    saved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionUsage:
+    """A function's (and tenant's) sandboxes on one node. warm and kept are of the dedup'd ones; saved = what all of them
+    take less than without Medes, less their share of base pages."""
+
+    function: str
+    tenant: str = ""
+    sandboxes: int = 0
+    sandboxes_dedup: int = 0
+    warm_bytes: int = 0
+    kept_bytes: int = 0
+    base_share_bytes: int = 0
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class NodeRecord:
     usage: NodeUsage = NodeUsage()
     alive: bool = False
     last_heartbeat_age_ms: int = 0
+    functions: tuple[FunctionUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +161,8 @@ class LifecycleSettings:
 
 @dataclass(frozen=True, slots=True)
 class DedupReport:
-    """What one dedup op did. saved = warm - patch - table - resident; base memory is counted apart."""
+    """What one dedup op did. gross_saved = warm - patch - table - resident; saved = gross_saved - base_share, the
+    sandbox's share of the base pages it uses as of the op's end. Negative: more memory is held than before."""
 
     warm_bytes: int = 0
     patch_bytes: int = 0
@@ -159,6 +178,19 @@ class DedupReport:
     changed_pages: int = 0
     pages_by_transport: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    base_share_bytes: int = 0
+    gross_saved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShare:
+    """A base that a sandbox uses, or made and nobody uses: of its bytes, an equal part for each of its users."""
+
+    base_id: int
+    node_id: str
+    base_bytes: int = 0
+    users: int = 0
+    share_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +231,8 @@ class Sandbox:
     last_restore: RestoreReport | None = None
     lost_reason: str = ""
     node_id: str = ""
+    base_share_bytes: int = 0
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,3 +286,6 @@ class NodeStatus:
     live_driver: str = ""
     base_pages_read_remote: int = 0
     page_server_bytes: int = 0
+    gross_saved_bytes: int = 0
+    saved_bytes: int = 0
+    functions: tuple[FunctionUsage, ...] = ()

@@ -67,6 +67,11 @@ class BaseStore:
     def used_bytes(self) -> int:
         return sum(b.slab.file_bytes for b in list(self.bases.values()))
 
+    @property
+    def index_bytes(self) -> int:
+        """Memory of the fingerprints."""
+        return sum(index.stats()["bytes"] for index in list(self._indexes.values()))
+
     def index(self, domain: str) -> native.FingerprintIndex:
         """The fingerprints of this node's bases of a domain."""
         if domain not in self._indexes:

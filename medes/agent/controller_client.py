@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medes import native
@@ -10,7 +11,7 @@ from medes.rpc.channel import aio_channel
 from medes.rpc.convert import from_proto, to_proto
 from medes.rpc.gen import common_pb2, controller_pb2, controller_pb2_grpc
 from medes.rpc.tls import TlsFiles
-from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord
+from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,20 @@ class ControllerClient:
         )
 
     async def heartbeat(
-        self, node_id: str, incarnation: str, usage: NodeUsage, timeout_s: float
+        self,
+        node_id: str,
+        incarnation: str,
+        usage: NodeUsage,
+        timeout_s: float,
+        functions: Sequence[FunctionUsage] | None = None,
     ) -> tuple[str, bool]:
-        """(controller incarnation, join again)"""
+        """(controller incarnation, join again). Without `functions` those told before stand."""
         request = controller_pb2.HeartbeatRequest(
             node_id=node_id, incarnation=incarnation, usage=to_proto(controller_pb2.NodeUsage, usage)
         )
+        if functions is not None:
+            request.functions.SetInParent()
+            request.functions.functions.extend(to_proto(common_pb2.FunctionUsage, f) for f in functions)
         answer = await self._stub.Heartbeat(request, timeout=timeout_s)
         return answer.controller_incarnation, answer.join_again
 

@@ -17,7 +17,7 @@ from medes import native
 from medes.agent.clock import Clock
 from medes.agent.controller_client import ControllerClient, Joined, Lookup
 from medes.errors import AlreadyExistsError, ControllerUnreachableError, InvalidArgumentError, MedesError
-from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord
+from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ RETRY_S_MAX = 5.0
 REFUSED_AGAIN_S = 60.0
 CALL_TIMEOUT_S = 5.0
 ANNOUNCE_INTERVAL_S = 0.1
+FUNCTIONS_INTERVAL_S = 5.0  # between two tells of what each function saves
 ANNOUNCED_AT_ONCE_MAX = 5000
 
 
@@ -33,6 +34,7 @@ class Announcer(Protocol):
     """What the link asks the agent for."""
 
     def usage(self) -> NodeUsage: ...
+    def function_usage(self) -> tuple[FunctionUsage, ...]: ...
     def record(self, sandbox_id: str) -> SandboxRecord | None: ...
     def all_records(self) -> list[SandboxRecord]: ...
     async def unannounced_bases(
@@ -154,10 +156,18 @@ class ControllerLink:
 
     async def _beat(self, client: ControllerClient, joined: Joined) -> None:
         """Returns when it is time to join again; raises when the controller is gone."""
+        told_s = -math.inf
         while True:
             await self._clock.sleep(joined.heartbeat_interval_ms / 1000)
+            functions = None
+            if self._clock.now_s() >= told_s + FUNCTIONS_INTERVAL_S:
+                told_s, functions = self._clock.now_s(), self._announcer.function_usage()
             incarnation, join_again = await client.heartbeat(
-                self._endpoints().node_id, self._incarnation, self._announcer.usage(), CALL_TIMEOUT_S
+                self._endpoints().node_id,
+                self._incarnation,
+                self._announcer.usage(),
+                CALL_TIMEOUT_S,
+                functions,
             )
             if join_again or incarnation != self._controller_incarnation:
                 log.info("the controller restarted: announcing everything again")

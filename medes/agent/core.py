@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medes import native
-from medes.agent import journal_state
+from medes.agent import accounting, journal_state
 from medes.agent.admission import Admission
 from medes.agent.bases import BaseStore, LocalBase
 from medes.agent.clock import Clock
@@ -35,7 +35,7 @@ from medes.agent.working_sets import WorkingSetStore
 from medes.config import AgentSettings
 from medes.errors import MedesError, NotFoundError
 from medes.transport.rdma import RdmaNode
-from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxEvent, SandboxRecord
+from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxEvent, SandboxRecord
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,8 @@ class Agent:
     @property
     def previous_bytes(self) -> int:
         """Kept of warm sandboxes to make their next dedup op cheaper."""
-        return sum(e.previous.file.file_bytes for e in self.entries.values() if e.previous is not None)
+        held = [e.previous for e in list(self.entries.values())]
+        return sum(previous.file.file_bytes for previous in held if previous is not None)
 
     def drop_previous(self) -> None:
         """Memory is short: the next dedup ops encode everything again."""
@@ -241,18 +242,29 @@ class Agent:
         stores = usage.base_bytes + self.previous_bytes + self.remote_index.used_bytes
         return usage.warm_bytes + usage.kept_bytes + stores
 
+    @property
+    def index_bytes(self) -> int:
+        """Fingerprints, of this node's bases and of other nodes'."""
+        return self.bases.index_bytes + self.remote_index.used_bytes
+
     def usage(self) -> NodeUsage:
-        states = [e.state for e in list(self.entries.values())]
+        entries = list(self.entries.values())
+        states = [e.state for e in entries]
         held = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)
         return NodeUsage(
             memory_bytes=self.settings.memory_limit_bytes or _machine_bytes(),
-            warm_bytes=sum(e.warm_bytes for e in list(self.entries.values()) if e.state in held),
-            kept_bytes=sum(e.kept_bytes for e in list(self.entries.values()) if e.state is S.DEDUP),
+            warm_bytes=sum(e.warm_bytes for e in entries if e.state in held),
+            kept_bytes=sum(e.kept_bytes for e in entries if e.state is S.DEDUP),
             base_bytes=self.bases.used_bytes,
             sandboxes_running=states.count(S.RUNNING),
             sandboxes_warm=states.count(S.WARM),
             sandboxes_dedup=states.count(S.DEDUP),
+            gross_saved_bytes=sum(e.warm_bytes - e.kept_bytes for e in entries if e.state is S.DEDUP),
+            saved_bytes=sum(e.freed_bytes for e in entries) - self.bases.used_bytes - self.index_bytes,
         )
+
+    def function_usage(self) -> tuple[FunctionUsage, ...]:
+        return accounting.function_usage(self)
 
     # --- what the controller link asks for -----------------------------------------------------------------
     def record(self, sandbox_id: str) -> SandboxRecord | None:

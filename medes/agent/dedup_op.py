@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from medes import native
-from medes.agent import hooks, journal_state, page_sources
+from medes.agent import accounting, hooks, journal_state, page_sources
 from medes.agent.base_op import BEING_MADE, free_base, publish_base, wants_base
 from medes.agent.candidates import Candidates
 from medes.agent.core import Agent, endpoints_to_json
@@ -519,12 +519,16 @@ class DedupOp:
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
         page_sources.count(agent, self.remote_pages)
+        gross = warm_bytes - patch_bytes - table_bytes - resident
+        share = sum(s.share_bytes for s in accounting.base_shares(agent, entry))
         report = DedupReport(
             warm_bytes=warm_bytes,
             patch_bytes=patch_bytes,
             table_bytes=table_bytes,
             resident_bytes=resident,
-            saved_bytes=max(0, warm_bytes - patch_bytes - table_bytes - resident),
+            gross_saved_bytes=gross,
+            base_share_bytes=share,
+            saved_bytes=gross - share,
             base_bytes_added=self.base_bytes_added,
             pages_by_kind=tuple(stats[f"pages_{kind}"] for kind in KINDS),
             stopped_us=result.get("stopped_us", 0),
@@ -541,7 +545,11 @@ class DedupOp:
         entry.dedup_failures = 0
         figures = {**self._figures(), "kept_bytes": entry.kept_bytes, "dedup_count": entry.dedup_count}
         agent.journal.post(self._record(journal_state.DEDUP, figures))
-        agent.move(entry, S.DEDUP, f"saved {report.saved_bytes} of {warm_bytes} bytes")
+        agent.move(
+            entry,
+            S.DEDUP,
+            f"saved {report.saved_bytes} of {warm_bytes} bytes; {gross} before its share of base pages",
+        )
         return report
 
 
@@ -557,7 +565,9 @@ def add_remote(bases: native.BaseSet, descriptor: BaseDescriptor, reader: native
 
 
 def resident_bytes(agent: Agent, entry: SandboxEntry, result: dict[str, int]) -> int:
-    """Private bytes the sandbox still has. The image driver evicts nothing and says what would have stayed."""
+    """Private bytes the sandbox still has, which are all of them where the driver frees nothing."""
+    if not agent.driver_of(entry).frees:
+        return entry.warm_bytes
     if "resident_bytes" in result:
         return result["resident_bytes"]
     try:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from medes import native
-from medes.agent import restore_op
+from medes.agent import accounting, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
 from medes.agent.processes import kill_all
@@ -161,7 +161,7 @@ async def dedup(
     # A caller that hangs up must not leave an op half-done.
     task = agent.spawn(_dedup(agent, entry, make_base, hold_frozen, reason), f"dedup {sandbox_id}")
     report = await asyncio.shield(task)
-    return DedupResult(entry.view(agent.clock.now_s()), report)
+    return DedupResult(accounting.view(agent, entry), report)
 
 
 async def _dedup(
@@ -239,7 +239,7 @@ async def _restore(agent: Agent, entry: SandboxEntry, eager: bool, deadline_ms: 
         if entry.state is S.PURGED:
             raise ProcessGoneError("its processes have exited", object=entry.id)
     report = (entry.last_restore or RestoreReport()) if was_dedup else RestoreReport()
-    return RestoreResult(entry.view(agent.clock.now_s()), replace(report, was_dedup=was_dedup))
+    return RestoreResult(accounting.view(agent, entry), replace(report, was_dedup=was_dedup))
 
 
 def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
@@ -293,12 +293,13 @@ def _kill(spec: SandboxSpec) -> None:
 # --- looking -----------------------------------------------------------------------------------------------
 def get(agent: Agent, sandbox_id: str) -> Sandbox:
     """Raises not_found."""
-    return agent.entry(sandbox_id).view(agent.clock.now_s())
+    return accounting.view(agent, agent.entry(sandbox_id))
 
 
 def list_sandboxes(agent: Agent, function: str = "") -> list[Sandbox]:
-    now_s = agent.clock.now_s()
-    return [e.view(now_s) for e in agent.entries.values() if not function or e.spec.function == function]
+    made = accounting.unpinned_by_maker(agent)
+    wanted = [e for e in agent.entries.values() if not function or e.spec.function == function]
+    return [accounting.view(agent, e, made) for e in wanted]
 
 
 def node_status(agent: Agent) -> NodeStatus:
@@ -319,4 +320,7 @@ def node_status(agent: Agent) -> NodeStatus:
         live_driver="available" if "live" in agent.drivers else "; ".join(agent.missing) or "not installed",
         base_pages_read_remote=agent.remote_pages_read,
         page_server_bytes=agent.page_server_bytes(),
+        gross_saved_bytes=usage.gross_saved_bytes,
+        saved_bytes=usage.saved_bytes,
+        functions=accounting.function_usage(agent),
     )

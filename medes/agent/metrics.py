@@ -6,7 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from medes.agent import page_sources
+from medes.agent import accounting, page_sources
 from medes.agent.core import Agent
 from medes.agent.observer import Observer
 from medes.agent.peer_handlers import PageAccessTable
@@ -20,6 +20,10 @@ def _count(agent: Agent, state: SandboxState) -> float:
 
 def _memory(agent: Agent, field: str) -> float:
     return float(getattr(agent.usage(), field))
+
+
+def _owner(agent: Agent, owner: str) -> float:
+    return float(accounting.shares_by_owner(agent)[owner])
 
 
 def _rdma_connections(pages: PageAccessTable, field: str) -> float:
@@ -39,6 +43,13 @@ class AgentObserver(Observer):
             metrics.sandboxes.labels(state.label).set_function(partial(_count, agent, state))
         for kind in ("warm", "kept", "base"):
             metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
+        metrics.memory_bytes.labels("previous").set_function(lambda: float(agent.previous_bytes))
+        metrics.memory_bytes.labels("index").set_function(lambda: float(agent.index_bytes))
+        metrics.node_saved_bytes.set_function(partial(_memory, agent, "saved_bytes"))
+        metrics.gross_saved_bytes.set_function(partial(_memory, agent, "gross_saved_bytes"))
+        for owner in ("sandboxes", "peers", "nobody"):
+            metrics.base_owner_bytes.labels(owner).set_function(partial(_owner, agent, owner))
+        metrics.saved.rows = partial(accounting.function_usage, agent)
         metrics.bases.set_function(lambda: len(agent.bases.bases))
         metrics.pins.set_function(lambda: sum(agent.pins.count(b) for b in list(agent.bases.bases)))
         metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
@@ -65,7 +76,7 @@ class AgentObserver(Observer):
         if report is not None:
             self._metrics.dedup_seconds.observe(report.total_us / 1e6)
             self._metrics.dedup_stopped_seconds.observe(report.stopped_us / 1e6)
-            self._metrics.saved_bytes.inc(report.saved_bytes)
+            self._metrics.dedup_gross_saved_bytes.inc(max(0, report.gross_saved_bytes))
 
     def restore(self, outcome: str, report: RestoreReport | None = None) -> None:
         self._metrics.restores.labels(outcome).inc()

@@ -73,6 +73,8 @@ class PeerClient:
         self.address = address
         # (domain, regions) of pinned bases, where the peer serves them over RDMA
         self.on_regions: Callable[[str, list[native.RdmaRegion]], None] = lambda domain, regions: None
+        # (base id → bytes, users; whether these are all that this node pins there)
+        self.on_uses: Callable[[dict[int, tuple[int, int]], bool], None] = lambda uses, whole: None
         self._channel = aio_channel(address, tls, unreachable=PeerUnreachableError, timeout_s=PEER_TIMEOUT_S)
         self._stub = peer_pb2_grpc.PeerServiceStub(self._channel)
 
@@ -84,6 +86,7 @@ class PeerClient:
         answer = await self._stub.Pin(request)
         if answer.regions:
             self.on_regions(domain, [region_from_proto(r) for r in answer.regions])
+        self.on_uses({u.base_id: (u.bytes, u.users) for u in answer.uses}, False)
         return [from_proto(BaseDescriptor, b) for b in answer.bases]
 
     async def unpin(self, holder: str, base_ids: Iterable[int]) -> None:
@@ -114,7 +117,8 @@ class PeerClient:
         request = peer_pb2.KeepPagesRequest(
             node_id=self._own_node, domains=list(domains), rdma_domains=list(rdma_domains)
         )
-        await self._stub.KeepPages(request)
+        answer = await self._stub.KeepPages(request)
+        self.on_uses({u.base_id: (u.bytes, u.users) for u in answer.uses}, True)
 
     async def fingerprints(self, base: BaseDescriptor, samples_per_page: int) -> tuple[bytes, bytes]:
         """Hashes (u64) and positions (u8) of all pages of a base of the peer, as native.Fingerprints has them.

@@ -59,6 +59,8 @@ class PeerTable:
         self._opening: dict[tuple[str, str], asyncio.Lock] = {}
         self._pinning: dict[str, asyncio.Lock] = {}
         self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
+        # (node, base id) → its bytes there and how many pin it, as its holder last said
+        self.base_uses: dict[tuple[str, int], tuple[int, int]] = {}
         self.on_endpoints: Callable[[NodeEndpoints], None] = lambda endpoints: None
         # Told of a node that did not answer when it was asked for pins or told that its pages are read.
         self.on_away: Callable[[str], None] = lambda node_id: None
@@ -81,9 +83,16 @@ class PeerTable:
             if endpoints is None or not endpoints.grpc_address:
                 raise PeerUnreachableError("no address of this node is known", object=node_id)
             client = self._clients[node_id] = self._make_client(endpoints.grpc_address)
+            client.on_uses = partial(self._uses_told, node_id)
             if self._rdma is not None:
                 client.on_regions = partial(self._rdma.add_regions, node_id)
         return self._clients[node_id]
+
+    def _uses_told(self, node_id: str, uses: Mapping[int, tuple[int, int]], whole: bool) -> None:
+        if whole:
+            for key in [key for key in self.base_uses if key[0] == node_id and key[1] not in uses]:
+                del self.base_uses[key]
+        self.base_uses.update({(node_id, base_id): use for base_id, use in uses.items()})
 
     # --- pins ----------------------------------------------------------------------------------------------
     async def pin(

@@ -164,8 +164,18 @@ class SandboxEntry:
         """The state of a sandbox with all its memory: running while requests are in it."""
         return S.RUNNING if self.requests else S.WARM
 
-    def view(self, now_s: float) -> Sandbox:
-        """The sandbox as the restore API shows it."""
+    @property
+    def freed_bytes(self) -> int:
+        """What the sandbox itself takes less than without Medes, base pages apart. Negative: more. From any thread."""
+        evicted, previous, freed = self.evicted, self.previous, 0
+        if evicted is not None:
+            # Until its last page is in, count all of its memory as back beside the file it comes from.
+            dedupd = self.state is S.DEDUP
+            freed = self.warm_bytes - self.kept_bytes if dedupd else -evicted.file.file_bytes
+        return freed - (previous.file.file_bytes if previous is not None else 0)
+
+    def view(self, now_s: float, base_share_bytes: int | None = None) -> Sandbox:
+        """The sandbox as the restore API shows it; without its share, without what it saves."""
         evicted = self.evicted
         return Sandbox(
             sandbox_id=self.id,
@@ -186,4 +196,6 @@ class SandboxEntry:
             last_restore=self.last_restore,
             lost_reason=self.lost_reason,
             node_id=self.node_id,
+            base_share_bytes=base_share_bytes or 0,
+            saved_bytes=0 if base_share_bytes is None else self.freed_bytes - base_share_bytes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -100,6 +100,16 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         self._pages = pages
         self._fingerprints = FingerprintService(agent)
 
+    def _uses(self, base_ids: Iterable[int]) -> list[Any]:
+        bases = (self._agent.bases.bases.get(base_id) for base_id in base_ids)
+        return [
+            peer_pb2.BaseUse(
+                base_id=b.base_id, bytes=b.slab.file_bytes, users=self._agent.pins.count(b.base_id)
+            )
+            for b in bases
+            if b is not None
+        ]
+
     def _check_node(self, context: Any, node_id: str) -> None:
         """Who may speak for a node, where the settings ask for certificates."""
         if self._agent.settings.node_certificates:
@@ -115,6 +125,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         response.bases.extend(to_proto(common_pb2.BaseDescriptor, d) for d in granted)
         regions = self._pages.regions(request.node_id, request.domain, list(request.base_ids))
         response.regions.extend(region_to_proto(r) for r in regions)
+        response.uses.extend(self._uses(request.base_ids))
         return response
 
     async def Unpin(self, request: Any, context: Any) -> Any:
@@ -146,7 +157,8 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         self._check_node(context, request.node_id)
         peer_handlers.check_domain_count(request.node_id, len(request.domains) + len(request.rdma_domains))
         self._pages.keep(request.node_id, list(request.domains), list(request.rdma_domains))
-        return peer_pb2.KeepPagesResponse()
+        pinned = self._agent.pins.bases_of_node(request.node_id)
+        return peer_pb2.KeepPagesResponse(uses=self._uses(pinned))
 
     async def ListFingerprints(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self._check_node(context, request.node_id)

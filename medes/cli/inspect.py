@@ -172,7 +172,7 @@ def _encoded(encoded: native.EncodedImage, pages: bool) -> dict[str, Any]:
         "pages": encoded.page_count,
         "pages_by_kind": {kind: stats[f"pages_{kind}"] for kind in KINDS},
         "encoded_bytes": encoded.blob_bytes,
-        "saved_ratio": round(1 - encoded.blob_bytes / warm, 4),
+        "gross_saved_ratio": round(1 - encoded.blob_bytes / warm, 4),
         "patch_bytes": stats["patch_bytes"],
         "table_bytes": stats["table_bytes"],
         "windows": stats["windows"],
@@ -207,7 +207,7 @@ def _summary(facts: dict[str, Any]) -> str:
     spec = facts["meta"].get("spec", {}) if isinstance(facts.get("meta"), dict) else {}
     name = f"{spec.get('sandbox_id', '?')} of {spec.get('function', '?')}, " if spec else ""
     states = ", ".join(f"{count} {state}" for state, count in facts.get("page_states", {}).items() if count)
-    return f"{name}{facts['pages']} pages ({states or 'encoded'}), saved {facts['saved_ratio']:.1%}, {len(facts['bases'])} bases{end}"
+    return f"{name}{facts['pages']} pages ({states or 'encoded'}), saved {facts['gross_saved_ratio']:.1%} gross, {len(facts['bases'])} bases{end}"
 
 
 def text_lines(facts: dict[str, Any]) -> list[str]:

@@ -39,7 +39,20 @@ def ls(address: str, function: str, as_json: bool, **options: Any) -> None:
         return
     rows = [_row(s) for s in sorted(sandboxes, key=lambda s: (s.function, s.sandbox_id))]
     table(
-        ["sandbox", "function", "state", "since", "warm", "kept", "base", "dedups", "restores", "pages from"],
+        [
+            "sandbox",
+            "function",
+            "state",
+            "since",
+            "warm",
+            "kept",
+            "base share",
+            "saved",
+            "base",
+            "dedups",
+            "restores",
+            "pages from",
+        ],
         rows,
     )
 
@@ -53,6 +66,8 @@ def _row(s: Sandbox) -> list[str]:
         duration_text(s.state_age_ms / 1000),
         bytes_text(s.warm_bytes),
         bytes_text(s.kept_bytes),
+        bytes_text(s.base_share_bytes),
+        bytes_text(s.saved_bytes),
         "yes" if s.is_base else "",
         str(s.dedup_count),
         str(s.restore_count),
@@ -140,7 +155,8 @@ def dedup(
     report = result.report
     share = report.saved_bytes / report.warm_bytes if report.warm_bytes else 0.0
     click.echo(
-        f"{sandbox_id}: {bytes_text(report.warm_bytes)} warm, {bytes_text(report.saved_bytes)} saved ({share:.1%}), "
+        f"{sandbox_id}: {bytes_text(report.warm_bytes)} warm, {bytes_text(report.saved_bytes)} saved ({share:.1%}): "
+        f"{bytes_text(report.gross_saved_bytes)} gross, {bytes_text(report.base_share_bytes)} of base pages its share; "
         f"{duration_text(report.total_us / 1e6)}, stopped for {duration_text(report.stopped_us / 1e6)}"
     )
     for note in report.notes:

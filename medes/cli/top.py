@@ -14,7 +14,7 @@ from medes.cli.format import build_table, bytes_text, duration_text, wide_consol
 from medes.cli.options import controller_option, json_option, print_json, tls_from
 from medes.client import ControllerClient
 from medes.errors import ControllerUnreachableError
-from medes.types import NodeRecord, SandboxRecord, SandboxState, Statistics
+from medes.types import FunctionUsage, NodeRecord, SandboxRecord, Statistics
 
 
 @click.command()
@@ -29,7 +29,8 @@ def cli(address: str, interval_s: float, once: bool, as_json: bool, **options: A
     with ControllerClient(address, tls=tls_from(options)) as client:
         if as_json:
             nodes, sandboxes, statistics = _ask(client)
-            print_json({"nodes": nodes, "functions": summarize(sandboxes), "controller": statistics})
+            document = {"functions": summarize(sandboxes, nodes), "tenants": by_tenant(nodes)}
+            print_json({"nodes": nodes, **document, "controller": statistics})
             return
         if once:
             wide_console().print(_screen(*_ask(client)))
@@ -48,30 +49,59 @@ def _ask(client: ControllerClient) -> tuple[list[NodeRecord], list[SandboxRecord
     return client.nodes(), client.sandboxes(), client.statistics()
 
 
-def summarize(sandboxes: list[SandboxRecord]) -> list[dict[str, Any]]:
-    """Per function: sandboxes by state and memory; saved_ratio is over the dedup'd ones (null without any)."""
+def summarize(sandboxes: list[SandboxRecord], nodes: list[NodeRecord]) -> list[dict[str, Any]]:
+    """Per function: sandboxes by state from the directory, memory from what the live nodes say.
+
+    warm and kept are of the dedup'd ones; saved_ratio (null without any) is over their warm memory and net: a share of
+    base pages is off.
+    """
     functions: dict[str, dict[str, Any]] = {}
     for record in sandboxes:
-        row = functions.setdefault(
-            record.function,
-            {
-                "function": record.function,
-                "sandboxes": 0,
-                "states": {},
-                "bases": 0,
-                "warm_bytes": 0,
-                "kept_bytes": 0,
-            },
-        )
+        row = functions.setdefault(record.function, _row(function=record.function))
         row["sandboxes"] += 1
         row["bases"] += record.is_base
         row["states"][record.state.label] = row["states"].get(record.state.label, 0) + 1
-        if record.state is SandboxState.DEDUP:
-            row["warm_bytes"] += record.warm_bytes
-            row["kept_bytes"] += record.kept_bytes
-    for row in functions.values():
-        row["saved_ratio"] = 1 - row["kept_bytes"] / row["warm_bytes"] if row["warm_bytes"] else None
-    return [functions[name] for name in sorted(functions)]
+    for usage in _usages(nodes):
+        _add(functions.setdefault(usage.function, _row(function=usage.function)), usage)
+    return [_with_ratio(functions[name]) for name in sorted(functions)]
+
+
+def by_tenant(nodes: list[NodeRecord]) -> list[dict[str, Any]]:
+    """Memory per tenant, as `summarize` has it per function."""
+    tenants: dict[str, dict[str, Any]] = {}
+    for usage in _usages(nodes):
+        row = tenants.setdefault(usage.tenant, _memory(tenant=usage.tenant, sandboxes=0))
+        row["sandboxes"] += usage.sandboxes
+        _add(row, usage)
+    return [_with_ratio(tenants[name]) for name in sorted(tenants)]
+
+
+def _usages(nodes: list[NodeRecord]) -> list[FunctionUsage]:
+    return [usage for node in nodes if node.alive for usage in node.functions]
+
+
+def _memory(**first: Any) -> dict[str, Any]:
+    return {**first, "warm_bytes": 0, "kept_bytes": 0, "base_share_bytes": 0, "saved_bytes": 0}
+
+
+def _row(**first: Any) -> dict[str, Any]:
+    return _memory(**first, sandboxes=0, states={}, bases=0)
+
+
+def _add(row: dict[str, Any], usage: FunctionUsage) -> None:
+    for name in ("warm_bytes", "kept_bytes", "base_share_bytes", "saved_bytes"):
+        row[name] += getattr(usage, name)
+
+
+def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
+    row["saved_ratio"] = row["saved_bytes"] / row["warm_bytes"] if row["warm_bytes"] else None
+    return row
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio = "" if row["saved_ratio"] is None else f" ({row['saved_ratio']:.1%})"
+    names = ("warm_bytes", "kept_bytes", "base_share_bytes")
+    return [*(bytes_text(row[name]) for name in names), bytes_text(row["saved_bytes"]) + ratio]
 
 
 def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics: Statistics) -> Group:
@@ -83,6 +113,7 @@ def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics:
             bytes_text(n.usage.warm_bytes),
             bytes_text(n.usage.kept_bytes),
             bytes_text(n.usage.base_bytes),
+            bytes_text(n.usage.saved_bytes),
             f"{n.usage.sandboxes_running}/{n.usage.sandboxes_warm}/{n.usage.sandboxes_dedup}",
             ",".join(n.endpoints.transports),
         ]
@@ -94,25 +125,26 @@ def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics:
             str(row["sandboxes"]),
             " ".join(f"{state}:{count}" for state, count in sorted(row["states"].items())),
             str(row["bases"]),
-            bytes_text(row["warm_bytes"]),
-            bytes_text(row["kept_bytes"]),
-            "" if row["saved_ratio"] is None else f"{row['saved_ratio']:.1%}",
+            *_cells(row),
         ]
-        for row in summarize(sandboxes)
+        for row in summarize(sandboxes, nodes)
     ]
+    tenant_rows = [[row["tenant"], str(row["sandboxes"]), *_cells(row)] for row in by_tenant(nodes)]
     line = (
         f"registry: {statistics.bases} bases, {statistics.base_pages} pages, {statistics.registry_hashes} hashes, "
         f"{bytes_text(statistics.registry_bytes)}; {statistics.lookups} lookups of {statistics.lookup_pages} pages, "
         f"p50 {duration_text(statistics.lookup_us_p50 / 1e6)}, p99 {duration_text(statistics.lookup_us_p99 / 1e6)}"
     )
+    memory = ["warm (dedup'd)", "kept", "base share", "saved"]
     return Group(
         build_table(
-            ["node", "state", "memory", "warm", "kept", "base", "run/warm/dedup", "transports"], node_rows
+            ["node", "state", "memory", "warm", "kept", "base", "saved", "run/warm/dedup", "transports"],
+            node_rows,
         ),
         Text(),
-        build_table(
-            ["function", "sandboxes", "states", "bases", "warm (dedup'd)", "kept", "saved"], function_rows
-        ),
+        build_table(["function", "sandboxes", "states", "bases", *memory], function_rows),
+        Text(),
+        build_table(["tenant", "sandboxes", *memory], tenant_rows),
         Text(),
         Text(line),
     )

@@ -25,7 +25,8 @@ from medes.controller.requests import (
     RetireBase,
 )
 from medes.controller.state import ControllerState
-from medes.errors import InvalidArgumentError, MedesError
+from medes.errors import InvalidArgumentError, LimitExceededError, MedesError
+from medes.limits import FUNCTION_ROWS_MAX
 from medes.rpc.address import is_remote, local_addresses
 from medes.types import NodeEndpoints, NodeRecord, SandboxRecord
 
@@ -88,7 +89,10 @@ def _refuse_unreachable(endpoints: NodeEndpoints, caller: str, state: Controller
 
 def heartbeat(request: Heartbeat, state: ControllerState, now_s: float) -> HeartbeatAnswer:
     """Renews a lease, or says that the node must join (and announce) again."""
-    known = state.membership.heartbeat(request.node_id, request.incarnation, request.usage, now_s)
+    functions = request.functions.functions if request.functions is not None else None
+    if functions is not None and len(functions) > FUNCTION_ROWS_MAX:
+        raise LimitExceededError(f"{len(functions)} rows of functions", object=request.node_id)
+    known = state.membership.heartbeat(request.node_id, request.incarnation, request.usage, now_s, functions)
     return HeartbeatAnswer(controller_incarnation=state.incarnation, join_again=not known)
 
 

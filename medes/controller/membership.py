@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medes.errors import AlreadyExistsError, LimitExceededError, NotFoundError
 from medes.limits import NODES_MAX
-from medes.types import NodeEndpoints, NodeRecord, NodeUsage
+from medes.types import FunctionUsage, NodeEndpoints, NodeRecord, NodeUsage
 
 
 @dataclass(slots=True)
@@ -17,6 +17,7 @@ class _Node:
     usage: NodeUsage
     heartbeat_s: float
     alive: bool = True
+    functions: tuple[FunctionUsage, ...] = ()
 
 
 class Membership:
@@ -55,7 +56,14 @@ class Membership:
             return False
         return not endpoints.store or endpoints.store != known.endpoints.store
 
-    def heartbeat(self, node_id: str, incarnation: str, usage: NodeUsage, now_s: float) -> bool:
+    def heartbeat(
+        self,
+        node_id: str,
+        incarnation: str,
+        usage: NodeUsage,
+        now_s: float,
+        functions: tuple[FunctionUsage, ...] | None = None,
+    ) -> bool:
         """Renews the lease. False: the node is unknown, dead or another incarnation, and must join again."""
         with self._lock:
             node = self._nodes.get(node_id)
@@ -63,6 +71,8 @@ class Membership:
                 return False
             node.heartbeat_s = now_s
             node.usage = usage
+            if functions is not None:
+                node.functions = functions
             return True
 
     def expire(self, now_s: float) -> list[str]:
@@ -105,7 +115,9 @@ class Membership:
         """All nodes, by id."""
         with self._lock:
             return [
-                NodeRecord(n.endpoints, n.usage, n.alive, max(0, int((now_s - n.heartbeat_s) * 1000)))
+                NodeRecord(
+                    n.endpoints, n.usage, n.alive, max(0, int((now_s - n.heartbeat_s) * 1000)), n.functions
+                )
                 for _, n in sorted(self._nodes.items())
             ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord
+from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,16 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionUsages:
+    functions: tuple[FunctionUsage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     node_id: str
     incarnation: str
     usage: NodeUsage
+    functions: FunctionUsages | None = None  # None: as last told
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,4 +85,6 @@ class ControllerState:
             "warm": sum(u.warm_bytes for u in usages),
             "kept": sum(u.kept_bytes for u in usages),
             "base": sum(u.base_bytes for u in usages),
+            "gross_saved": sum(u.gross_saved_bytes for u in usages),
+            "saved": sum(u.saved_bytes for u in usages),
         }

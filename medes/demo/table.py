@@ -18,13 +18,12 @@ def make_table(report: dict[str, Any]) -> Table:
     cluster = report["cluster"]
     title = f"{report['nodes']} nodes, base pages read by {report['transport']}"
     table = Table(title=title, show_footer=True, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    saved = 1 - cluster["kept_bytes"] / cluster["warm_bytes"] if cluster["warm_bytes"] else 0.0
     columns = {
         "function": "all",
         "done": "",
         "warm\nMB": _megabytes(cluster["warm_bytes"]),
-        "kept\nMB": _megabytes(cluster["kept_bytes"]),
-        "saved\n%": _percent(saved),
+        "held\nMB": _megabytes(cluster["kept_bytes"] + cluster["base_bytes"]),
+        "saved\n%": _percent(cluster["saved_ratio"]),
         "dedup\nms": "",
         "cold\nms": "",
         "warm\nms": "",
@@ -37,15 +36,15 @@ def make_table(report: dict[str, Any]) -> Table:
             name, footer=footer, justify="left" if name in ("function", "state") else "right", no_wrap=True
         )
     table.caption = (
-        "p50 of each; cold: process start to first answer; first: answer of a dedup'd instance; "
-        "whole: its last page is back"
+        "held: what is kept of the instances and their part of base pages; p50 of each; cold: process start to first "
+        "answer; first: answer of a dedup'd instance; whole: its last page is back"
     )
     for row in report["functions"]:
         table.add_row(
             row["name"],
             f"{row['dedup_count']}/{row['instances']}",
             _megabytes(row["warm_bytes"]),
-            _megabytes(row["kept_bytes"]),
+            _megabytes(row["kept_bytes"] + row["base_share_bytes"]),
             _percent(row["saved_ratio"]),
             _milliseconds(row["dedup_ms_p50"]),
             _milliseconds(row["cold_start_ms_p50"]),
@@ -64,7 +63,7 @@ def cluster_line(report: dict[str, Any]) -> str:
     return (
         f"{_megabytes(cluster['warm_bytes'])} MB of warm sandboxes became {_megabytes(held)} MB "
         f"({_megabytes(cluster['kept_bytes'])} kept + {_megabytes(cluster['base_bytes'])} base pages): "
-        f"{_percent(cluster['net_saved_ratio'])} % saved net; "
+        f"{_percent(cluster['saved_ratio'])} % saved ({_percent(cluster['gross_saved_ratio'])} % gross); "
         f"{cluster['base_pages_read_remote']} base pages read from other nodes"
     )
 

@@ -36,20 +36,8 @@ class ImageSandbox:
 
     @property
     def evict_result(self) -> dict[str, int]:
-        """`resident_bytes`: what a live eviction would leave, private memory outside the image."""
-        pages = self._file.page_count
-        try:
-            private = native.private_bytes(self._file.pids)
-        except MedesError:
-            private = pages * native.PAGE_BYTES
-        resident = max(0, private - pages * native.PAGE_BYTES)
-        return {
-            "evicted_pages": pages,
-            "resident_pages": resident // native.PAGE_BYTES,
-            "resident_bytes": resident,
-            "changed_pages": 0,
-            "stopped_us": 0,
-        }
+        """Nothing was evicted and nothing stood still."""
+        return {"evicted_pages": 0, "changed_pages": 0, "stopped_us": 0}
 
     def restore(self, lazy: bool = True, working_set: bytes = b"", background_bytes_per_s: int = 0) -> None:
         """Starts rebuilding on a thread of its own; lazy and the working set mean nothing here."""

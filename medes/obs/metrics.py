@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from medes.errors import IoError
 from medes.rpc.address import parse_address
-from medes.types import SandboxState, Statistics
+from medes.types import FunctionUsage, SandboxState, Statistics
 
 # A second series for every counter, with the time it was made, tells nobody anything here.
 disable_created_metrics()
@@ -119,7 +119,23 @@ class AgentMetrics:
             return Histogram(f"medes_agent_{name}_seconds", text, registry=registry, buckets=_OP_BUCKETS_S)
 
         self.sandboxes = gauge("sandboxes", "Sandboxes by state.", "state")
-        self.memory_bytes = gauge("memory_bytes", "Memory by kind: warm, kept, base.", "kind")
+        self.memory_bytes = gauge(
+            "memory_bytes",
+            "Memory by kind: warm, kept, base, previous (kept of warm sandboxes for their next dedup), index.",
+            "kind",
+        )
+        self.node_saved_bytes = gauge(
+            "node_saved_bytes", "What the node has more than without Medes: base pages and indexes count."
+        )
+        self.gross_saved_bytes = gauge(
+            "node_gross_saved_bytes", "Warm less kept memory of the dedup'd sandboxes: no base page counts."
+        )
+        self.base_owner_bytes = gauge(
+            "base_owner_bytes",
+            "Base pages held here by who uses them: sandboxes (here), peers, nobody.",
+            "owner",
+        )
+        self.saved = SavedMetrics(registry)
         self.bases = gauge("bases", "Bases held.")
         self.pins = gauge("pins", "Pins on bases held here.")
         self.remote_index_bytes = gauge(
@@ -138,8 +154,9 @@ class AgentMetrics:
         self.dedups = counter("dedups", "Dedup ops by outcome: done, cancelled or an error code.", "outcome")
         self.dedup_seconds = seconds("dedup", "Dedup op from start to eviction.")
         self.dedup_stopped_seconds = seconds("dedup_stopped", "Time a sandbox stood still for its dedup op.")
-        self.saved_bytes = counter(
-            "dedup_saved_bytes", "Bytes freed by dedup ops, net of patches and tables."
+        self.dedup_gross_saved_bytes = counter(
+            "dedup_gross_saved_bytes",
+            "Bytes freed by dedup ops, net of patches and tables, not of base pages.",
         )
         self.restores = counter(
             "restores", "Restore ops by outcome: done, demand or an error code.", "outcome"
@@ -171,6 +188,32 @@ class AgentMetrics:
         self.activity_leases_expired = counter(
             "activity_leases_expired", "Sandboxes made idle because their runtime said nothing for too long."
         )
+
+
+class SavedMetrics(Collector):
+    """What is saved now by function and tenant; `rows` is asked at every scrape."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.rows: Callable[[], Iterable[FunctionUsage]] = lambda: ()
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["function", "tenant"]
+        saved = GaugeMetricFamily(
+            "medes_agent_saved_bytes",
+            "Memory that a function's sandboxes take less than without Medes, their share of base pages included.",
+            labels=labels,
+        )
+        share = GaugeMetricFamily(
+            "medes_agent_base_share_bytes",
+            "Base pages that a function's sandboxes answer for, here and on other nodes.",
+            labels=labels,
+        )
+        for row in self.rows():
+            saved.add_metric([row.function, row.tenant], row.saved_bytes)
+            share.add_metric([row.function, row.tenant], row.base_share_bytes)
+        yield saved
+        yield share
 
 
 class MetricsServer:

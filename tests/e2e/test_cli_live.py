@@ -42,8 +42,8 @@ def test_a_sandbox_by_command_line(
     made = ask("register", "counter", "--pid", str(app.pid), "--id", "one", "--no-timers")
     assert (made["sandbox_id"], made["state"], made["pids"]) == ("one", "warm", [app.pid])
     report = ask("dedup", "one")["report"]
-    assert report["saved_bytes"] > 0.5 * report["warm_bytes"] > 0
-    assert report["saved_bytes"] == report["warm_bytes"] - sum(
+    assert report["gross_saved_bytes"] > 0.5 * report["warm_bytes"] > 0
+    assert report["gross_saved_bytes"] == report["warm_bytes"] - sum(
         report[part] for part in ("patch_bytes", "table_bytes", "resident_bytes")
     )
     row = ask("ls")[0]
@@ -64,9 +64,9 @@ def test_a_sandbox_by_command_line(
     assert 'medes_agent_dedups_total{outcome="done"} 1.0' in text
     assert 'medes_agent_sandboxes{state="dedup"} 1.0' in text
     saved = next(
-        line for line in text.splitlines() if line.startswith("medes_agent_dedup_saved_bytes_total ")
+        line for line in text.splitlines() if line.startswith("medes_agent_dedup_gross_saved_bytes_total ")
     )
-    assert float(saved.split()[1]) == report["saved_bytes"]
+    assert float(saved.split()[1]) == report["gross_saved_bytes"]
 
     restored = ask("restore", "one", "--eager")["report"]
     assert restored["was_dedup"] and restored["complete_us"] > 0

@@ -23,7 +23,7 @@ from medes.controller import servicer
 from medes.controller.process import Controller
 from medes.controller.store import Found
 from medes.errors import BusyError, ControllerUnreachableError, IoError, PeerUnreachableError
-from medes.types import SandboxRecord, SandboxState
+from medes.types import FunctionUsage, SandboxRecord, SandboxState
 from tests.support.controller_process import ControllerProcess, controller
 from tests.support.fake_node import FakeNode
 from tests.support.redis_server import redis_server
@@ -215,7 +215,9 @@ async def test_metrics_and_top() -> None:
         node = FakeNode("n1", process.address)
         node.bases[1] = 7
         node.sandboxes["s"] = SandboxRecord("s", "", "f", "d", SandboxState.DEDUP, 100, 10)
+        node.functions = (FunctionUsage("f", "tenant-a", 1, 1, 100, 10, 30, 60),)
         await node.join()
+        await node.beat()
         node.keep_beating()
         await node.lookup(1, 7)
         command = [sys.executable, "-m", "medes", "top", "--controller", process.address]
@@ -232,7 +234,9 @@ async def test_metrics_and_top() -> None:
                 "bases": 0,
                 "warm_bytes": 100,
                 "kept_bytes": 10,
-                "saved_ratio": 0.9,
+                "base_share_bytes": 30,
+                "saved_bytes": 60,
+                "saved_ratio": 0.6,
             }
         ]
         assert (document["controller"]["bases"], document["controller"]["lookup_pages"]) == (1, 7)
@@ -240,7 +244,7 @@ async def test_metrics_and_top() -> None:
         done = await asyncio.to_thread(
             subprocess.run, [*command, "--once"], capture_output=True, text=True, timeout=60, check=True
         )
-        assert "n1" in done.stdout and "90.0%" in done.stdout
+        assert "n1" in done.stdout and "60.0%" in done.stdout and "tenant-a" in done.stdout
         await node.close()
         _, log = await asyncio.to_thread(process.end)
         rows = [json.loads(line) for line in log.splitlines()]

@@ -65,7 +65,9 @@ def _rows(registry: CollectorRegistry) -> list[str]:
     for metric in registry.collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")
         shown = ", ".join(
-            known.get(metric.name) or {label for s in metric.samples for label in s.labels} - {"le"}
+            known.get(metric.name)
+            or getattr(metric, "_labelnames", ())
+            or {label for s in metric.samples for label in s.labels} - {"le"}
         )
         rows.append(f"| `{name}` | {metric.type} | {shown} | {metric.documentation} |")
     return rows

@@ -71,7 +71,9 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
         sandbox.kept_bytes = 10 << 20
         report = pb.DedupReport(
             warm_bytes=100 << 20,
-            saved_bytes=90 << 20,
+            saved_bytes=85 << 20,
+            base_share_bytes=5 << 20,
+            gross_saved_bytes=90 << 20,
             pages_by_kind=[1, 2, 3, 4, 5],
             stopped_us=1500,
             total_us=250_000,

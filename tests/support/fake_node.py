@@ -14,7 +14,7 @@ from medes.client import AsyncControllerClient
 from medes.errors import MedesError
 from medes.rpc.convert import to_proto
 from medes.rpc.tls import TlsFiles
-from medes.types import AddressRange, BaseDescriptor, SandboxRecord
+from medes.types import AddressRange, BaseDescriptor, FunctionUsage, SandboxRecord
 from tests.support.fingerprints import K, hashes, positions
 
 
@@ -27,6 +27,7 @@ class FakeNode:
         self.client = AsyncControllerClient(address, tls=tls, timeout_s=10)
         self.bases: dict[int, int] = {}
         self.sandboxes: dict[str, SandboxRecord] = {}
+        self.functions: tuple[FunctionUsage, ...] = ()
         self.announced_to = ""  # the controller incarnation that knows all of ours
         self._task: asyncio.Task[None] | None = None
         self._interval_s = 0.1
@@ -63,9 +64,13 @@ class FakeNode:
 
     async def beat(self) -> bool:
         """One heartbeat; joins again where it must. True when the controller had to be told all anew."""
+        rows = [to_proto(common_pb2.FunctionUsage, f) for f in self.functions]
         answer = await self.client.stub.Heartbeat(
             pb.HeartbeatRequest(
-                node_id=self.node_id, incarnation=self.incarnation, usage=pb.NodeUsage(warm_bytes=5)
+                node_id=self.node_id,
+                incarnation=self.incarnation,
+                usage=pb.NodeUsage(warm_bytes=5),
+                functions=pb.FunctionUsages(functions=rows),
             )
         )
         if answer.join_again or answer.controller_incarnation != self.announced_to:

@@ -16,9 +16,9 @@ from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 
 from medes.cli.format import bytes_text, duration_text
 from medes.cli.main import COMMANDS, run
-from medes.cli.top import summarize
+from medes.cli.top import by_tenant, summarize
 from medes.errors import InternalError, NotFoundError
-from medes.types import SandboxRecord, SandboxState
+from medes.types import FunctionUsage, NodeEndpoints, NodeRecord, SandboxRecord, SandboxState
 from tests.support.fake_agent import FakeAgent
 from tests.support.served import served
 
@@ -46,7 +46,10 @@ def test_a_sandbox_from_register_to_rm(agent: FakeAgent, capsys: pytest.CaptureF
     assert agent.requests[-1].lifecycle.idle_period_ms == 9
     code, out, _ = call(capsys, "sandbox", "dedup", "sb-0", "--make-base")
     assert code == 0
-    assert "90.0 MiB saved (90.0%), 250.0 ms, stopped for 1.5 ms" in out
+    assert (
+        "85.0 MiB saved (85.0%): 90.0 MiB gross, 5.0 MiB of base pages its share; 250.0 ms, stopped for 1.5 ms"
+        in out
+    )
     assert "1 page is mlocked" in out
     code, out, _ = call(capsys, "sandbox", "ls")
     assert "sb-0" in out and "dedup" in out and "100.0 MiB" in out
@@ -247,15 +250,25 @@ def test_a_command_imports_what_it_needs(
     assert set(done.stderr.split()).isdisjoint(banned)
 
 
-def test_summary_counts_savings_over_dedupd_only() -> None:
+def test_summaries_take_states_of_the_directory_and_memory_of_the_live_nodes() -> None:
     records = [
         SandboxRecord("a", "n", "f", "d", SandboxState.DEDUP, 100, 20, True),
         SandboxRecord("b", "n", "f", "d", SandboxState.WARM, 100, 0),
         SandboxRecord("c", "n", "g", "d", SandboxState.WARM, 100, 0),
     ]
-    f, g = summarize(records)
-    assert (f["saved_ratio"], f["sandboxes"], f["bases"], f["states"]) == (0.8, 2, 1, {"dedup": 1, "warm": 1})
+    usage = (
+        FunctionUsage("f", "t1", 2, 1, warm_bytes=100, kept_bytes=20, base_share_bytes=50, saved_bytes=30),
+        FunctionUsage("g", "t2", 1, 0),
+    )
+    nodes = [NodeRecord(NodeEndpoints("n"), alive=True, functions=usage)]
+    dead = NodeRecord(NodeEndpoints("m"), alive=False, functions=usage)
+    f, g = summarize(records, [*nodes, *nodes, dead])
+    assert (f["sandboxes"], f["bases"], f["states"]) == (2, 1, {"dedup": 1, "warm": 1})
+    assert (f["warm_bytes"], f["base_share_bytes"], f["saved_bytes"], f["saved_ratio"]) == (200, 100, 60, 0.3)
     assert g["saved_ratio"] is None
+    one, two = by_tenant([*nodes, dead])
+    assert (one["tenant"], one["sandboxes"], one["saved_bytes"], one["saved_ratio"]) == ("t1", 2, 30, 0.3)
+    assert (two["tenant"], two["saved_ratio"]) == ("t2", None)
 
 
 @pytest.mark.parametrize(

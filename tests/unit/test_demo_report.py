@@ -18,10 +18,12 @@ def spec(name: str = "one", idempotent: bool = True) -> FunctionSpec:
     return FunctionSpec(name, "m:f", Path("/"), {}, idempotent)
 
 
-def entry(warm_bytes: int = 100, kept_bytes: int = 20, **more: Any) -> InstanceRecord:
+def entry(
+    warm_bytes: int = 100, kept_bytes: int = 20, base_share_bytes: int = 0, **more: Any
+) -> InstanceRecord:
     made = InstanceRecord(instance=None, cold_start_ms=50.0, warm_ms=[1.0, 3.0])  # type: ignore[arg-type]
     made.dedup = DedupReport(warm_bytes=warm_bytes, total_us=7000)
-    made.kept_bytes = kept_bytes
+    made.kept_bytes, made.base_share_bytes = kept_bytes, base_share_bytes
     made.first_response_ms, made.complete_ms = 4.0, 9.0
     made.restored = made.answered_as_before = True
     for key, value in more.items():
@@ -38,21 +40,23 @@ def demo_of(*functions: FunctionRecord) -> Demo:
 
 def test_ratios_are_weighted_by_memory() -> None:
     demo = demo_of(
-        FunctionRecord(spec(), [entry(100, 20), entry(300, 20)]),
-        FunctionRecord(spec("two"), [entry(600, 60)]),
+        FunctionRecord(spec(), [entry(100, 20, 50), entry(300, 20, 50)]),
+        FunctionRecord(spec("two"), [entry(600, 60, 300)]),
     )
     demo.base_bytes, demo.base_pages_read_remote = 400, 3
     demo.transports = {"tcp"}
     report = demo.report("auto")
     one, two = report["functions"]
-    assert (one["warm_bytes"], one["kept_bytes"], one["saved_ratio"]) == (400, 40, 0.9)
+    assert (one["warm_bytes"], one["kept_bytes"], one["saved_ratio"]) == (400, 40, 0.65)
+    assert (one["base_share_bytes"], one["gross_saved_ratio"]) == (100, 0.9)
     assert (one["dedup_ms_p50"], one["cold_start_ms_p50"], one["warm_ms_p50"]) == (7.0, 50.0, 2.0)
-    assert two["saved_ratio"] == 0.9
+    assert (two["saved_ratio"], two["gross_saved_ratio"]) == (0.4, 0.9)
     assert report["cluster"] == {
         "warm_bytes": 1000,
         "kept_bytes": 100,
         "base_bytes": 400,
-        "net_saved_ratio": 0.5,
+        "gross_saved_ratio": 0.9,
+        "saved_ratio": 0.5,
         "base_pages_read_remote": 3,
     }
     assert (report["nodes"], report["transport"]) == (2, "tcp")
@@ -105,4 +109,4 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     text = output.getvalue()
     assert "…" not in text
     assert "verified" in text and "12346" in text
-    assert "% saved net" in cluster_line(report)
+    assert "% gross)" in cluster_line(report)
