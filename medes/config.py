@@ -171,8 +171,17 @@ class AgentSettings(Settings):
     driver: str = setting(
         "live", "for sandboxes that name none; image only measures and frees nothing", choices=DRIVERS
     )
+    base_keep_period_s: float = setting(
+        600.0,
+        "a base that nobody pins and no sandbox here wants goes after this",
+        minimum=0.0,
+        maximum=DURATION_S_MAX,
+    )
     restores_concurrent_max: int = setting(10, "restore ops at once", minimum=1, maximum=1024)
     restore_queue_deadline_ms: int = setting(10_000, "longest wait for a restore's turn", minimum=0)
+    restore_slow_ms: int = setting(
+        1000, "a restore that takes longer is explained by a log line; 0: none", minimum=0
+    )
     dedups_concurrent_max: int = setting(1, "dedup ops at once", minimum=1, maximum=256)
     background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
     fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)

@@ -46,6 +46,39 @@ class Activity(_Labelled):
     ENDED = 2
 
 
+class NoteCode(enum.IntEnum):
+    """What a note of a report is about; numbers are those of the wire."""
+
+    UNSPECIFIED = 0
+    PAGES_STAY = 1  # mlocked, pinned by a device, a stack in use, …: the text says what
+    SHARED_OUTSIDE = 2
+    SHARED_BY_FORK = 3
+    NO_ROOM_FOR_COPIES = 4
+    TAKEN_OVER = 5
+    NOTHING_TAKEN_OVER = 6
+    REMOTE_BASES_UNUSED = 7
+    BASE_GONE = 8
+    NO_BASE_NEEDED = 9
+    OWN_BASES_ONLY = 10
+    HOOK_FAILED = 11
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as shown to users."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that an op's caller may want to know: a code for programs, a text for people."""
+
+    code: NoteCode
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, slots=True)
 class AddressRange:
     """Half-open range of virtual addresses."""
@@ -177,7 +210,7 @@ class DedupReport:
     remote_pages_read: int = 0
     changed_pages: int = 0
     pages_by_transport: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     base_share_bytes: int = 0
     gross_saved_bytes: int = 0
 
@@ -195,7 +228,12 @@ class BaseShare:
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What one restore op did; complete_us is 0 while pages are still coming in."""
+    """What one restore op did; complete_us is 0 while pages are still coming in.
+
+    waited_us: from the call (or its turn in the lock) until the sandbox ran. ready_us, complete_us: from when pages began
+    to move. stage_us, in order: queue (admission), peers (base pages readable), ready (working set in, threads let go),
+    complete (last page), settle (books); fetch, apply and place are thread time of the page work within and may overlap.
+    """
 
     pages_total: int = 0
     pages_prefetched: int = 0
@@ -207,6 +245,9 @@ class RestoreReport:
     was_dedup: bool = False
     demand_woken: bool = False
     queue_us: int = 0
+    waited_us: int = 0
+    pages_background: int = 0
+    stage_us: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +304,19 @@ class SandboxEvent:
 
 @dataclass(frozen=True, slots=True)
 class BaseStatus:
-    """A base on this node, its memory and how many holders pin it."""
+    """A base on this node, its memory and how many holders pin it. What follows `pins` only in answers to ListBases:
+    who pins it, the dedup'd sandboxes here that use it, and for how long nobody has needed it (0: somebody may)."""
 
     base: BaseDescriptor
     bytes: int = 0
     pins: int = 0
+    pins_by_node: dict[str, int] = field(default_factory=dict)
+    sandboxes: int = 0
+    made_by: str = ""
+    maker_is_here: bool = False
+    age_ms: int = 0
+    retired: bool = False
+    unneeded_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,3 +338,44 @@ class NodeStatus:
     gross_saved_bytes: int = 0
     saved_bytes: int = 0
     functions: tuple[FunctionUsage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpRecord:
+    """One op of a sandbox's recent past. `outcome`: done, demand, or the code of the error that ended it."""
+
+    kind: str
+    age_ms: int = 0
+    outcome: str = ""
+    reason: str = ""
+    message: str = ""
+    hint: str = ""
+    total_us: int = 0
+    stage_us: dict[str, int] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a sandbox is in its state, what it holds, and what happens next.
+
+    `next_action` is dedup, purge, idle (its lease on activity ends) or none; `next_reason` says why it is that.
+    `lifecycle` has the periods in force. `ops` are its last ones, the newest first.
+    """
+
+    sandbox: Sandbox
+    reason: str = ""
+    waits_for: str = ""
+    patch_bytes: int = 0
+    table_bytes: int = 0
+    resident_bytes: int = 0
+    previous_bytes: int = 0
+    bases: tuple[BaseShare, ...] = ()
+    next_action: str = "none"
+    next_in_ms: int = 0
+    next_reason: str = ""
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    requests: int = 0
+    idle_wakes: int = 0
+    dedup_failures: int = 0
+    ops: tuple[OpRecord, ...] = ()

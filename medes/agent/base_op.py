@@ -105,6 +105,25 @@ def free_base(agent: Agent, base_id: int) -> bool:
     return True
 
 
+def needed_functions(agent: Agent) -> set[tuple[str, str]]:
+    """(domain, function) of every sandbox here: their next dedup ops want these bases."""
+    return {(e.spec.domain, e.spec.function) for e in agent.entries.values()}
+
+
+async def retire_unneeded(agent: Agent, period_s: float) -> list[int]:
+    """Frees the bases that nobody has pinned, with no sandbox of their function here, for a whole period."""
+    now_s, keep, due = agent.clock.now_s(), needed_functions(agent), []
+    for base in agent.bases.bases.values():
+        wanted = (base.descriptor.domain, base.descriptor.function) in keep
+        if wanted or agent.pins.is_pinned(base.base_id):
+            base.unneeded_s = None
+            continue
+        base.unneeded_s = now_s if base.unneeded_s is None else base.unneeded_s
+        if now_s - base.unneeded_s >= period_s:
+            due.append(base.base_id)
+    return [base_id for base_id in due if await retire_base(agent, base_id)]
+
+
 async def retire_unused(agent: Agent, keep_functions: set[tuple[str, str]]) -> list[int]:
     """Retires bases that nobody pins and whose (domain, function) has no sandbox here; returns those freed."""
     unused = [

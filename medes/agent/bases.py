@@ -34,6 +34,9 @@ class LocalBase:
     sandbox_id: str = ""
     retired: bool = False
     announced: bool = False
+    unneeded_s: float | None = (
+        None  # since when (the agent's clock) nobody pins it and no sandbox of its function is here
+    )
 
     @property
     def base_id(self) -> int:

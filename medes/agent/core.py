@@ -149,8 +149,8 @@ class Agent:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, MedesError):
-                log.info("%s: %s", task.get_name(), error)
+            if isinstance(error, MedesError):  # told to whoever waits, and where it happened
+                log.debug("%s: %s", task.get_name(), error)
             else:
                 log.error("%s failed", task.get_name(), exc_info=error)
 
@@ -195,7 +195,11 @@ class Agent:
         """Changes a sandbox's state and tells everybody who wants to know."""
         now_s = self.clock.now_s()
         before = entry.move(after, now_s)
-        log.info("%s: %s → %s: %s", entry.id, before.label, after.label, reason)
+        entry.reason = reason
+        # Requests come by the hundred a second.
+        level = logging.DEBUG if {before, after} == {S.RUNNING, S.WARM} else logging.INFO
+        level = logging.ERROR if after is S.LOST else level
+        log.log(level, "%s: %s → %s: %s", entry.id, before.label, after.label, reason)
         self.tell(entry, before, reason)
 
     def tell(self, entry: SandboxEntry, before: S, reason: str) -> None:

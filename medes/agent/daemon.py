@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from medes import native
 from medes.agent import handlers, page_leases, recovery
+from medes.agent.base_op import retire_unneeded
 from medes.agent.controller_client import ControllerClient
 from medes.agent.core import Agent
 from medes.agent.driver_table import make_drivers
@@ -211,6 +212,8 @@ class AgentDaemon:
                 entry.cancel.cancel()
         if self.purge_on_exit:
             await self._purge_all()
+        if self._serves:
+            await self._retire_bases()
         agent.stopping = True
         agent.watch.close()
         await self._api.stop(STOP_GRACE_S)
@@ -234,6 +237,8 @@ class AgentDaemon:
         agent.close_executors()
         self._take_back_start()
         agent.journal.close()
+        left = sum(entry.evicted is not None for entry in agent.entries.values())
+        log.info("agent %s has ended; dedup'd sandboxes that wait for the next one: %d", agent.node_id, left)
         if self.purge_on_exit:
             self._remove_files()
 
@@ -248,6 +253,13 @@ class AgentDaemon:
         for path in sorted(folders, key=lambda p: len(p.parts), reverse=True):
             with contextlib.suppress(OSError):  # not empty: somebody else's by now
                 path.rmdir()
+
+    async def _retire_bases(self) -> None:
+        """Nobody would come back for those that no sandbox here wants and nobody pins."""
+        try:
+            await retire_unneeded(self.agent, 0.0)
+        except MedesError as error:
+            log.warning("bases are left: %s", error)
 
     async def _detach_all(self) -> None:
         for entry in self.agent.entries.values():
@@ -342,8 +354,13 @@ async def run(
     daemon = AgentDaemon(settings, purge_on_exit=purge_on_exit)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told_to_stop(name: str) -> None:
+        log.info("%s: the agent %s", name, "ends, and what it holds with it" if purge_on_exit else "ends")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told_to_stop, number.name)
     try:
         await daemon.start()
         announce(

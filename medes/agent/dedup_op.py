@@ -43,7 +43,7 @@ from medes.errors import (
     StoreFullError,
     UnauthenticatedError,
 )
-from medes.types import BaseDescriptor, DedupReport, NodeEndpoints
+from medes.types import BaseDescriptor, DedupReport, NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class DedupOp:
         self.holder = f"{entry.id}.{secrets.token_hex(4)}"
         self.pins: dict[str, list[int]] = {}  # node → base ids asked for
         self.stage_us: dict[str, int] = {}
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.base_bytes_added = 0
         self.remote_pages: dict[str, int] = {}  # read of peers while encoding, by transport
         self.file: native.SandboxFile | None = None
@@ -127,7 +127,7 @@ class DedupOp:
             point("dedup.captured")
             candidates = await self._survey(image)
             if self.reuse is not None:
-                self.notes.append(f"{self.reuse.pages} pages as at the last dedup")
+                self._note(NoteCode.TAKEN_OVER, f"{self.reuse.pages} pages as at the last dedup")
             candidates = await self._with_base(image, candidates)
             planned, encoded = await self._plan_and_encode(image, candidates)
             point("dedup.encoded")
@@ -158,7 +158,7 @@ class DedupOp:
         body = {"sandbox_id": self.entry.id, "function": self.entry.spec.function}
         problem = await hooks.try_call(self.entry.spec.hook_address, "before-dedup", body)
         if problem:
-            self.notes.append(problem)
+            self._note(NoteCode.HOOK_FAILED, problem)
 
     def _capture(self, pids: list[int]) -> native.MemoryImage:
         """(blocks) Pages that the processes share since a fork go only where the copies that a restore makes of them
@@ -170,15 +170,24 @@ class DedupOp:
         room = headroom_bytes(pids[0]) if copied_bytes else None
         if room is not None and copied_bytes > room:
             image = driver.capture(pids, 1)
-            self.notes.append(
-                f"copies of shared pages ({copied_bytes} bytes) would not fit its memory limit ({room} bytes left)"
+            self._note(
+                NoteCode.NO_ROOM_FOR_COPIES,
+                f"copies of shared pages ({copied_bytes} bytes) would not fit its memory limit ({room} bytes left)",
             )
         shared = image.fork_shared
         if shared["outside"]:
-            self.notes.append(f"{shared['outside']} pages stay: processes outside the sandbox share them")
+            self._note(
+                NoteCode.SHARED_OUTSIDE,
+                f"{shared['outside']} pages stay: processes outside the sandbox share them",
+            )
         if shared["kept"]:
-            self.notes.append(f"{shared['kept']} pages stay: its processes share them since a fork")
+            self._note(
+                NoteCode.SHARED_BY_FORK, f"{shared['kept']} pages stay: its processes share them since a fork"
+            )
         return image
+
+    def _note(self, code: NoteCode, text: str) -> None:
+        self.notes.append(Note(code, text))
 
     # --- steps ---------------------------------------------------------------------------------------------
     @contextmanager
@@ -222,7 +231,7 @@ class DedupOp:
                     candidates = await self._afresh(image)
                 await self._make_base(image, candidates, reason)
         if candidates.note:
-            self.notes.append(candidates.note)
+            self._note(NoteCode.OWN_BASES_ONLY, candidates.note)
         return candidates
 
     async def _plan_and_encode(
@@ -236,7 +245,7 @@ class DedupOp:
                 raise
             except (*REMOTE_ERRORS, InternalError) as error:
                 # A base of the last dedup is gone, for one: nothing pinned it while the sandbox was warm.
-                self.notes.append(f"nothing taken over from the last dedup: {error}")
+                self._note(NoteCode.NOTHING_TAKEN_OVER, f"nothing taken over from the last dedup: {error}")
                 self._unpin_all()
                 candidates = await self._afresh(image)
         try:
@@ -244,7 +253,7 @@ class DedupOp:
         except CancelledError:
             raise
         except REMOTE_ERRORS as error:
-            self.notes.append(f"remote bases not used: {error}")
+            self._note(NoteCode.REMOTE_BASES_UNUSED, f"remote bases not used: {error}")
             self._unpin_all()
             return await self._attempt(image, candidates, remote=False)
 
@@ -257,7 +266,7 @@ class DedupOp:
         except NotFoundError as error:
             if not candidates.kept:
                 raise
-            self.notes.append(f"a base known here is gone: {error}")
+            self._note(NoteCode.BASE_GONE, f"a base known here is gone: {error}")
             self._unpin_all()
             await candidates.ask_anew()
             return await self._attempt(image, candidates, remote=True)
@@ -307,7 +316,7 @@ class DedupOp:
             plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
             pages = await self.agent.in_ops(plan.uncovered_pages)
             if not pages:
-                self.notes.append("no base made: existing bases cover every page")
+                self._note(NoteCode.NO_BASE_NEEDED, "no base made: existing bases cover every page")
                 return
             base = await publish_base(self.agent, self.entry, image, pages)
             self.base_bytes_added = base.slab.file_bytes
@@ -514,7 +523,7 @@ class DedupOp:
     ) -> DedupReport:
         agent, entry = self.agent, self.entry
         result, stats = evicted.handle.evict_result, encoded.stats
-        self.notes += evicted.handle.notes
+        self.notes += [Note(NoteCode.PAGES_STAY, text) for text in evicted.handle.notes]
         resident = await agent.in_ops(resident_bytes, agent, entry, result)
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from medes import native
-from medes.agent import accounting, restore_op
+from medes.agent import accounting, outcomes, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
 from medes.agent.processes import kill_all
@@ -177,6 +177,7 @@ async def _dedup(
                 if agent.stopping:
                     raise BusyError("the agent is stopping", object=entry.id)
                 require_dedup_allowed(entry.id, entry.state)
+                entry.op_reason = reason
                 agent.move(entry, S.DEDUPING, reason)
                 return await _run_op(agent, entry, make_base, hold_frozen)
     finally:
@@ -184,15 +185,16 @@ async def _dedup(
 
 
 async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_frozen: bool) -> DedupReport:
+    op = DedupOp(agent, entry, make_base=make_base, hold_frozen=hold_frozen)
     try:
-        report = await DedupOp(agent, entry, make_base=make_base, hold_frozen=hold_frozen).run()
-        agent.observer.dedup("done", report)
+        report = await op.run()
+        outcomes.dedup_done(agent, entry, report)
         return report
     except CancelledError as error:
-        agent.observer.dedup(error.code)
+        outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
         raise
     except MedesError as error:
-        agent.observer.dedup(error.code)
+        outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
         entry.dedup_failures += 1
         if isinstance(error, ProcessGoneError) and not entry.spec.live_roots():
             restore_op.forget(agent, entry, "its processes have exited")

@@ -13,6 +13,9 @@ from medes.agent.peer_handlers import PageAccessTable
 from medes.obs.metrics import AgentMetrics
 from medes.types import DedupReport, RestoreReport, SandboxState
 
+# Those without a histogram of their own.
+RESTORE_STAGES = ("peers", "fetch", "apply", "place", "settle")
+
 
 def _count(agent: Agent, state: SandboxState) -> float:
     return float(sum(e.state is state for e in list(agent.entries.values())))
@@ -84,6 +87,9 @@ class AgentObserver(Observer):
             self._metrics.restore_queue_seconds.observe(report.queue_us / 1e6)
             self._metrics.restore_ready_seconds.observe(report.ready_us / 1e6)
             self._metrics.restore_complete_seconds.observe(report.complete_us / 1e6)
+            for stage in RESTORE_STAGES:
+                if stage in report.stage_us:
+                    self._metrics.restore_stage_seconds.labels(stage).observe(report.stage_us[stage] / 1e6)
             self._metrics.faults_demand.inc(report.faults_demand)
             self._metrics.pages_prefetched.inc(report.pages_prefetched)
 

@@ -68,6 +68,13 @@ class PinTable:
         """How many holders pin the base."""
         return len(self._by_base.get(base_id, ()))
 
+    def by_node(self, base_id: int) -> dict[str, int]:
+        """Node → how many of its holders pin the base."""
+        counts: dict[str, int] = {}
+        for node_id, _ in self._by_base.get(base_id, ()):
+            counts[node_id] = counts.get(node_id, 0) + 1
+        return counts
+
     def held(self, node_id: str, holder_id: str) -> set[int]:
         """The bases this holder pins."""
         entry = self._by_holder.get((node_id, holder_id))

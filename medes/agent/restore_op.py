@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from medes import native
-from medes.agent import hooks, journal_state, page_sources
+from medes.agent import hooks, journal_state, outcomes, page_sources
 from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, unpin
 from medes.agent.fault_points import point
@@ -46,17 +46,27 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     evicted = entry.evicted
     assert evicted is not None
     start_s = time.perf_counter()
-    await agent.admission.acquire(deadline_s, entry.id)
+    entry.op_reason, evicted.stage_us, evicted.waited_us = reason, {}, 0
     try:
+        await agent.admission.acquire(deadline_s, entry.id)
+    except MedesError as error:
+        outcomes.restore_failed(agent, entry, error, {"queue": _us_since(start_s)})
+        raise
+    evicted.stage_us["queue"] = _us_since(start_s)
+    try:
+        peers_s = time.perf_counter()
         await _ensure_bases(agent, entry, evicted)
+        evicted.stage_us["peers"] = _us_since(peers_s)
     except BaseException as error:
         agent.admission.release()
+        if isinstance(error, MedesError):
+            outcomes.restore_failed(agent, entry, error, evicted.stage_us)
         if isinstance(error, ProcessGoneError):
             forget(agent, entry, f"its processes have exited: {error}")
         elif isinstance(error, LostError):
             agent.lose(entry, error.message)
         raise
-    queue_us = int((time.perf_counter() - start_s) * 1e6)
+    queue_us = evicted.stage_us["queue"]
     agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
     packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
     watch = _watch(agent, entry, evicted, None if eager else probe, queue_us)
@@ -68,7 +78,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         agent.move(entry, S.RESTORING, reason)
         ready = await agent.in_restores(evicted.handle.wait_ready, READY_TIMEOUT_S)
     except MedesError as error:
-        agent.observer.restore(error.code)
+        outcomes.restore_failed(agent, entry, error, evicted.stage_us)
         watch.close()
         agent.admission.release()
         waits = _waits_for_peer(evicted, error)
@@ -80,6 +90,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     agent.spawn(watch, f"restore {entry.id}")
     if not ready:
         raise DeadlineExceededError("the restore goes on, but is late", object=entry.id)
+    evicted.waited_us = _us_since(start_s)
     point("restore.ready")
     entry.restore_count += 1
     entry.last_restore = _report(evicted, queue_us)
@@ -92,7 +103,7 @@ async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None
     body = {"sandbox_id": entry.id, "function": entry.spec.function, "dedup_seconds": dedup_s}
     problem = await hooks.try_call(entry.spec.hook_address, "after-restore", body)
     if problem:
-        log.warning("%s: %s", entry.id, problem)
+        outcomes.hook_failed(agent, entry, problem)
 
 
 async def _ensure_bases(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
@@ -153,8 +164,9 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         if entry.state is not S.DEDUP or evicted is None:
             return
         agent.admission.enter()
+        entry.op_reason, evicted.stage_us = "woken by a fault of its own", {}
         agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
-        agent.move(entry, S.RESTORING, "woken by a fault of its own")
+        agent.move(entry, S.RESTORING, entry.op_reason)
         entry.restore_count += 1
         entry.last_restore = replace(_report(evicted, 0), demand_woken=True)
         agent.spawn(_watch(agent, entry, evicted, evicted.probe, 0), f"restore {entry.id}")
@@ -183,6 +195,7 @@ async def _watch(
         point("restore.complete")
         faulted = unpack_pages(evicted.handle.working_set())
     except MedesError as error:
+        outcomes.restore_failed(agent, entry, error, evicted.stage_us)
         async with entry.lock:
             await ended_badly(agent, entry, evicted, error)
         return
@@ -199,9 +212,8 @@ async def _watch(
 
 async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us: int) -> None:
     """The last page is in: nothing of the dedup'd form is needed any more."""
+    settle_s = time.perf_counter()
     report = _report(evicted, queue_us)
-    entry.last_restore = report
-    agent.observer.restore("demand" if report.demand_woken else "done", report)
     page_sources.count(agent, report.pages_by_transport)
     # The journal first: a file that is still there is only an orphan to a restarted agent.
     await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
@@ -215,7 +227,14 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     unpin(agent, evicted.holder, evicted.pins)
     if report.demand_woken and not entry.requests:
         entry.idle_wakes += 1
+    report = replace(report, stage_us={**report.stage_us, "settle": _us_since(settle_s)})
+    entry.last_restore = report
+    outcomes.restore_done(agent, entry, report)
     agent.move(entry, entry.idle_state(), f"restored in {report.complete_us} us")
+
+
+def _us_since(begin_s: float) -> int:
+    return int((time.perf_counter() - begin_s) * 1e6)
 
 
 def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
@@ -232,6 +251,10 @@ def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
         was_dedup=True,
         demand_woken=bool(stats.get("demand_woken", 0)),
         queue_us=queue_us,
+        waited_us=evicted.waited_us or stats.get("ready_us", 0),
+        pages_background=stats.get("pages_background", 0),
+        stage_us=dict(evicted.stage_us)
+        | {name: stats.get(f"{name}_us", 0) for name in ("ready", "complete", "fetch", "apply", "place")},
     )
 
 

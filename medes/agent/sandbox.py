@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,18 @@ from medes.errors import (
     PeerUnreachableError,
     ProcessGoneError,
 )
-from medes.types import BaseDescriptor, DedupReport, LifecycleSettings, NodeEndpoints, RestoreReport, Sandbox
+from medes.types import (
+    BaseDescriptor,
+    DedupReport,
+    LifecycleSettings,
+    NodeEndpoints,
+    OpRecord,
+    RestoreReport,
+    Sandbox,
+)
 from medes.types import SandboxState as S
+
+OPS_REMEMBERED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class Evicted:
     )  # other nodes, when their reader was opened
     since_s: float = 0.0
     remote_pages_before: dict[str, int] = field(default_factory=dict)  # what encoding had read, by transport
+    stage_us: dict[str, int] = field(default_factory=dict)  # of the restore, before pages move
+    waited_us: int = 0  # for it, until the sandbox ran
     probe: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
 
     def sources(self, own_node: str) -> dict[str, str]:
@@ -142,6 +155,9 @@ class SandboxEntry:
         self.last_dedup: DedupReport | None = None
         self.last_restore: RestoreReport | None = None
         self.lost_reason = ""
+        self.reason = "registered"  # why it is in its state
+        self.op_reason = ""  # why the op under way began
+        self.ops: deque[tuple[float, OpRecord]] = deque(maxlen=OPS_REMEMBERED)  # when it ended, what it was
 
     @property
     def id(self) -> str:

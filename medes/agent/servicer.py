@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from medes.agent import handlers, peer_handlers
+from medes.agent import bases_view, handlers, peer_handlers
 from medes.agent.core import Agent
+from medes.agent.explain import explain
 from medes.agent.fingerprint_service import FingerprintService
 from medes.agent.peer_client import endpoint_from_proto, endpoint_to_proto, region_to_proto
 from medes.agent.registration import Registration
@@ -75,6 +76,19 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
 
     async def Get(self, request: Any, context: Any) -> Any:
         return _sandbox(handlers.get(self._agent, request.sandbox_id))
+
+    async def Explain(self, request: Any, context: Any) -> Any:
+        return to_proto(agent_pb2.Explanation, explain(self._agent, request.sandbox_id))
+
+    async def ListBases(self, request: Any, context: Any) -> Any:
+        found = await bases_view.list_bases(self._agent, request.function, request.domain)
+        response = agent_pb2.ListBasesResponse()
+        response.bases.extend(to_proto(agent_pb2.BaseStatus, b) for b in found)
+        return response
+
+    async def RemoveBase(self, request: Any, context: Any) -> Any:
+        freed = await bases_view.remove_base(self._agent, request.base_id, force=request.force)
+        return agent_pb2.RemoveBaseResponse(freed_bytes=freed)
 
     async def List(self, request: Any, context: Any) -> Any:
         response = agent_pb2.ListResponse()

@@ -9,14 +9,14 @@ from typing import Any
 
 from medes.agent import handlers, restore_op
 from medes.agent.activity import end_expired
-from medes.agent.base_op import retire_unused
+from medes.agent.base_op import needed_functions, retire_unneeded, retire_unused
 from medes.agent.core import Agent
 from medes.agent.drivers import Driver
-from medes.agent.periods import periods_in_force
 from medes.agent.pressure import Pressure, read_pressure
 from medes.agent.sandbox import SandboxEntry
+from medes.agent.view import view_of
 from medes.errors import LostError, ProcessGoneError
-from medes.policy.lifecycle import Action, View, decide, under_pressure
+from medes.policy.lifecycle import Action, decide, under_pressure
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -28,22 +28,6 @@ LIVENESS_ROUND_S = 2.0
 PRESSURE_DEDUPS_AT_ONCE = 2
 BASE_STORE_RATIO_HIGH = 0.8
 OWED_INTERVAL_S = 2.0
-
-
-def view_of(agent: Agent, entry: SandboxEntry) -> View:
-    """The sandbox as the policy sees it."""
-    own, override = entry.spec.lifecycle, agent.settings.for_function(entry.spec.function)
-    return View(
-        entry.id,
-        entry.state,
-        agent.clock.now_s() - entry.since_s,
-        periods_in_force(own, override),
-        own.disabled or bool(override.disabled),
-        entry.idle_wakes,
-        entry.dedup_failures,
-        entry.warm_bytes,
-        entry.spec.purge_kills,
-    )
 
 
 class Timers:
@@ -74,6 +58,7 @@ class Timers:
         if now_s >= self._next_liveness_s:
             self._next_liveness_s = now_s + LIVENESS_ROUND_S
             end_expired(agent)
+            await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
         for entry in list(agent.entries.values()):
             if entry.id in self._busy or entry.lock.locked():
@@ -121,8 +106,7 @@ class Timers:
                 entry = agent.entries[sandbox_id]
                 self._start(entry, self._dedup(entry, f"memory pressure: {agent.pressure.text}"))
         if agent.pressure.high or agent.bases.used_bytes > BASE_STORE_RATIO_HIGH * agent.bases.limit_bytes:
-            keep = {(e.spec.domain, e.spec.function) for e in agent.entries.values()}
-            await retire_unused(agent, keep)
+            await retire_unused(agent, needed_functions(agent))
 
 
 class DriverEvents:

@@ -17,6 +17,7 @@ from medes.errors import InternalError, MedesError
 # command → (module, attribute, one line for --help). A command whose module is not installed is not offered.
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("medes.cli.agent", "Run the agent of a node."),
+    "base": ("medes.cli.base", "List and remove the base pages that a node holds."),
     "bench": ("medes.cli.bench", "Measure: dedup, images, registry, restore, transport."),
     "controller": ("medes.cli.controller", "Run the controller."),
     "demo": ("medes.cli.demo", "Dedup and restore real functions on a small cluster."),

@@ -1,4 +1,4 @@
-"""medes sandbox {ls,register,dedup,restore,rm}: the restore API from the command line."""
+"""medes sandbox {ls,explain,register,dedup,restore,rm}: the restore API from the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medes.cli.explanation import explanation, restored_text
 from medes.cli.format import bytes_text, duration_text, table
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.errors import MedesError
@@ -73,6 +74,20 @@ def _row(s: Sandbox) -> list[str]:
         str(s.restore_count),
         peers,
     ]
+
+
+@cli.command("explain")
+@click.argument("sandbox_id")
+@json_option
+@agent_option
+def explain(address: str, sandbox_id: str, as_json: bool, **options: Any) -> None:
+    """Say why a sandbox is in its state, what it holds, what its last ops did and what happens next."""
+    with _connect(address, options) as client:
+        found = client.explain(sandbox_id)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo("\n".join(explanation(found)))
 
 
 @cli.command("register")
@@ -160,7 +175,7 @@ def dedup(
         f"{duration_text(report.total_us / 1e6)}, stopped for {duration_text(report.stopped_us / 1e6)}"
     )
     for note in report.notes:
-        click.echo(f"  {note}")
+        click.echo(f"  {note.text}")
 
 
 @cli.command("restore")
@@ -182,11 +197,7 @@ def restore(
     if not report.was_dedup:
         click.echo(f"{sandbox_id}: was warm already")
         return
-    complete = f", complete in {duration_text(report.complete_us / 1e6)}" if report.complete_us else ""
-    click.echo(
-        f"{sandbox_id}: ready in {duration_text(report.ready_us / 1e6)}{complete}, {report.pages_total} pages, "
-        f"{report.pages_prefetched} ahead of their fault, {report.faults_demand} on demand"
-    )
+    click.echo(f"{sandbox_id}: {restored_text(report)}")
 
 
 @cli.command("rm")

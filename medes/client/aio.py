@@ -18,7 +18,9 @@ from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen.agent_pb2_grpc import AgentServiceStub
 from medes.types import (
     Activity,
+    BaseStatus,
     DedupResult,
+    Explanation,
     LifecycleSettings,
     NodeStatus,
     RestoreResult,
@@ -111,6 +113,22 @@ class AsyncMedesClient(AioConnection):
     async def get(self, sandbox_id: str) -> Sandbox:
         """One sandbox. Raises not_found."""
         return from_proto(Sandbox, await self.stub.Get(request(pb.GetRequest, sandbox_id=sandbox_id)))
+
+    async def explain(self, sandbox_id: str) -> Explanation:
+        """Why a sandbox is in its state, what it holds, what its last ops did, what happens next. Raises not_found."""
+        request = pb.ExplainRequest(sandbox_id=sandbox_id)
+        return from_proto(Explanation, await self.stub.Explain(request))
+
+    async def bases(self, function: str = "", domain: str = "") -> Sequence[BaseStatus]:
+        """The bases that this node holds, of one function or domain if named."""
+        request = pb.ListBasesRequest(function=function, domain=domain)
+        return [from_proto(BaseStatus, b) for b in (await self.stub.ListBases(request)).bases]
+
+    async def remove_base(self, base_id: int, *, force: bool = False) -> int:
+        """Frees a base that nobody pins; returns its bytes. With `force` also one that sandboxes of its function here
+        would use next. Raises not_found, and wrong_state with who pins it."""
+        request = pb.RemoveBaseRequest(base_id=base_id, force=force)
+        return int((await self.stub.RemoveBase(request)).freed_bytes)
 
     async def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""

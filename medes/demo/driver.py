@@ -164,11 +164,7 @@ class Demo:
                 entry.kept_bytes = result.sandbox.kept_bytes
                 self.transports |= set(result.sandbox.transport_by_peer.values()) - {"local"}
             advance()
-        for _, entry in self._entries():
-            if entry.dedup is not None:
-                # Only now: each sandbox that uses a base makes the others' share of it smaller.
-                sandbox = await self.host.nodes[entry.instance.node_id].get(entry.instance)
-                entry.base_share_bytes = sandbox.base_share_bytes
+        await self._read_shares()
         await self._read_nodes()
 
     async def restore(self, advance: Advance) -> None:
@@ -247,6 +243,15 @@ class Demo:
                     f"the restore is not complete after {COMPLETE_TIMEOUT_S:g} s", object=instance.instance_id
                 )
             await asyncio.sleep(POLL_S)
+
+    async def _read_shares(self) -> None:
+        """Only when all are dedup'd: each sandbox that uses a base makes the others' share of it smaller."""
+        statuses = [await node.status() for node in self.host.nodes.values()]
+        part_bytes = {b.base.base_id: b.bytes // max(1, b.pins) for status in statuses for b in status.bases}
+        for _, entry in self._entries():
+            if entry.dedup is not None:
+                bases = (await self.host.nodes[entry.instance.node_id].explain(entry.instance)).bases
+                entry.base_share_bytes = sum(part_bytes.get(b.base_id, 0) for b in bases)
 
     async def _read_nodes(self) -> None:
         statuses = [await node.status() for node in self.host.nodes.values()]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from medes.client import AsyncMedesClient
 from medes.errors import MedesError, NotFoundError
 from medes.faas.hosted import HostedInstance
-from medes.types import DedupResult, NodeStatus, RestoreResult, Sandbox, SandboxState
+from medes.types import DedupResult, Explanation, NodeStatus, RestoreResult, Sandbox, SandboxState
 
 log = logging.getLogger(__name__)
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
@@ -99,6 +99,10 @@ class NodeLink:
         instance.sandbox = await self._client.get(instance.instance_id)
         instance.state = instance.sandbox.state
         return instance.sandbox
+
+    async def explain(self, instance: HostedInstance) -> Explanation:
+        """What the agent knows of the instance in full."""
+        return await self._client.explain(instance.instance_id)
 
     async def purge(self, instance: HostedInstance) -> None:
         """Ends the agent's care for an instance; failures do not matter to the caller, and the event that follows

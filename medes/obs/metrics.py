@@ -115,8 +115,10 @@ class AgentMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"medes_agent_{name}", text, labels, registry=registry)
 
-        def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"medes_agent_{name}_seconds", text, registry=registry, buckets=_OP_BUCKETS_S)
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"medes_agent_{name}_seconds", text, labels, registry=registry, buckets=_OP_BUCKETS_S
+            )
 
         self.sandboxes = gauge("sandboxes", "Sandboxes by state.", "state")
         self.memory_bytes = gauge(
@@ -164,6 +166,11 @@ class AgentMetrics:
         self.restore_queue_seconds = seconds("restore_queue", "Wait for a restore's turn.")
         self.restore_ready_seconds = seconds("restore_ready", "Restore op until the sandbox runs.")
         self.restore_complete_seconds = seconds("restore_complete", "Restore op until the last page is in.")
+        self.restore_stage_seconds = seconds(
+            "restore_stage",
+            "Restore op by stage: peers, settle, and thread time of fetch, apply (decode, verify) and place.",
+            "stage",
+        )
         self.faults_demand = counter("faults_demand", "Page faults served on demand.")
         self.pages_prefetched = counter("pages_prefetched", "Pages placed ahead of their fault.")
         self.base_pages_read = counter(

@@ -29,6 +29,11 @@ PAIRS: list[tuple[Any, Any]] = [
     (types.SandboxEvent, agent_pb2.SandboxEvent),
     (types.BaseStatus, agent_pb2.BaseStatus),
     (types.NodeStatus, agent_pb2.NodeStatus),
+    (types.FunctionUsage, common_pb2.FunctionUsage),
+    (types.Note, agent_pb2.Note),
+    (types.BaseShare, agent_pb2.BaseShare),
+    (types.OpRecord, agent_pb2.OpRecord),
+    (types.Explanation, agent_pb2.Explanation),
 ]
 
 
@@ -43,17 +48,22 @@ def test_fields_equal_the_messages(cls: Any, message: Any) -> None:
     [
         (types.SandboxState, common_pb2.SandboxState),
         (types.Activity, agent_pb2.NotifyActivityRequest.Activity),
+        (types.NoteCode, agent_pb2.NoteCode),
     ],
 )
 def test_enums_equal(ours: Any, theirs: Any) -> None:
-    prefix = "SANDBOX_STATE_" if ours is types.SandboxState else "ACTIVITY_"
+    prefixes = {types.SandboxState: "SANDBOX_STATE_", types.NoteCode: "NOTE_CODE_"}
+    prefix = prefixes.get(ours, "ACTIVITY_")
     assert {m.name: int(m) for m in ours} == {k.removeprefix(prefix): v for k, v in theirs.items()}
 
 
 def test_values_survive_both_ways() -> None:
     base = types.BaseDescriptor(2**63 + 5, "n", "d", "f", 3, (types.AddressRange(1, 2**47),), True)
     report = types.DedupReport(
-        warm_bytes=5, pages_by_kind=(1, 2, 3, 4, 5), stage_us={"encode": 7}, notes=("mlock",)
+        warm_bytes=5,
+        pages_by_kind=(1, 2, 3, 4, 5),
+        stage_us={"encode": 7},
+        notes=(types.Note(types.NoteCode.PAGES_STAY, "mlock"),),
     )
     sandbox = types.Sandbox("s", state=types.SandboxState.DEDUP, pids=(4, 5), last_dedup=report)
     event = types.SandboxEvent(sandbox, types.SandboxState.DEDUPING, "idle", 9)

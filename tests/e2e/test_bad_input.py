@@ -126,7 +126,7 @@ def test_the_controller_goes_during_the_lookup(
         assert cluster.controller is not None and cluster.controller.process.stdout is not None
         assert cluster.controller.process.stdout.readline() == "lookup\n"
         assert (cluster.controller.process.poll() is None) == (fault == "hangs")
-        assert any("registry not asked" in note for note in report.notes), report.notes
+        assert any("registry not asked" in note.text for note in report.notes), report.notes
         assert client.get("a").state is S.DEDUP
         app.ask()
         wait_until(lambda: client.get("a").state is S.WARM, "restored")
@@ -141,6 +141,6 @@ def test_the_holder_of_the_base_goes_before_the_pin(make_cluster: MakeCluster, m
         one.dedup("a")
         cluster.agents[0].kill()
         result = two.dedup("b")
-        assert any("remote bases not used" in note for note in result.report.notes), result.report.notes
+        assert any("remote bases not used" in note.text for note in result.report.notes), result.report.notes
         two.restore("b", eager=True)
         second.ask()

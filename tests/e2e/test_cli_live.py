@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medes.errors import NotFoundError
+from medes.errors import NotFoundError, WrongStateError
 from tests.support.cluster import Cluster
 from tests.support.counter_app import App
 from tests.support.ports import free_port
@@ -49,6 +49,25 @@ def test_a_sandbox_by_command_line(
     row = ask("ls")[0]
     assert (row["state"], row["dedup_count"], row["is_base"]) == ("dedup", 1, True)
 
+    told = ask("explain", "one")
+    (share,) = told["bases"]
+    assert (told["sandbox"]["state"], told["patch_bytes"]) == ("dedup", report["patch_bytes"])
+    assert (told["ops"][0]["kind"], told["ops"][0]["outcome"]) == ("dedup", "done")
+    assert (told["next_action"], told["next_reason"]) == ("none", "its timers are disabled")
+    code, out, err = medes("sandbox", "explain", "one", "--agent", agent.address)
+    assert code == 0 and "one: dedup for" in out and f"{share['base_id']:016x}" in out, err
+
+    def base(*arguments: str) -> tuple[int, Any, str]:
+        code, out, err = medes("base", *arguments, "--agent", agent.address, "--json")
+        return code, json.loads(out), err
+
+    _, (held,), _ = base("ls")
+    assert (held["base"]["base_id"], held["sandboxes"], held["made_by"]) == (share["base_id"], 1, "one")
+    code, freed, err = base("rm", "--force", held["id"])
+    assert (code, freed) == (WrongStateError.exit_code, {"freed_bytes": {}}) and "pinned by" in err
+    code, out, err = medes("base", "ls", "--agent", agent.address)
+    assert code == 0 and held["id"] in out and "in use" in out
+
     # The files of a running agent may be looked at.
     code, out, err = medes("inspect", "--verify", "--json", str(agent.shm), str(agent.state_dir))
     assert code == 0, err
@@ -71,6 +90,7 @@ def test_a_sandbox_by_command_line(
     restored = ask("restore", "one", "--eager")["report"]
     assert restored["was_dedup"] and restored["complete_us"] > 0
     app.ask()
+    assert base("rm", held["id"], "--force")[:2] == (0, {"freed_bytes": {held["id"]: held["bytes"]}})
     assert ask("rm", "one") == {"removed": ["one"]}
     assert ask("ls") == []
     code, _, err = medes("sandbox", "restore", "one", "--agent", agent.address)

@@ -37,7 +37,7 @@ def dedup(agent: AgentProcess, pool: ForkPool, pids: list[int]) -> tuple[Sandbox
         client.restore("a", eager=True)
         pool.ask()
     assert dedupd.last_dedup is not None
-    return dedupd, "; ".join(dedupd.last_dedup.notes)
+    return dedupd, "; ".join(map(str, dedupd.last_dedup.notes))
 
 
 def test_a_small_pool_is_copied(agent: AgentProcess) -> None:

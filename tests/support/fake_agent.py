@@ -78,7 +78,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             stopped_us=1500,
             total_us=250_000,
             stage_us={"encode": 9},
-            notes=["1 page is mlocked"],
+            notes=[pb.Note(code=pb.NOTE_CODE_PAGES_STAY, text="1 page is mlocked")],
         )
         sandbox.last_dedup.CopyFrom(report)
         sandbox.dedup_count += 1

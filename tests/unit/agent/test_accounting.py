@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from medes.agent import accounting, handlers
 from medes.agent.daemon import AgentDaemon
-from medes.agent.handlers import Registration
+from medes.agent.registration import Registration
 from medes.agent.sandbox import SandboxEntry
 from medes.controller.process import Controller
 from medes.limits import FUNCTION_ROWS_MAX

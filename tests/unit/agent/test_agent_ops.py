@@ -13,7 +13,7 @@ from medes.agent import handlers
 from medes.agent.base_op import retire_unused
 from medes.agent.daemon import AgentDaemon
 from medes.agent.registration import Registration
-from medes.agent.timers import view_of
+from medes.agent.view import view_of
 from medes.controller.process import Controller
 from medes.errors import (
     AlreadyExistsError,
@@ -27,7 +27,7 @@ from medes.errors import (
     WrongStateError,
 )
 from medes.policy.lifecycle import Action, decide
-from medes.types import Activity, DedupReport, LifecycleSettings
+from medes.types import Activity, DedupReport, LifecycleSettings, NoteCode
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
@@ -141,7 +141,7 @@ async def test_another_node_reads_the_base_over_tcp_and_pins_it(
 
 
 def _taken_over(report: DedupReport) -> int:
-    return sum(int(n.split()[0]) for n in report.notes if n.endswith("pages as at the last dedup"))
+    return sum(int(n.text.split()[0]) for n in report.notes if n.code is NoteCode.TAKEN_OVER)
 
 
 async def test_a_second_dedup_takes_over_what_did_not_change(
@@ -177,7 +177,7 @@ async def test_a_second_dedup_whose_base_has_gone_encodes_everything(
     await handlers.restore(daemon.agent, "s1", eager=True)
     assert len(await retire_unused(daemon.agent, set())) == 1
     report = (await handlers.dedup(daemon.agent, "s1")).report
-    assert report.base_bytes_added > 0 or any("nothing taken over" in n for n in report.notes)
+    assert report.base_bytes_added > 0 or NoteCode.NOTHING_TAKEN_OVER in {n.code for n in report.notes}
     await handlers.restore(daemon.agent, "s1", eager=True)
     app.ask()
 
@@ -393,7 +393,7 @@ async def test_a_holder_that_is_away_is_left_out_with_a_note(
     result = await handlers.dedup(user.agent, "b")
     assert result.sandbox.state is S.DEDUP
     assert result.report.remote_pages_read == 0
-    assert any("remote bases not used" in note for note in result.report.notes)
+    assert any("remote bases not used" in note.text for note in result.report.notes)
 
 
 # --- restart -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from medes.config import AgentSettings, PeerOverrides
 from medes.controller.process import Controller
 from medes.errors import InvalidArgumentError, NotFoundError, PeerUnreachableError
 from medes.transport.streams import automatic_streams
-from medes.types import NodeEndpoints
+from medes.types import NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
 from tests.support.certificates import Authority
 from tests.support.counter_app import App
@@ -111,7 +111,7 @@ async def test_transport_local_reads_no_page_of_another_node(
     report = await dedup(user, make_app(seed=2), "b")
     assert report.remote_pages_read == 0 and report.pages_by_transport == {}
     assert report.base_bytes_added > 0, "others' bases do not count: it makes its own"
-    assert "the transport is local: own bases only" in report.notes
+    assert Note(NoteCode.OWN_BASES_ONLY, "the transport is local: own bases only") in report.notes
     assert user.agent.peers._readers == {}
     assert (await dedup(user, make_app(seed=3), "c")).base_bytes_added == 0
     user.agent.peers.learn(holder.agent.endpoints)

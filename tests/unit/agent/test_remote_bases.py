@@ -152,7 +152,7 @@ async def test_a_base_that_its_holder_refuses_is_forgotten_and_the_controller_as
     await retire_base(holder.agent, old)
     assert (await third.dedup("t", 4)).base_bytes_added > 0
     report = await user.dedup("c", 3)
-    assert any("a base known here is gone" in note for note in report.notes)
+    assert any("a base known here is gone" in note.text for note in report.notes)
     assert report.remote_pages_read > 0
     assert report.gross_saved_bytes > 0.9 * first.gross_saved_bytes
     assert user.lookups == 2
@@ -168,7 +168,7 @@ async def test_a_base_that_the_controller_names_in_vain_is_given_up(make_node: M
     holder.agent.bases.retire(holder.only_base)
     report = await user.dedup("c", 3)
     assert report.remote_pages_read == 0
-    assert any("remote bases not used" in note for note in report.notes)
+    assert any("remote bases not used" in note.text for note in report.notes)
     assert (user.lookups, user.learnt) == (2, [])
 
 
@@ -210,7 +210,7 @@ async def test_a_holder_that_is_away_is_forgotten_and_its_bases_left_out(make_no
     await holder.daemon._peer.stop(0.0)
     report = await user.dedup("c", 3)
     assert report.remote_pages_read == 0
-    assert any("remote bases not used" in note for note in report.notes)
+    assert any("remote bases not used" in note.text for note in report.notes)
     assert (user.lookups, user.learnt) == (1, [])
     await user.dedup("d", 4)
     assert user.lookups == 2, "the next one asks again"
@@ -223,7 +223,7 @@ async def test_a_holder_whose_pages_cannot_be_read_is_forgotten(make_node: MakeN
     holder.daemon._pages.close()
     report = await user.dedup("c", 3)
     assert report.remote_pages_read == 0
-    assert any("remote bases not used" in note for note in report.notes)
+    assert any("remote bases not used" in note.text for note in report.notes)
     assert (user.lookups, user.learnt) == (1, [])
 
 

@@ -1,0 +1,79 @@
+"""The bases of this node as an operator sees them, and their removal by command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from medes.agent.base_op import needed_functions, retire_base
+from medes.agent.bases import LocalBase
+from medes.agent.core import Agent
+from medes.errors import WrongStateError
+from medes.types import BaseStatus
+
+
+async def list_bases(agent: Agent, function: str = "", domain: str = "") -> list[BaseStatus]:
+    """The largest first."""
+    wanted = [
+        b
+        for b in agent.bases.bases.values()
+        if (not function or b.descriptor.function == function)
+        and (not domain or b.descriptor.domain == domain)
+    ]
+    made_s = await agent.in_ops(lambda: [_made_s(b) for b in wanted])
+    users: dict[int, int] = {}
+    for entry in agent.entries.values():
+        if entry.evicted is not None:
+            for base_id in entry.evicted.pins.get(agent.node_id, ()):
+                users[base_id] = users.get(base_id, 0) + 1
+    found = [_status(agent, b, users.get(b.base_id, 0), s) for b, s in zip(wanted, made_s, strict=True)]
+    return sorted(found, key=lambda b: (-b.bytes, b.base.base_id))
+
+
+def _made_s(base: LocalBase) -> float:
+    try:
+        return Path(base.slab.path).stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _status(agent: Agent, base: LocalBase, sandboxes: int, made_s: float) -> BaseStatus:
+    idle_s = agent.clock.now_s() - base.unneeded_s if base.unneeded_s is not None else 0.0
+    return BaseStatus(
+        base=base.descriptor,
+        bytes=base.slab.file_bytes,
+        pins=agent.pins.count(base.base_id),
+        pins_by_node=agent.pins.by_node(base.base_id),
+        sandboxes=sandboxes,
+        made_by=base.sandbox_id,
+        maker_is_here=base.sandbox_id in agent.entries,
+        age_ms=max(0, int((time.time() - made_s) * 1000)),
+        retired=base.retired,
+        unneeded_ms=max(0, int(idle_s * 1000)),
+    )
+
+
+async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int:
+    """Retires and frees a base that nobody pins; returns its bytes.
+
+    Raises not_found, and wrong_state where somebody pins it, or, without `force`, where sandboxes of its function are here.
+    """
+    base = agent.bases.get(base_id)
+    name, size = f"base {base_id:016x}", base.slab.file_bytes
+    pins = agent.pins.by_node(base_id)
+    if pins:
+        who = ", ".join(f"{node} ({count})" for node, count in sorted(pins.items()))
+        raise WrongStateError(
+            f"pinned by dedup'd sandboxes or ops of {who}",
+            object=name,
+            hint="restore or remove those first; medes sandbox ls shows those of a node",
+        )
+    if (base.descriptor.domain, base.descriptor.function) in needed_functions(agent) and not force:
+        raise WrongStateError(
+            f"sandboxes of {base.descriptor.function} are here: their next dedup ops would make another one",
+            object=name,
+            hint="force removes it all the same",
+        )
+    if not await retire_base(agent, base_id):
+        raise WrongStateError("pinned meanwhile: it goes with its last pin", object=name)
+    return size

@@ -1,0 +1,24 @@
+"""What the lifecycle's policy is shown of a sandbox."""
+
+from __future__ import annotations
+
+from medes.agent.core import Agent
+from medes.agent.periods import periods_in_force
+from medes.agent.sandbox import SandboxEntry
+from medes.policy.lifecycle import View
+
+
+def view_of(agent: Agent, entry: SandboxEntry) -> View:
+    """The sandbox as the policy sees it."""
+    own, override = entry.spec.lifecycle, agent.settings.for_function(entry.spec.function)
+    return View(
+        entry.id,
+        entry.state,
+        agent.clock.now_s() - entry.since_s,
+        periods_in_force(own, override),
+        own.disabled or bool(override.disabled),
+        entry.idle_wakes,
+        entry.dedup_failures,
+        entry.warm_bytes,
+        entry.spec.purge_kills,
+    )

@@ -1,0 +1,89 @@
+"""What a sandbox's reports say, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medes.cli.format import bytes_text, duration_text
+from medes.types import Explanation, OpRecord, RestoreReport, SandboxState
+
+
+def restored_text(report: RestoreReport) -> str:
+    """What was waited for and what was not. "Runs" is no "whole": pages that are missing come as they are touched."""
+    waited = f"runs again after {duration_text(report.waited_us / 1e6)}"
+    ahead = f"{report.pages_prefetched} of {report.pages_total} pages came ahead"
+    if not report.complete_us:
+        return f"{waited}; {ahead}, the rest comes as it is touched and behind that"
+    return (
+        f"{waited}, whole after {duration_text((report.waited_us - report.ready_us + report.complete_us) / 1e6)}; "
+        f"{ahead}, {report.faults_demand} as they were touched, the rest behind"
+    )
+
+
+def explanation(found: Explanation) -> list[str]:
+    """Lines: state and reason, identity, memory, base pages, what is next, the last ops."""
+    s = found.sandbox
+    lines = [f"{s.sandbox_id}: {s.state.label} for {duration_text(s.state_age_ms / 1000)}: {found.reason}"]
+    pids = ", ".join(map(str, s.pids)) or "of its cgroup"
+    lines.append(
+        f"  is         function {s.function}, tenant {s.tenant}, domain {s.domain}, driver {s.driver}, pids {pids}"
+    )
+    if found.waits_for:
+        lines.append(f"  waits for  {found.waits_for}")
+    lines.append(f"  holds      {_holds(found)}")
+    for b in found.bases:
+        users = f"shared by {b.users}" if b.users else "made by it, used by nobody"
+        lines.append(
+            f"  base       {bytes_text(b.share_bytes)} of {b.base_id:016x} at {b.node_id} "
+            f"({bytes_text(b.base_bytes)}, {users})"
+        )
+    lines.append(f"  saved      {bytes_text(s.saved_bytes)}, its share of base pages taken off")
+    lines.append(f"  next       {_next(found)}")
+    lines.append(f"  periods    {_periods(found)}")
+    if found.requests:
+        lines.append(f"  requests   {found.requests} begun and not ended")
+    lines.append(f"  counts     {s.dedup_count} dedup ops, {s.restore_count} restores")
+    for op in found.ops:
+        lines += _op(op)
+    return lines
+
+
+def _holds(found: Explanation) -> str:
+    s = found.sandbox
+    parts = [f"warm {bytes_text(s.warm_bytes)}"]
+    if s.state in (SandboxState.DEDUP, SandboxState.RESTORING):
+        kinds = (
+            ("patches", found.patch_bytes),
+            ("table", found.table_bytes),
+            ("resident", found.resident_bytes),
+        )
+        parts.append("kept " + ", ".join(f"{bytes_text(size)} {kind}" for kind, size in kinds))
+    if found.previous_bytes:
+        parts.append(f"{bytes_text(found.previous_bytes)} of its last dedup, for the next one")
+    return "; ".join(parts)
+
+
+def _next(found: Explanation) -> str:
+    if found.next_action == "none":
+        return f"nothing of itself: {found.next_reason}"
+    return f"{found.next_action} in {duration_text(found.next_in_ms / 1000)}: {found.next_reason}"
+
+
+def _periods(found: Explanation) -> str:
+    own = found.lifecycle
+    names = ("idle", "keep-alive", "keep-dedup", "activity lease")
+    values = (own.idle_period_ms, own.keep_alive_period_ms, own.keep_dedup_period_ms, own.activity_lease_ms)
+    told = ", ".join(f"{name} {duration_text(ms / 1000)}" for name, ms in zip(names, values, strict=True))
+    return told + ("; timers disabled" if own.disabled else "")
+
+
+def _op(op: OpRecord) -> Iterator[str]:
+    stages = ", ".join(f"{name} {duration_text(us / 1e6)}" for name, us in op.stage_us.items())
+    took = f" in {duration_text(op.total_us / 1e6)}" if op.total_us else ""
+    yield f"  {duration_text(op.age_ms / 1000)} ago  {op.kind} {op.outcome}{took} ({op.reason or 'no reason told'})"
+    if op.message:
+        yield f"      {op.message}" + (f" ({op.hint})" if op.hint else "")
+    if stages:
+        yield f"      {stages}"
+    for note in op.notes:
+        yield f"      {note.code.label}: {note.text}"
