@@ -96,8 +96,8 @@ def _agent_options(folder: Path, name: str, shm: Path, controller: str, transpor
         *("--shm-dir", str(shm)),
         *("--transport", transport),
         *("--idle-period-s", "86400"),
-        *("--keep-alive-period-s", "86400"),
-        *("--keep-dedup-period-s", "86400"),
+        *("--keep-alive-period-s", "172800"),
+        *("--keep-dedup-period-s", "172800"),
     ]
 
 
