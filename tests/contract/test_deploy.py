@@ -6,9 +6,13 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
+from medes import __version__
 from medes.config import AgentSettings, ControllerSettings, load
 from tests.support.docs_rows import metric_series
 from tests.support.unit_file import FILTERS, Unit
@@ -64,7 +68,9 @@ def test_the_settings_file_loads() -> None:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "kubernetes/medes.yaml"])
 def test_flags_and_variables_of_the_manifests_exist(name: str) -> None:
-    text = (DEPLOY / name).read_text()
+    text = "\n".join(
+        line for line in (DEPLOY / name).read_text().splitlines() if not line.lstrip().startswith("#")
+    )
     known = {f.name for cls in (AgentSettings, ControllerSettings) for f in dataclasses.fields(cls)}
     known |= {"tls_certificate", "tls_private_key", "tls_ca"}
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", text)}
@@ -74,3 +80,102 @@ def test_flags_and_variables_of_the_manifests_exist(name: str) -> None:
     assert set(re.findall(r"MEDES_\w+", text)) - agent == set()
     for needed in ("/dev/shm", "/var/lib/medes", "SYS_PTRACE"):
         assert needed in text
+
+
+def capabilities() -> set[str]:
+    return {name.removeprefix("CAP_") for name in unit("medes-agent.service").words("CapabilityBoundingSet")}
+
+
+def test_compose_gives_the_agent_what_the_unit_gives() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    agent, controller = services["agent"], services["controller"]
+    assert set(agent["cap_add"]) == capabilities()
+    assert {"seccomp=unconfined", "apparmor=unconfined"} <= set(agent["security_opt"])
+    assert (agent["pid"], agent["network_mode"]) == ("host", "host")
+    mounted = {volume.partition(":")[2] for volume in agent["volumes"]}
+    assert {"/dev/shm", "/var/lib/medes", "/run/medes"} <= mounted
+    assert controller["cap_drop"] == ["ALL"] and "cap_add" not in controller
+    assert agent["image"] == controller["image"] == f"localhost/medes:{__version__}"
+
+
+def manifests() -> dict[str, Any]:
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / "medes.yaml").read_text())
+    return {f"{d['kind']}/{d['metadata']['name']}": d for d in documents}
+
+
+# appArmorProfile came with 1.30; the newest schema that is known here as well.
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_kubernetes_takes_the_manifests(version: str) -> None:
+    for document in manifests().values():
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_daemon_set_gives_the_agent_what_the_unit_gives() -> None:
+    pod = manifests()["DaemonSet/agent"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    context = container["securityContext"]
+    assert set(context["capabilities"]["add"]) == capabilities()
+    assert context["seccompProfile"] == context["appArmorProfile"] == {"type": "Unconfined"}
+    beta = f"container.apparmor.security.beta.kubernetes.io/{container['name']}"
+    assert pod["metadata"]["annotations"][beta] == "unconfined"
+    assert pod["spec"]["hostPID"] and pod["spec"]["hostNetwork"]
+    sources = {v["name"]: v.get("hostPath", {}).get("path") for v in pod["spec"]["volumes"]}
+    mounted = {m["mountPath"]: sources[m["name"]] for m in container["volumeMounts"]}
+    # Each node's own, certificate included: one for all would fail host name checks, or speak for every node.
+    assert mounted == {
+        "/tls": "/etc/medes/tls",
+        **{path: path for path in ("/dev/shm", "/var/lib/medes", "/run/medes", "/sys/fs/cgroup")},
+    }
+
+
+def test_no_manifest_names_an_image_that_somebody_else_might_own() -> None:
+    for name in ("DaemonSet/agent", "Deployment/controller"):
+        (container,) = manifests()[name]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"registry.invalid/medes:{__version__}"  # RFC 2606: never resolves
+
+
+def test_alerts_use_real_metrics_and_are_explained() -> None:
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    rules = group["rules"]
+    used = {name for rule in rules for name in re.findall(r"medes_\w+", rule["expr"])}
+    assert used - metric_series() == set()
+    assert "medes_agent_sandboxes_lost_total" in used
+    explained = re.findall(r"^\| `(Medes\w+)` \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert explained == [rule["alert"] for rule in rules]
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        # What a summary shows must be a label that the expression keeps.
+        shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        kept = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", rule["expr"]))))
+        assert shown <= (kept or {"instance"})
+
+
+def test_the_build_context_has_sources_only() -> None:
+    """`COPY . .` would take the virtual environment, results and history along."""
+    lines = [
+        line
+        for line in (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+        if line[:1] not in ("#", "")
+    ]
+    admitted = {line[1:] for line in lines if line.startswith("!")}
+    assert lines[0] == "*" and not admitted & {".venv", ".git", "build", "tests"}
+    assert {
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "deploy",
+        "medes",
+        "native",
+        "proto",
+        "pyproject.toml",
+    } == admitted
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "SECURITY.md", "deploy/README.md", "docs/integration.md", "docs/operations.md"]
+)
+def test_links_lead_somewhere(file: str) -> None:
+    path = DEPLOY.parent / file
+    targets = [t for t in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()) if not t.startswith("http")]
+    assert [t for t in targets if not (path.parent / t).exists()] == []
