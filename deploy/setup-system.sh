@@ -3,7 +3,7 @@
 # `test` also what only tests and benchmarks use.
 set -euo pipefail
 
-required=(g++ ninja-build pkg-config libzstd-dev libxxhash-dev libssl-dev libibverbs-dev libgtest-dev python3-venv)
+required=(g++ ninja-build pkg-config libzstd-dev libxxhash-dev libssl-dev libibverbs-dev libgtest-dev python3-dev python3-venv)
 # A machine without these still builds and runs; what needs them is skipped and says so.
 optional=(ccache python3-pyverbs rdma-core ibverbs-providers)
 test_only=(systemd libseccomp2 clang libclang-rt-14-dev redis-server runc crun gdb strace ibverbs-utils perftest qemu-system-x86
