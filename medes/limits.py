@@ -16,6 +16,7 @@ WATCHERS_MAX = 256
 WATCH_QUEUE_EVENTS_MAX = 10_000
 RESTORES_QUEUED_MAX = 4096
 DEDUPS_QUEUED_MAX = 4096
+ACTIVITIES_WAITING_MAX = 4096  # begun requests of one caller whose sandboxes are being restored
 WORKING_SET_PAGES_MAX = 1 << 18
 RPC_TIMEOUT_S = 30.0
 EVENT_BYTES_MAX = 6 << 20  # a function's request or response, as AWS Lambda

@@ -204,7 +204,8 @@ class Agent:
 
     def tell(self, entry: SandboxEntry, before: S, reason: str) -> None:
         sequence = self.watch.next_sequence()
-        self.watch.publish(SandboxEvent(entry.view(self.clock.now_s()), before, reason, sequence))
+        if self.watch.watched:
+            self.watch.publish(SandboxEvent(entry.view(self.clock.now_s()), before, reason, sequence))
         self.controller.changed(entry.id)
 
     def lose(self, entry: SandboxEntry, reason: str) -> None:

@@ -70,6 +70,8 @@ class AgentDaemon:
         self.recovered: recovery.Recovered
         self.registry = CollectorRegistry()
         rpc_metrics = RpcMetrics(self.registry)
+        self._observe = rpc_metrics.observe
+        self._servicer: AgentServicer | None = None
         self._api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
         self._peer = RpcServer(observer=rpc_metrics.observe)
         self._metrics: MetricsServer | None = None
@@ -172,7 +174,8 @@ class AgentDaemon:
 
     def _bind(self, pages: PageAccessTable) -> None:
         settings, agent = self.settings, self.agent
-        agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(agent), self._api.server)
+        self._servicer = AgentServicer(agent, self._observe)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, self._api.server)
         self._api.add_service(AGENT_SERVICE)
         self._make_folder(Path(parse_address(settings.listen).path).parent)
         self._api.bind(settings.listen, unix_mode=settings.listen_mode)
@@ -216,6 +219,8 @@ class AgentDaemon:
             await self._retire_bases()
         agent.stopping = True
         agent.watch.close()
+        if self._servicer is not None:
+            self._servicer.end_streams()
         await self._api.stop(STOP_GRACE_S)
         await agent.drain(STOP_GRACE_S)
         await agent.controller.leave()

@@ -104,26 +104,47 @@ async def notify_activity(agent: Agent, sandbox_id: str, activity: Activity) -> 
 
     Raises not_found, and what a restore raises (busy, lost, peer_unreachable, process_gone).
     """
+    found = notify_at_once(agent, sandbox_id, activity)
+    if found is not None:
+        return found
     entry = agent.entry(sandbox_id)
-    entry.heard_s = agent.clock.now_s()
+    await _begun(agent, entry)
+    return entry.view(agent.clock.now_s())
+
+
+def notify_at_once(agent: Agent, sandbox_id: str, activity: Activity) -> Sandbox | None:
+    """The same where there is nothing to wait for; None, and nothing done, where there is. Raises not_found."""
+    entry = agent.entry(sandbox_id)
     if activity is Activity.BEGUN:
-        await _begun(agent, entry)
+        if entry.state is not S.RUNNING and (entry.state is not S.WARM or entry.lock.locked()):
+            return None
+        _count_begun(agent, entry)
+        if entry.state is S.WARM:
+            agent.move(entry, S.RUNNING, "request begun")
     elif activity is Activity.ENDED:
-        entry.requests = max(0, entry.requests - 1)
-        if entry.requests == 0 and entry.state is S.RUNNING:
-            agent.move(entry, S.WARM, "request ended")
+        _ended(agent, entry)
     else:
         raise InvalidArgumentError("activity is BEGUN or ENDED", object=sandbox_id)
     return entry.view(agent.clock.now_s())
 
 
-async def _begun(agent: Agent, entry: SandboxEntry) -> None:
+def _ended(agent: Agent, entry: SandboxEntry) -> None:
+    entry.heard_s = agent.clock.now_s()
+    entry.requests = max(0, entry.requests - 1)
+    if entry.requests == 0 and entry.state is S.RUNNING:
+        agent.move(entry, S.WARM, "request ended")
+
+
+def _count_begun(agent: Agent, entry: SandboxEntry) -> None:
+    entry.heard_s = agent.clock.now_s()
     entry.requests += 1
     entry.idle_wakes = 0
     if entry.cancel is not None:
         entry.cancel.cancel()
-    if entry.state is S.RUNNING:
-        return
+
+
+async def _begun(agent: Agent, entry: SandboxEntry) -> None:
+    _count_begun(agent, entry)
     try:
         async with entry.lock:
             require_restore_possible(entry.id, entry.state, entry.lost_reason)

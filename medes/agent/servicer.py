@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from medes.agent import bases_view, handlers, peer_handlers
+from medes.agent.activity_stream import ActivityStream
 from medes.agent.core import Agent
 from medes.agent.explain import explain
 from medes.agent.fingerprint_service import FingerprintService
@@ -16,6 +17,7 @@ from medes.agent.registration import Registration
 from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
 from medes.rpc.identity import require_node
+from medes.rpc.services import Observer
 from medes.types import Activity, LifecycleSettings, Sandbox
 
 AGENT_SERVICE = "medes.v1.AgentService"
@@ -30,8 +32,11 @@ def _sandbox(sandbox: Sandbox) -> Any:
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
     """The restore API."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, observer: Observer | None = None) -> None:
+        """`observer` is told of what comes over streams; of calls it hears elsewhere."""
         self._agent = agent
+        self._observer = observer
+        self._streams: set[asyncio.Task[Any]] = set()
 
     async def Register(self, request: Any, context: Any) -> Any:
         registration = Registration(
@@ -54,6 +59,21 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
         except ValueError:
             activity = Activity.UNSPECIFIED
         return _sandbox(await handlers.notify_activity(self._agent, request.sandbox_id, activity))
+
+    async def Activities(self, requests: Any, context: Any) -> None:
+        stream = ActivityStream(self._agent, context, self._observer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(task)
+
+    def end_streams(self) -> None:
+        """The agent stops: what callers hold open for ever ends now."""
+        for task in self._streams:
+            task.cancel()
 
     async def Dedup(self, request: Any, context: Any) -> Any:
         result = await handlers.dedup(

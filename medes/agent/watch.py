@@ -26,6 +26,11 @@ class WatchHub:
         self._watchers_max = watchers_max
         self.sequence = 0
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody would see an event."""
+        return bool(self._watchers)
+
     def publish(self, event: SandboxEvent) -> None:
         """Never blocks."""
         for watcher in self._watchers:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from medes.client.aio_activity import AioActivityCalls
 from medes.client.connection import AioConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
     RESTORE_TIMEOUT_S,
-    activity_request,
     register_request,
     request,
 )
@@ -39,6 +39,9 @@ class AsyncMedesClient(AioConnection):
 
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
     STUB = AgentServiceStub
+
+    def _made(self) -> None:
+        self._activities = AioActivityCalls(self.stub, self._channel)
 
     async def register(
         self,
@@ -72,7 +75,7 @@ class AsyncMedesClient(AioConnection):
         return await self._notify(sandbox_id, Activity.ENDED)
 
     async def _notify(self, sandbox_id: str, activity: Activity) -> Sandbox:
-        return from_proto(Sandbox, await self.stub.NotifyActivity(activity_request(sandbox_id, activity)))
+        return from_proto(Sandbox, await self._activities.ask(sandbox_id, activity))
 
     async def dedup(
         self,

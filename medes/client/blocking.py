@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from medes.client.activity import ActivityCalls
 from medes.client.connection import BlockingConnection
 from medes.client.messages import (
     DEDUP_TIMEOUT_S,
     RESTORE_TIMEOUT_S,
-    activity_request,
     register_request,
     request,
 )
@@ -39,6 +39,9 @@ class MedesClient(BlockingConnection):
 
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
     STUB = AgentServiceStub
+
+    def _made(self) -> None:
+        self._activities = ActivityCalls(self.stub, self._channel)
 
     def register(
         self,
@@ -72,7 +75,7 @@ class MedesClient(BlockingConnection):
         return self._notify(sandbox_id, Activity.ENDED)
 
     def _notify(self, sandbox_id: str, activity: Activity) -> Sandbox:
-        return from_proto(Sandbox, self.stub.NotifyActivity(activity_request(sandbox_id, activity)))
+        return from_proto(Sandbox, self._activities.ask(sandbox_id, activity))
 
     def dedup(
         self,

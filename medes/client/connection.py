@@ -25,6 +25,10 @@ class _Connection:
         self.address = self.DEFAULT_ADDRESS if address is None else address
         self._channel: Any = self._open(self.address, tls, unreachable=self.UNREACHABLE, timeout_s=timeout_s)
         self.stub: Any = self.STUB(self._channel)
+        self._made()
+
+    def _made(self) -> None:
+        """For what a client adds to its connection."""
 
 
 class BlockingConnection(_Connection):

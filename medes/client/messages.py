@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from medes.errors import InvalidArgumentError, LimitExceededError
+from medes.errors import InvalidArgumentError, LimitExceededError, MedesError, from_code
 from medes.limits import PIDS_PER_SANDBOX_MAX
 from medes.rpc.convert import to_proto
 from medes.rpc.gen import agent_pb2 as pb
@@ -62,6 +62,11 @@ def register_request(
 def activity_request(sandbox_id: str, activity: Activity) -> pb.NotifyActivityRequest:
     number: Any = int(activity)  # an enum field takes its number
     return request(pb.NotifyActivityRequest, sandbox_id=sandbox_id, activity=number)
+
+
+def answer_error(detail: Any) -> MedesError:
+    """The error in an answer of a stream."""
+    return from_code(detail.code, detail.message, detail.object, detail.hint)
 
 
 def request(message_class: type[M], **fields: Any) -> M:

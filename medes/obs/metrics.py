@@ -29,6 +29,7 @@ disable_created_metrics()
 _RPC_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _OP_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 # A method name comes from the wire: only names of our own services become label values.
+SERIES_KNOWN_MAX = 1000
 _SERVICES = ("/medes.v1.", "/grpc.health.", "/grpc.reflection.")
 
 
@@ -46,10 +47,18 @@ class RpcMetrics:
             "medes_rpc_seconds", "Time of a gRPC call.", ["method"], registry=registry, buckets=_RPC_BUCKETS_S
         )
 
+        # Finding a series by its labels takes longer than adding to it. Methods are those that are served.
+        self._known: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
     def observe(self, method: str, status: str, seconds: float) -> None:
-        name = method.rsplit("/", 1)[-1] if method.startswith(_SERVICES) else "other"
-        self._calls.labels(name, status).inc()
-        self._seconds.labels(name).observe(seconds)
+        known = self._known.get((method, status))
+        if known is None:
+            name = method.rsplit("/", 1)[-1] if method.startswith(_SERVICES) else "other"
+            known = self._calls.labels(name, status), self._seconds.labels(name)
+            if len(self._known) < SERIES_KNOWN_MAX:
+                self._known[method, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
 
 
 class ControllerMetrics(Collector):

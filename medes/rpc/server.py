@@ -32,6 +32,8 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", receive_bytes_max),
                 ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES_MAX),
+                # Clients with a quiet stream ping once a minute; gRPC would take that for an attack.
+                ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_metadata_size", 16384),
             ],

@@ -88,7 +88,11 @@ class Services:
 
     def _wrap(self, method: str, handler: Any) -> Any:
         if handler.request_streaming:
-            return handler
+            return grpc.stream_stream_rpc_method_handler(
+                self._both(method, handler.stream_stream),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
@@ -123,7 +127,7 @@ class Services:
         async def call(request: Any, context: Any) -> Any:
             start_s = time.monotonic()
             try:
-                _refuse_malformed(request, method)
+                refuse_malformed(request, method)
                 response = await behaviour(request, context)
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
@@ -139,10 +143,25 @@ class Services:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             start_s = time.monotonic()
             try:
-                _refuse_malformed(request, method)
+                refuse_malformed(request, method)
                 async for response in behaviour(request, context):
                     yield response
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception as error:
+                await self._fail(method, error, context, start_s)
+            self._observe(method, "OK", start_s)
+
+        return call
+
+    def _both(self, method: str, behaviour: Callable[[Any, Any], Awaitable[None]]) -> Any:
+        """Streams of both sides: the handler reads and writes by the context."""
+
+        async def call(requests: Any, context: Any) -> None:
+            start_s = time.monotonic()
+            try:
+                await behaviour(requests, context)
+            except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
             except Exception as error:
                 await self._fail(method, error, context, start_s)
@@ -190,6 +209,7 @@ class _Refusal(grpc.GenericRpcHandler):
         return self._handler_of(method) if method.startswith("/medes.") else None
 
 
-def _refuse_malformed(request: Any, method: str) -> None:
+def refuse_malformed(request: Any, method: str) -> None:
+    """Raises invalid_argument. For the handlers of request streams, which get their messages one by one."""
     if isinstance(request, _Malformed):
         raise InvalidArgumentError(f"malformed request: {request.reason}", object=method)

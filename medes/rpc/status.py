@@ -69,15 +69,19 @@ def status_of(error: MedesError) -> grpc.StatusCode:
     return grpc.StatusCode[error.grpc_status]
 
 
-def error_metadata(error: MedesError) -> tuple[tuple[str, bytes], ...]:
-    """Trailing metadata that carries the error whole (texts cut to ERROR_TEXT_CHARS_MAX)."""
-    detail = common_pb2.ErrorDetail(
+def error_detail(error: MedesError) -> common_pb2.ErrorDetail:
+    """The error as a message, texts cut to ERROR_TEXT_CHARS_MAX."""
+    return common_pb2.ErrorDetail(
         code=error.code,
         message=error.message[:ERROR_TEXT_CHARS_MAX],
         object=error.object[:ERROR_TEXT_CHARS_MAX],
         hint=error.hint[:ERROR_TEXT_CHARS_MAX],
     )
-    return ((ERROR_METADATA_KEY, detail.SerializeToString()),)
+
+
+def error_metadata(error: MedesError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata that carries the error whole."""
+    return ((ERROR_METADATA_KEY, error_detail(error).SerializeToString()),)
 
 
 def error_from_status(

@@ -9,7 +9,7 @@ from typing import Any
 from medes.rpc.gen import agent_pb2 as pb
 from medes.rpc.gen import agent_pb2_grpc
 
-from medes.errors import AlreadyExistsError, NotFoundError, WrongStateError
+from medes.errors import AlreadyExistsError, NotFoundError, UnsupportedError, WrongStateError
 from medes.rpc.convert import to_proto
 from medes.types import BaseDescriptor, BaseStatus, NodeStatus, SandboxState
 
@@ -60,6 +60,10 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
         sandbox = self._find(request.sandbox_id)
         begun = request.activity == pb.NotifyActivityRequest.BEGUN
         return self._move(sandbox, SandboxState.RUNNING if begun else SandboxState.WARM, "activity")
+
+    async def Activities(self, requests: Any, context: Any) -> None:
+        """As an agent of a version that does not have the call."""
+        raise UnsupportedError("no such call", object="Activities")
 
     async def Dedup(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
