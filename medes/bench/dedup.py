@@ -152,6 +152,7 @@ def run(
         if scheme not in SCHEMES:
             raise InvalidArgumentError("unknown scheme", object=scheme, hint=", ".join(SCHEMES))
     specs = manifest.load_all(directory or manifest.bundled_directory())
+    requirements.check(specs)
     totals = {scheme: Outcome() for scheme in schemes}
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="medes-bench-") as temporary:
         folder = Path(temporary)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medes.errors import InvalidArgumentError
-from medes.faas import manifest
+from medes.faas import manifest, requirements
 
 
 def select(directory: Path | None, only: Sequence[str] = ()) -> list[manifest.FunctionSpec]:
     """The functions of a folder (default: the project's ten), or the named ones. Raises invalid_argument for a
     name that is not there, and what manifest.load_all raises."""
     specs = manifest.load_all(directory or manifest.bundled_directory())
+    requirements.check(specs)
     unknown = set(only) - {spec.name for spec in specs}
     if unknown:
         raise InvalidArgumentError(
