@@ -21,7 +21,7 @@ from medes.limits import ACTIVITIES_WAITING_MAX
 from medes.rpc.convert import to_proto
 from medes.rpc.gen import agent_pb2
 from medes.rpc.services import Observer, refuse_malformed
-from medes.rpc.status import error_detail, status_of
+from medes.rpc.status import ACTIVITIES_TAKEN, error_detail, status_of
 from medes.types import Activity, Sandbox
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class ActivityStream:
 
     async def serve(self) -> None:
         """Until the caller has no more to say."""
+        # The caller may wait for this before it writes: then it hears a refusal instead of a broken pipe.
+        await self._context.send_initial_metadata(((ACTIVITIES_TAKEN, "1"),))
         try:
             while True:
                 request = await self._context.read()

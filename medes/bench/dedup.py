@@ -19,7 +19,7 @@ from medes.bench import dedup_baselines as baselines
 from medes.bench.dedup_baselines import KINDS, Outcome
 from medes.bench.measure import cpu_timed
 from medes.errors import InvalidArgumentError, IoError
-from medes.faas import manifest
+from medes.faas import manifest, requirements
 from medes.faas.standalone import running_instances
 
 SCHEMES = ("medes", "medes-nogroup", "paper", "zstd", "lz4", "ksm")

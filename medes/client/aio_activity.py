@@ -13,6 +13,7 @@ from medes.client.messages import activity_request, answer_error, request
 from medes.errors import AgentUnreachableError, DeadlineExceededError, MedesError, UnsupportedError
 from medes.rpc.calls import AioChannel
 from medes.rpc.gen import agent_pb2 as pb
+from medes.rpc.status import ACTIVITIES_TAKEN
 from medes.types import Activity
 
 
@@ -25,9 +26,20 @@ class _Stream:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._writing = asyncio.Lock()
         self.failure: MedesError | None = None
-        self.answered = False
         self._reader = asyncio.get_running_loop().create_task(self._read(), name="medes activity")
         self._cancels: set[asyncio.Task[None]] = set()
+
+    async def opened(self) -> None:
+        """Until the agent has taken the stream. Raises what it refuses with: once something was written, gRPC may tell
+        of that in place of the refusal."""
+        try:
+            taken = ACTIVITIES_TAKEN in [key for key, _ in await self._call.initial_metadata()]
+        except grpc.aio.AioRpcError:
+            taken = False
+        if not taken:
+            raise await self._status() or AgentUnreachableError(
+                "the agent ended the stream", object=self._channel.peer
+            )
 
     async def ask(self, message: Any, timeout_s: float) -> Any:
         if self.failure is not None:
@@ -47,6 +59,10 @@ class _Stream:
         except asyncio.CancelledError:
             self._give_up(message.number)
             raise
+
+    def cancel(self) -> None:
+        """Ends it; the reader ends with it."""
+        self._call.cancel()
 
     async def _write(self, message: Any) -> None:
         try:
@@ -85,7 +101,6 @@ class _Stream:
     async def _hand_out(self) -> None:
         try:
             while (answer := await self._call.read()) is not grpc.aio.EOF:
-                self.answered = True
                 future = self._waiting.pop(answer.number, None)
                 if future is not None and not future.done():
                     future.set_result(answer)
@@ -109,7 +124,27 @@ class AioActivityCalls:
         self._channel = channel
         self._numbers = itertools.count(1)
         self._stream: _Stream | None = None
+        self._opening = asyncio.Lock()
         self._one_by_one = False  # the agent does not have the call
+
+    async def _open(self) -> _Stream:
+        async with self._opening:
+            if self._stream is None or self._stream.failure is not None:
+                stream = _Stream(self._stub.Activities(), self._channel)
+                timeout_s = self._channel.timeout_s
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await stream.opened()
+                except TimeoutError:
+                    stream.cancel()
+                    raise DeadlineExceededError(
+                        f"no answer within {timeout_s:g} s", object=self._channel.peer
+                    ) from None
+                except BaseException:
+                    stream.cancel()
+                    raise
+                self._stream = stream
+            return self._stream
 
     async def ask(self, sandbox_id: str, activity: Activity) -> Any:
         """The agent's answer, a Sandbox message. Raises as a call of its own would."""
@@ -119,16 +154,12 @@ class AioActivityCalls:
         )
         self._channel.check()
         if not self._one_by_one:
-            if self._stream is None or self._stream.failure is not None:
-                self._stream = _Stream(self._stub.Activities(), self._channel)
-            stream = self._stream
             try:
-                answer = await stream.ask(message, self._channel.timeout_s)
+                stream = await self._open()
             except UnsupportedError:
-                if stream.answered:
-                    raise
                 self._one_by_one = True
             else:
+                answer = await stream.ask(message, self._channel.timeout_s)
                 if answer.HasField("error"):
                     raise answer_error(answer.error)
                 return answer.sandbox

@@ -110,42 +110,15 @@ def _write_messages(message: Message, name: str, values: Any) -> None:
         fill(target.add(), value)
 
 
-@functools.cache
-def _by_proto_name(cls: typing.Any) -> dict[str, _Field]:
-    return {field.proto_name: field for field in _plan(cls)}
-
-
-@functools.cache
-def _unset(cls: typing.Any, message_class: type[Message]) -> tuple[dict[str, Any], tuple[_Field, ...]]:
-    """What the fields of an empty message are in Python; and those fields whose value nobody may share, dicts and what
-    may hold one."""
-    empty = message_class()
-    shared, own = {}, []
-    for field in _plan(cls):
-        absent = field.may_be_none and field.is_message
-        value = None if absent else field.read(getattr(empty, field.proto_name))
-        if isinstance(value, dict) or dataclasses.is_dataclass(value):
-            own.append(field)
-        else:
-            shared[field.name] = value
-    return shared, tuple(own)
-
-
 def from_proto(cls: type[T], message: Message) -> T:
     """The dataclass `cls` of a message. An unset sub-message becomes None where the field allows it."""
-    kind = typing.cast(typing.Hashable, cls)
-    shared, own = _unset(kind, type(message))
-    values = dict(shared)
-    fields = _by_proto_name(kind)
-    # Most fields of most messages are not set: only those that are cost anything.
-    for descriptor, value in message.ListFields():
-        field = fields.get(descriptor.name)
-        if field is not None:
-            values[field.name] = field.read(value)
-    for field in own:
-        if field.name not in values:
-            values[field.name] = field.read(getattr(message, field.proto_name))
-    return cls(**values)
+    values: list[Any] = []
+    for field in _plan(typing.cast(typing.Hashable, cls)):
+        if field.may_be_none and field.is_message and not message.HasField(field.proto_name):
+            values.append(None)
+        else:
+            values.append(field.read(getattr(message, field.proto_name)))
+    return cls(*values)
 
 
 def to_proto(message_class: type[Message], value: Any) -> Message:

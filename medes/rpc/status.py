@@ -33,6 +33,7 @@ from medes.limits import ERROR_TEXT_CHARS_MAX
 from medes.rpc.gen import common_pb2
 
 ERROR_METADATA_KEY = "medes-error-bin"
+ACTIVITIES_TAKEN = "medes-activities"  # initial metadata of the Activities call: the agent reads
 
 # What a bare status means when the peer (or gRPC itself) sent no detail. UNAVAILABLE and CANCELLED: see below.
 _BY_STATUS: dict[grpc.StatusCode, type[MedesError]] = {
