@@ -119,19 +119,19 @@ class AsyncMedesClient(AioConnection):
 
     async def explain(self, sandbox_id: str) -> Explanation:
         """Why a sandbox is in its state, what it holds, what its last ops did, what happens next. Raises not_found."""
-        request = pb.ExplainRequest(sandbox_id=sandbox_id)
-        return from_proto(Explanation, await self.stub.Explain(request))
+        message = request(pb.ExplainRequest, sandbox_id=sandbox_id)
+        return from_proto(Explanation, await self.stub.Explain(message))
 
     async def bases(self, function: str = "", domain: str = "") -> Sequence[BaseStatus]:
         """The bases that this node holds, of one function or domain if named."""
-        request = pb.ListBasesRequest(function=function, domain=domain)
-        return [from_proto(BaseStatus, b) for b in (await self.stub.ListBases(request)).bases]
+        message = request(pb.ListBasesRequest, function=function, domain=domain)
+        return [from_proto(BaseStatus, b) for b in (await self.stub.ListBases(message)).bases]
 
     async def remove_base(self, base_id: int, *, force: bool = False) -> int:
         """Frees a base that nobody pins; returns its bytes. With `force` also one that sandboxes of its function here
         would use next. Raises not_found, and wrong_state with who pins it."""
-        request = pb.RemoveBaseRequest(base_id=base_id, force=force)
-        return int((await self.stub.RemoveBase(request)).freed_bytes)
+        message = request(pb.RemoveBaseRequest, base_id=base_id, force=force)
+        return int((await self.stub.RemoveBase(message)).freed_bytes)
 
     async def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""
