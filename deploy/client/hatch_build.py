@@ -11,7 +11,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # All else in medes/ is the distribution `medes`; its pyproject.toml excludes exactly these (a test compares).
-FILES = ("__init__.py", "errors.py", "limits.py", "places.py", "types.py", "py.typed", "client/*.py", "rpc/*.py")
+FILES = (
+    "__init__.py",
+    "errors.py",
+    "limits.py",
+    "places.py",
+    "types.py",
+    "py.typed",
+    "client/*.py",
+    "rpc/*.py",
+)
 SERVERS = ("rpc/identity.py", "rpc/server.py", "rpc/services.py")
 
 
