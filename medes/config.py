@@ -28,6 +28,7 @@ import socket
 import tomllib
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,11 @@ class AgentSettings(Settings):
     page_port: int = setting(0, "port of the TCP page server; 0: any", minimum=0, maximum=65535)
     page_advertise_host: str = setting("", "host peers reach the page server at; empty: page_host")
     state_dir: str = setting("/var/lib/medes", "journal and working sets", path=True)
-    shm_dir: str = setting("", "base and sandbox files; empty: /dev/shm/medes-<node_id>", path="optional")
+    shm_dir: str = setting(
+        "",
+        "base and sandbox files; empty: /dev/shm/medes-<node_id>, and a mark of state_dir where that is another than here",
+        path="optional",
+    )
     memory_limit_bytes: int = setting(
         0, "memory of all sandboxes and stores of this node; 0: no limit", minimum=0
     )
@@ -229,7 +234,13 @@ class AgentSettings(Settings):
 
     @property
     def shm_path(self) -> Path:
-        return Path(self.shm_dir or f"/dev/shm/medes-{self.node}")
+        """shm_dir, or a folder for this node and state_dir: agents that differ in either do not meet in it."""
+        if self.shm_dir:
+            return Path(self.shm_dir)
+        default = next(f.default for f in dataclasses.fields(self) if f.name == "state_dir")
+        mark = zlib.crc32(str(Path(self.state_dir).resolve()).encode())
+        own = "" if self.state_dir == default else f"-{mark:08x}"
+        return Path(f"/dev/shm/medes-{self.node}{own}")
 
     def check(self) -> None:
         super().check()

@@ -29,7 +29,8 @@ class MedesError(Exception):
 
 
 class TransientError(MedesError):
-    """A failure that may pass: the same call can succeed later."""
+    """A failure that may pass: the same call can succeed later. The one answer to that question, asked of the error or of
+    its code (`passes`); passes() in native/common/error.h gives the same."""
 
     transient = True
 
@@ -150,8 +151,8 @@ class ControllerUnreachableError(TransientError):
     grpc_status = "UNAVAILABLE"
 
 
-class UnauthenticatedError(MedesError):
-    """A token or certificate was refused."""
+class UnauthenticatedError(TransientError):
+    """A token or certificate was refused: a new one may be accepted, as after a restart of the other side."""
 
     code = "unauthenticated"
     exit_code = 15
@@ -214,6 +215,12 @@ def _catalogue(base: type[MedesError]) -> dict[str, type[MedesError]]:
 
 
 BY_CODE: dict[str, type[MedesError]] = _catalogue(MedesError)
+
+
+def passes(code: str) -> bool:
+    """Whether a failure of this catalogue code may pass."""
+    found = BY_CODE.get(code)
+    return found is not None and found.transient
 
 
 def from_code(code: str, message: str, object: str = "", hint: str = "") -> MedesError:

@@ -271,6 +271,7 @@ class Sandbox:
     last_dedup: DedupReport | None = None
     last_restore: RestoreReport | None = None
     lost_reason: str = ""
+    waiting: str = ""  # why it is not taken back after a restart, though nothing is lost; "" when it is
     node_id: str = ""
     base_share_bytes: int = 0
     saved_bytes: int = 0
@@ -290,6 +291,17 @@ class RestoreResult:
 
     sandbox: Sandbox
     report: RestoreReport = RestoreReport()
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanFile:
+    """A file of shm_dir that the agent's books do not know: left alone, removed by command only."""
+
+    name: str  # relative to shm_dir
+    bytes: int = 0  # of memory that it takes
+    modified_unix_s: int = 0
+    code: str = ""  # of the error that keeps it from being used; "" for one that was set aside
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,31 @@ from medes.errors import BusyError
 from medes.limits import RESTORES_QUEUED_MAX
 
 
+class Slot:
+    """The right of one restore op to run; given back once, at the latest when the block that it guards is left."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Admission | None = admission
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Idempotent."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.release()
+
+    def hand_over(self) -> Slot:
+        """The same right as a new slot, for somebody else to give back; this one has none any more."""
+        assert self._admission is not None
+        admission, self._admission = self._admission, None
+        return Slot(admission)
+
+
 class Admission:
     """First come, first served. Use from one event loop."""
 
@@ -26,6 +51,11 @@ class Admission:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    async def enter_within(self, deadline_s: float, object: str = "") -> Slot:
+        """A slot of one's own. Raises as `acquire`."""
+        await self.acquire(deadline_s, object)
+        return Slot(self)
 
     async def acquire(self, deadline_s: float, object: str = "") -> None:
         """Returns when the caller may run; raises busy when the queue is full or the deadline passes."""
@@ -56,9 +86,10 @@ class Admission:
         elif turn.done() and not turn.cancelled():
             self.release()  # the turn came in the same moment
 
-    def enter(self) -> None:
-        """Counts an op that nobody can hold back (a demand wake)."""
+    def enter(self) -> Slot:
+        """The slot of an op that nobody can hold back (a demand wake)."""
         self.running += 1
+        return Slot(self)
 
     def release(self) -> None:
         """Ends one running op and lets the next one run."""

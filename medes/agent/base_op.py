@@ -57,11 +57,10 @@ async def publish_base(
     room = bases.reserve(len(pages))
     try:
         base, prints = await agent.in_ops(
-            bases.build, new_base_id(), image, pages, spec.domain, spec.function
+            bases.build, new_base_id(), image, pages, spec.domain, spec.function, spec.sandbox_id
         )
     finally:
         bases.unreserve(room)
-    base.sandbox_id = spec.sandbox_id
     point("dedup.base_built")
     try:
         await agent.journal.write(base_record(base), sync=True)

@@ -6,23 +6,25 @@ then *freed* (slab unlinked) as soon as no pin is left; see medes.agent.pins.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medes import native
 from medes.agent.pins import PinTable
-from medes.errors import MedesError, NotFoundError, StoreFullError
+from medes.errors import CorruptError, MedesError, NotFoundError, StoreFullError, UnsupportedError
 from medes.limits import BASES_PER_NODE_MAX
 from medes.types import AddressRange, BaseDescriptor
 
 log = logging.getLogger(__name__)
 
-# Header page and 8 bytes of checksum a page, rounded up: what a slab takes beyond its pages, for the accounting
+META_VERSION = 1
+# Header page, meta and 8 bytes of checksum a page, rounded up: what a slab takes beyond its pages, for the accounting
 # before it exists.
-_SLAB_OVERHEAD_BYTES = 3 * native.PAGE_BYTES
+_SLAB_OVERHEAD_BYTES = 4 * native.PAGE_BYTES
 
 
 @dataclass(slots=True)
@@ -41,6 +43,31 @@ class LocalBase:
     @property
     def base_id(self) -> int:
         return self.descriptor.base_id
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMeta:
+    """Whose pages a slab holds, as its meta section says: enough to use it without a journal."""
+
+    domain: str
+    function: str
+    sandbox_id: str
+
+    def encode(self) -> bytes:
+        return json.dumps({"version": META_VERSION, "readable_from": 1, **asdict(self)}).encode()
+
+    @classmethod
+    def of(cls, slab: native.Slab) -> BaseMeta | None:
+        """None: a slab from before there was meta. Raises corrupt, unsupported (meta of a newer version)."""
+        if not slab.meta:
+            return None
+        try:
+            found = json.loads(slab.meta)
+            if found["readable_from"] > META_VERSION:
+                raise UnsupportedError(f"slab meta of version {found['version']}", object=slab.path)
+            return cls(str(found["domain"]), str(found["function"]), str(found["sandbox_id"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"slab meta: {error}", object=slab.path) from error
 
 
 def new_base_id() -> int:
@@ -108,13 +135,19 @@ class BaseStore:
         self._reserved_bytes -= size
 
     def build(
-        self, base_id: int, image: native.MemoryImage, pages: list[int], domain: str, function: str
+        self,
+        base_id: int,
+        image: native.MemoryImage,
+        pages: list[int],
+        domain: str,
+        function: str,
+        sandbox_id: str,
     ) -> tuple[LocalBase, native.Fingerprints]:
         """(blocks) Writes the slab and fingerprints it. The caller has reserved room. Raises store_full, io."""
-        slab = native.Slab.create(str(self.path_of(base_id)), base_id, image, pages)
-        return LocalBase(self._describe(slab, domain, function), slab), slab.fingerprint(
-            self.samples_per_page
-        )
+        meta = BaseMeta(domain, function, sandbox_id)
+        slab = native.Slab.create(str(self.path_of(base_id)), base_id, image, pages, meta.encode())
+        base = LocalBase(self._describe(slab, domain, function), slab, sandbox_id)
+        return base, slab.fingerprint(self.samples_per_page)
 
     def _describe(self, slab: native.Slab, domain: str, function: str) -> BaseDescriptor:
         return BaseDescriptor(
@@ -128,14 +161,19 @@ class BaseStore:
         )
 
     def reopen(
-        self, path: str, domain: str, function: str, *, fingerprints: bool
+        self, path: str, known: BaseMeta | None, *, fingerprints: bool
     ) -> tuple[LocalBase, native.Fingerprints | None]:
-        """(blocks) Opens and verifies an existing slab. Raises not_found, corrupt."""
+        """(blocks) Opens and verifies an existing slab. `known`: what the books say of it, for one without meta. Raises
+        not_found, corrupt, unsupported (made by a newer version), and what keeps it from being opened now."""
         slab = native.Slab.open(path)
         if not slab.verify():
-            raise NotFoundError("pages fail their checksums", object=path)
+            raise CorruptError("pages fail their checksums", object=path)
+        meta = BaseMeta.of(slab) or known
+        if meta is None:
+            raise CorruptError("nothing says whose pages these are", object=path)
         found = slab.fingerprint(self.samples_per_page) if fingerprints else None
-        return LocalBase(self._describe(slab, domain, function), slab), found
+        base = LocalBase(self._describe(slab, meta.domain, meta.function), slab, meta.sandbox_id)
+        return base, found
 
     def add(self, base: LocalBase, fingerprints: native.Fingerprints | None) -> None:
         """Makes a base findable (by its fingerprints) and readable by peers."""

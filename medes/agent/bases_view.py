@@ -8,6 +8,7 @@ from pathlib import Path
 from medes.agent.base_op import needed_functions, retire_base
 from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
+from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
 from medes.errors import WrongStateError
 from medes.types import BaseStatus
 
@@ -56,10 +57,13 @@ def _status(agent: Agent, base: LocalBase, sandboxes: int, made_s: float) -> Bas
 async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int:
     """Retires and frees a base that nobody pins; returns its bytes.
 
-    Raises not_found, and wrong_state where somebody pins it, or, without `force`, where sandboxes of its function are here.
+    Raises not_found, and wrong_state where somebody pins it, or, without `force`, where sandboxes of its function are here
+    or a damaged journal may have forgotten who pins it.
     """
     base = agent.bases.get(base_id)
     name, size = f"base {base_id:016x}", base.slab.file_bytes
+    if force:
+        _release_unknown(agent, base.descriptor.domain, base_id)
     pins = agent.pins.by_node(base_id)
     if pins:
         who = ", ".join(f"{node} ({count})" for node, count in sorted(pins.items()))
@@ -77,3 +81,15 @@ async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int
     if not await retire_base(agent, base_id):
         raise WrongStateError("pinned meanwhile: it goes with its last pin", object=name)
     return size
+
+
+def _release_unknown(agent: Agent, domain: str, base_id: int) -> None:
+    """Gives up what was kept because a damaged journal may have forgotten who needs it."""
+    holder = f"{UNKNOWN_HOLDER} {domain}"
+    if base_id not in agent.pins.held(UNKNOWN_NODE, holder):
+        return
+    agent.pins.unpin(UNKNOWN_NODE, holder, [base_id])
+    left = sorted(agent.pins.held(UNKNOWN_NODE, holder))
+    agent.journal.post(
+        {"t": "pins", "node": UNKNOWN_NODE, "holder": holder, "domain": domain, "base_ids": left}
+    )

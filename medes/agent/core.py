@@ -24,6 +24,7 @@ from medes.agent.controller_link import ControllerLink
 from medes.agent.drivers import Driver
 from medes.agent.journal_writer import JournalWriter
 from medes.agent.observer import Observer
+from medes.agent.orphans import Orphan
 from medes.agent.peer_client import PeerClient
 from medes.agent.peers import PeerTable, ReaderFactory
 from medes.agent.pins import PinTable
@@ -84,6 +85,12 @@ class Agent:
         self.stopping = False
         self.remote_pages_read = 0
         self.remote_pages_by_transport: dict[str, int] = {}
+        # Files of shm_dir that the books do not know: path → what they are and why they were left alone.
+        self.orphans: dict[str, Orphan] = {}
+        # Bases are in the books: before that nobody can be told that this node does not have one.
+        self.bases_known = False
+        # Bases whose slabs are there and could not be opened: nobody is told that they are gone.
+        self.bases_waiting: set[int] = set()
         self.working_sets = WorkingSetStore(Path(settings.state_dir) / "working-sets")
         self.admission = Admission(settings.restores_concurrent_max)
         self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
@@ -146,6 +153,11 @@ class Agent:
         task.add_done_callback(self._task_done)
         return task
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks are under way."""
+        return len(self._tasks)
+
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -179,9 +191,11 @@ class Agent:
         return found
 
     def by_path(self, path: str) -> SandboxEntry | None:
-        """The sandbox whose encoded form is this file."""
+        """The sandbox whose encoded form is this file, or becomes it in a dedup op under way."""
         for entry in self.entries.values():
             if entry.evicted is not None and entry.evicted.file.path == path:
+                return entry
+            if entry.state is S.DEDUPING and str(self.sandbox_path(entry.id)) == path:
                 return entry
         return None
 
@@ -208,13 +222,14 @@ class Agent:
             self.watch.publish(SandboxEvent(entry.view(self.clock.now_s()), before, reason, sequence))
         self.controller.changed(entry.id)
 
-    def lose(self, entry: SandboxEntry, reason: str) -> None:
-        """The right bytes cannot be produced: the sandbox never runs on."""
+    def lose(self, entry: SandboxEntry, reason: str, *, final: bool = True) -> None:
+        """The right bytes cannot be produced: the sandbox never runs on. Not `final`: they are absent, and whoever calls
+        goes on looking for them."""
         if entry.state in (S.LOST, S.PURGED):
             return
         entry.lost_reason = reason
         self.observer.lost()
-        self.journal.post({"t": journal_state.LOST, "id": entry.id, "reason": reason})
+        self.journal.post({"t": journal_state.LOST, "id": entry.id, "reason": reason, "final": final})
         self.move(entry, S.LOST, reason)
 
     # --- memory --------------------------------------------------------------------------------------------

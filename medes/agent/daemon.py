@@ -24,6 +24,7 @@ from medes.agent.base_op import retire_unneeded
 from medes.agent.controller_client import ControllerClient
 from medes.agent.core import Agent
 from medes.agent.driver_table import make_drivers
+from medes.agent.folder_lock import LOCK_NAME, FolderLock, Owner
 from medes.agent.journal import Journal
 from medes.agent.journal_writer import JournalWriter
 from medes.agent.metrics import AgentObserver
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 5.0
 TICK_S = 0.25
 JOURNAL_FILES = ("journal", "journal.lock")  # the lock goes last
+OWN_FILES = (*JOURNAL_FILES, LOCK_NAME)
 OTHER_FOLDERS = "run as root, or name folders of your own: --state-dir, --shm-dir, --listen unix:/…"
 
 
@@ -79,6 +81,7 @@ class AgentDaemon:
         self.tcp_address = ""
         self.metrics_address = ""
         self._journal: JournalWriter | None = None
+        self._shm_lock: FolderLock | None = None
         self._events: DriverEvents | None = None
         self._pages: PageAccessTable | None = None
         self._rdma: RdmaNode | None = None
@@ -102,6 +105,7 @@ class AgentDaemon:
         )
         self._make_folder(Path(settings.state_dir))
         self._make_folder(settings.shm_path)
+        self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._store = await store_identity(journal, Path(settings.state_dir))
         drivers, missing = make_drivers(settings)
@@ -163,9 +167,17 @@ class AgentDaemon:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionDeniedError("cannot write here", object=str(path), hint=OTHER_FOLDERS)
 
+    def _lock_shm(self, owner: Owner) -> None:
+        """What lies in shm_dir is one agent's: another would not know what it is for."""
+        path = self.settings.shm_path / LOCK_NAME
+        absent = [] if path.exists() else [path]
+        self._shm_lock = FolderLock(path, "shm_dir", owner)
+        self._made += absent  # only now, under its lock
+
     def _open_journal(self, folder: Path) -> JournalWriter:
         absent = [p for p in (folder / name for name in JOURNAL_FILES) if not p.exists()]
-        journal = Journal(folder / "journal")
+        owner = Owner(self.settings.node, os.getpid(), str(folder.resolve()))
+        journal = Journal(folder / "journal", owner)
         self._made += absent  # only now, under its lock: they may be another agent's as well
         return JournalWriter(journal)
 
@@ -206,6 +218,7 @@ class AgentDaemon:
             self._take_back_start()
             if self._journal is not None:
                 self._journal.close()
+            self._unlock_shm()
             return
         agent = self.agent
         for task in self._loops[1:]:  # no timer starts anything any more; heartbeats go on
@@ -246,15 +259,20 @@ class AgentDaemon:
         log.info("agent %s has ended; dedup'd sandboxes that wait for the next one: %d", agent.node_id, left)
         if self.purge_on_exit:
             self._remove_files()
+        self._unlock_shm()
+
+    def _unlock_shm(self) -> None:
+        if self._shm_lock is not None:
+            self._shm_lock.close()
 
     def _take_back_start(self) -> None:
         """Removes what a start that failed has made, before the journal's lock is let go of: files that it found are
         another start's to recover from."""
         if self._serves:
             return
-        for path in (p for p in self._made if p.name in JOURNAL_FILES):
+        for path in (p for p in self._made if p.name in OWN_FILES):
             path.unlink(missing_ok=True)
-        folders = [p for p in self._made if p.name not in JOURNAL_FILES]
+        folders = [p for p in self._made if p.name not in OWN_FILES]
         for path in sorted(folders, key=lambda p: len(p.parts), reverse=True):
             with contextlib.suppress(OSError):  # not empty: somebody else's by now
                 path.rmdir()
@@ -282,13 +300,20 @@ class AgentDaemon:
                 log.warning("purging: %s", error)
 
     def _remove_files(self) -> None:
-        """Unless a sandbox could not be restored: then its pages are still needed."""
-        held = [e.id for e in self.agent.entries.values() if e.state in (S.DEDUP, S.RESTORING)]
+        """Unless somebody may still need them: a sandbox that could not be restored, another node's sandboxes. Files that
+        the books do not know are removed by command only."""
+        agent = self.agent
+        held = [e.id for e in agent.entries.values() if e.state in (S.DEDUP, S.RESTORING, S.LOST)]
         if held:
             log.error("not restored, files kept: %s", ", ".join(held))
+        pinned = [b for b in agent.bases.bases.values() if agent.pins.is_pinned(b.base_id)]
+        if pinned:
+            log.error("%d bases are kept: sandboxes of other nodes need them", len(pinned))
+        for base in (b for b in agent.bases.bases.values() if b not in pinned):
+            base.slab.unlink()
+        if held or pinned or agent.orphans:
             return
-        for path in recovery.own_files(self.settings.shm_path):
-            path.unlink(missing_ok=True)
+        (self.settings.shm_path / LOCK_NAME).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.settings.shm_path.rmdir()
         for name in (*JOURNAL_FILES, "journal.new"):

@@ -29,19 +29,18 @@ from medes.agent.core import Agent, endpoints_to_json
 from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.memory_headroom import headroom_bytes
-from medes.agent.sandbox import Evicted, SandboxEntry
+from medes.agent.orphans import set_aside
+from medes.agent.processes import is_ending, namespace, runs
+from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.errors import (
     BusyError,
     CancelledError,
     CorruptError,
-    DeadlineExceededError,
     InternalError,
     MedesError,
     NotFoundError,
-    PeerUnreachableError,
     ProcessGoneError,
     StoreFullError,
-    UnauthenticatedError,
 )
 from medes.types import BaseDescriptor, DedupReport, NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
@@ -52,14 +51,6 @@ META_VERSION = 1
 # How long to wait for another sandbox that makes the function's first base.
 BASE_WAIT_S = 10.0
 BASE_POLL_S = 0.1
-# What a holder of base pages may do to an op; each leaves the op the node's own bases.
-REMOTE_ERRORS = (
-    NotFoundError,
-    PeerUnreachableError,
-    UnauthenticatedError,
-    DeadlineExceededError,
-    CorruptError,
-)
 KINDS = ("zero", "identical", "patch", "compressed", "raw")
 
 
@@ -100,10 +91,8 @@ class DedupOp:
         try:
             return await self._run()
         except ProcessGoneError as error:
-            spec = self.entry.spec
             # A root that was killed counts as running for some instants yet.
-            its_root = error.object in {f"{what} {pid}" for pid in spec.pids for what in ("pid", "thread")}
-            if its_root or not spec.live_roots():
+            if await self.agent.in_ops(_a_root_ends, self.entry.spec):
                 raise
             raise BusyError(
                 f"a process of it ended during the op: {error.message}",
@@ -243,7 +232,9 @@ class DedupOp:
                 return await self._attempt(image, candidates, remote=True)
             except CancelledError:
                 raise
-            except (*REMOTE_ERRORS, InternalError) as error:
+            except MedesError as error:
+                if not _others_fault(error) and not isinstance(error, InternalError):
+                    raise
                 # A base of the last dedup is gone, for one: nothing pinned it while the sandbox was warm.
                 self._note(NoteCode.NOTHING_TAKEN_OVER, f"nothing taken over from the last dedup: {error}")
                 self._unpin_all()
@@ -252,7 +243,9 @@ class DedupOp:
             return await self._remote_attempt(image, candidates)
         except CancelledError:
             raise
-        except REMOTE_ERRORS as error:
+        except MedesError as error:
+            if not _others_fault(error):
+                raise
             self._note(NoteCode.REMOTE_BASES_UNUSED, f"remote bases not used: {error}")
             self._unpin_all()
             return await self._attempt(image, candidates, remote=False)
@@ -416,6 +409,8 @@ class DedupOp:
         agent.pins_of_ops[self.holder] = (self.entry.spec.domain, self.pins)
         meta = {
             "version": META_VERSION,
+            "readable_from": 1,
+            "namespace": namespace(),
             "spec": self.entry.spec.to_json(),
             "holder": self.holder,
             "pins": self.pins,
@@ -425,7 +420,7 @@ class DedupOp:
         }
         path = agent.sandbox_path(self.entry.id)
         with self._stage("write"):
-            path.unlink(missing_ok=True)  # left by an op before this one: a sandbox has one file
+            await agent.in_ops(set_aside, path)  # not ours, or the books would know it
             file = await agent.in_ops(
                 native.SandboxFile.create, str(path), json.dumps(meta).encode(), image, encoded
             )
@@ -560,6 +555,19 @@ class DedupOp:
             f"saved {report.saved_bytes} of {warm_bytes} bytes; {gross} before its share of base pages",
         )
         return report
+
+
+def _others_fault(error: MedesError) -> bool:
+    """Whether a holder of base pages may be behind it: it passes, or the base is gone or damaged. The op still has the
+    node's own bases."""
+    return error.transient or isinstance(error, NotFoundError | CorruptError)
+
+
+def _a_root_ends(spec: SandboxSpec) -> bool:
+    """(blocks) Whether a root has exited, or has been killed and is about to."""
+    if spec.gone():
+        return True
+    return any(not runs(p, t) or is_ending(p) for p, t in zip(spec.pids, spec.start_times, strict=True))
 
 
 def _pages_gone(file: native.SandboxFile) -> bool:

@@ -21,6 +21,11 @@ class LiveHandle(Protocol):
 
     @property
     def lost_reason(self) -> str: ...
+    @property
+    def lost_code(self) -> str:
+        """The cause of the loss as a catalogue code; "ok" unless lost."""
+        ...
+
     def restore(
         self, lazy: bool = True, working_set: bytes = b"", background_bytes_per_s: int = 0
     ) -> None: ...
@@ -32,7 +37,9 @@ class LiveHandle(Protocol):
         """What to prefetch when the sandbox wakes by its own fault."""
         ...
 
-    def detach(self) -> None: ...
+    def detach(self) -> None:
+        """Lets go of the sandbox as it is; waits for its restore raise cancelled."""
+        ...
 
 
 class Driver(Protocol):

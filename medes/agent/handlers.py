@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from medes import native
-from medes.agent import accounting, outcomes, restore_op
+from medes.agent import accounting, orphans, outcomes, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
 from medes.agent.processes import kill_all
@@ -26,13 +26,14 @@ from medes.errors import (
     PeerUnreachableError,
     ProcessGoneError,
 )
-from medes.limits import DEDUPS_QUEUED_MAX, SANDBOXES_PER_NODE_MAX
+from medes.limits import DEDUPS_QUEUED_MAX, RESTORE_WAIT_S, SANDBOXES_PER_NODE_MAX
 from medes.types import (
     Activity,
     BaseStatus,
     DedupReport,
     DedupResult,
     NodeStatus,
+    OrphanFile,
     RestoreReport,
     RestoreResult,
     Sandbox,
@@ -41,7 +42,6 @@ from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
-COMPLETE_TIMEOUT_S = 600.0
 PURGE_ASKED = "asked for"
 
 
@@ -217,7 +217,7 @@ async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_froze
     except MedesError as error:
         outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
         entry.dedup_failures += 1
-        if isinstance(error, ProcessGoneError) and not entry.spec.live_roots():
+        if isinstance(error, ProcessGoneError) and await agent.in_restores(entry.spec.gone):
             restore_op.forget(agent, entry, "its processes have exited")
         elif entry.state is S.DEDUP:
             agent.spawn(restore(agent, entry.id, eager=True), f"bring back {entry.id}")
@@ -226,7 +226,7 @@ async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_froze
 
 async def _wait_complete(entry: SandboxEntry) -> None:
     try:
-        await asyncio.wait_for(entry.completed.wait(), COMPLETE_TIMEOUT_S)
+        await asyncio.wait_for(entry.completed.wait(), RESTORE_WAIT_S)
     except TimeoutError:
         raise DeadlineExceededError("its restore does not end", object=entry.id) from None
 
@@ -266,15 +266,17 @@ async def _restore(agent: Agent, entry: SandboxEntry, eager: bool, deadline_ms: 
 
 
 def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
-    """Raises peer_unreachable when the restore ended where it began, waiting for base pages."""
+    """Raises what it waits for when the restore ended where it began."""
     if entry.state is S.DEDUP and entry.evicted is evicted:
+        if entry.pending is not None:
+            raise entry.pending.error
         raise PeerUnreachableError("its base pages cannot be read now", object=entry.id)
 
 
 # --- purge -------------------------------------------------------------------------------------------------
 async def purge(agent: Agent, sandbox_id: str, reason: str = PURGE_ASKED) -> None:
-    """Forgets a sandbox, or ends its processes if it was registered so. One that is only forgotten gets all its
-    pages back first: nobody else could give them to it later. Raises not_found, and what a restore raises."""
+    """Forgets a sandbox, or ends its processes if it was registered so, whatever its state. One that is only forgotten gets
+    all its pages back first: nobody else could give them to it later. Raises not_found, and what a restore raises."""
     entry = agent.entry(sandbox_id)
     task = agent.spawn(_purge(agent, entry, reason), f"purge {sandbox_id}")
     await asyncio.shield(task)
@@ -283,15 +285,16 @@ async def purge(agent: Agent, sandbox_id: str, reason: str = PURGE_ASKED) -> Non
 async def _purge(agent: Agent, entry: SandboxEntry, reason: str) -> None:
     if entry.cancel is not None:
         entry.cancel.cancel()
-    if not entry.spec.purge_kills and len(await agent.in_ops(entry.spec.live_roots)) > 0:
+    if entry.spec.purge_kills:
+        # Before its turn: an op that holds the lock ends with the processes, and with the handle.
+        await agent.in_restores(_kill, entry.spec)
+        if entry.evicted is not None and entry.evicted.live is not None:
+            await agent.in_restores(entry.evicted.live.detach)
+    elif not await agent.in_restores(entry.spec.gone):
         await _give_pages_back(agent, entry)
     async with entry.lock:
         if entry.state is S.PURGED:
             return
-        if entry.spec.purge_kills:
-            await agent.in_ops(_kill, entry.spec)
-        if entry.evicted is not None and entry.evicted.live is not None:
-            await agent.in_ops(entry.evicted.live.detach)
         restore_op.forget(agent, entry, reason, "asked" if reason == PURGE_ASKED else "timer")
 
 
@@ -323,6 +326,17 @@ def list_sandboxes(agent: Agent, function: str = "") -> list[Sandbox]:
     made = accounting.unpinned_by_maker(agent)
     wanted = [e for e in agent.entries.values() if not function or e.spec.function == function]
     return [accounting.view(agent, e, made) for e in wanted]
+
+
+async def list_orphans(agent: Agent) -> list[OrphanFile]:
+    """Files of shm_dir that the books do not know. Raises io."""
+    return await agent.in_ops(orphans.listed, agent.settings.shm_path, agent.orphans)
+
+
+async def remove_orphan(agent: Agent, name: str) -> None:
+    """Removes one for good. Raises not_found for any other file, io."""
+    await agent.in_ops(orphans.remove, agent.settings.shm_path, name, agent.orphans)
+    log.warning("removed by command: %s", name)
 
 
 def node_status(agent: Agent) -> NodeStatus:

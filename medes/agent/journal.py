@@ -2,24 +2,30 @@
 
 One record a line: 16 hex digits (checksum64 of the JSON text), a space, JSON. Appends go to the kernel before
 `append` returns, which is all that `kill -9` needs; `sync=True` also fsyncs, for what other nodes rely on (pins,
-bases). A line that fails its checksum is skipped and counted: the last one is usually torn, and the sandbox files
-carry enough to recover without the journal. `medes.agent.journal_state` gives the records their meaning.
+bases). A line that fails its checksum is skipped: a last one without its newline was being written and nobody relied
+on it yet; any other is counted as damaged, and slabs and sandbox files say what it may have said.
+`medes.agent.journal_state` gives the records their meaning.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from medes import native
-from medes.errors import AlreadyExistsError, IoError
+from medes.agent.folder_lock import FolderLock, Owner
+from medes.errors import IoError
 
 Record = dict[str, Any]
 
+# Written as the first record. A journal whose `readable_from` is above ours is set aside for the agent that wrote it.
+FORMAT_VERSION = 1
+FORMAT: Record = {"t": "format", "version": FORMAT_VERSION, "readable_from": 1}
 COMPACT_BYTES_MIN = 1 << 20  # rewriting a journal smaller than this is not worth it
 LINE_BYTES_MAX = 8 << 20
 
@@ -44,47 +50,71 @@ def decode_line(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
+def _needs_newer(records: list[Record]) -> bool:
+    formats = [r.get("readable_from") for r in records if r.get("t") == "format"]
+    return any(isinstance(oldest, int) and oldest > FORMAT_VERSION for oldest in formats)
+
+
 class Journal:
     """Append-only file of records; one agent at a time (flock). Not thread-safe: one thread appends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: Owner | None = None) -> None:
         """Opens or creates; raises already_exists when another agent holds it, io when it cannot be opened."""
         self.path = path
-        self.skipped_lines = 0
+        self.damaged_lines = 0
+        self.set_aside: Path | None = None  # where the journal of a newer agent is now
+        self.was_empty = True  # nothing was read: a new node, or one whose state_dir is gone
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise IoError(str(error), object=str(path)) from error
+        self._lock = FolderLock(path.with_suffix(".lock"), "state_dir", owner)
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock_fd)
-            raise AlreadyExistsError("another agent uses this state_dir", object=str(path.parent)) from error
-        self._fd = self._open()
+            self._fd = self._open()
+        except IoError:
+            self._lock.close()
+            raise
 
     def _open(self) -> int:
         try:
             return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            os.close(self._lock_fd)
             raise IoError(str(error), object=str(self.path)) from error
 
     def read(self) -> list[Record]:
         """All intact records in order. Cuts a torn tail off, so that the next append starts a line."""
         data = self.path.read_bytes()
         records = []
-        for line in data.split(b"\n"):
-            if not line:
-                continue
-            record = decode_line(line)
-            if record is None:
-                self.skipped_lines += 1
-            else:
+        self.was_empty = not data
+        *lines, tail = data.split(b"\n")
+        for line in lines:
+            record = decode_line(line) if line else None
+            if record is not None:
                 records.append(record)
+            elif line:
+                self.damaged_lines += 1
+        if (record := decode_line(tail)) is not None:
+            records.append(record)
+        if _needs_newer(records):
+            self._set_aside()
+            return []
         if data and not data.endswith(b"\n"):
             self._end_tail(data)
-        return records
+        if not data:
+            with contextlib.suppress(IoError):  # a full disk is told of when something depends on it
+                self.append([FORMAT])
+        return [r for r in records if r.get("t") != "format"]
+
+    def _set_aside(self) -> None:
+        """Slabs and sandbox files say what is needed of it."""
+        aside = self.path.with_name(f"journal.newer-{time.time_ns()}")
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise IoError(str(error), object=str(self.path)) from error
+        os.close(self._fd)
+        self._fd = self._open()
+        self.set_aside = aside
 
     def _end_tail(self, data: bytes) -> None:
         """The last line lacks its newline: it is completed where only that is missing, else cut off."""
@@ -97,6 +127,7 @@ class Journal:
     def append(self, records: Iterable[Record], *, sync: bool = False) -> None:
         """Writes records with one call; raises io. Blocks for the fsync when sync."""
         data = b"".join(encode_line(r) for r in records)
+        size_bytes = self.size_bytes
         try:
             view = memoryview(data)
             while view:
@@ -104,6 +135,9 @@ class Journal:
             if sync:
                 os.fsync(self._fd)
         except OSError as error:
+            # Half a line would spoil the next one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size_bytes)
             raise IoError(str(error), object=str(self.path), hint="is the disk of state_dir full?") from error
 
     @property
@@ -116,7 +150,7 @@ class Journal:
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
-                for record in records:
+                for record in (FORMAT, *records):
                     file.write(encode_line(record))
                 file.flush()
                 os.fsync(file.fileno())
@@ -127,6 +161,8 @@ class Journal:
             finally:
                 os.close(directory)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)  # it takes room that is short
             raise IoError(str(error), object=str(self.path)) from error
         old, self._fd = self._fd, self._open()
         os.close(old)
@@ -135,5 +171,5 @@ class Journal:
         """Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
-            os.close(self._lock_fd)
-            self._fd = self._lock_fd = -1
+            self._lock.close()
+            self._fd = -1

@@ -8,12 +8,15 @@
 | dedup | id, path, holder, pins, figures | committed: the sandbox file is complete and every pin granted |
 | restoring | id | a restore op began; the sandbox file is still the truth |
 | warm | id | the op before it ended (or was rolled back): no encoded form is needed any more |
-| lost | id, reason | |
+| lost | id, reason, final | not final: bytes are absent, and may turn up again |
 | purged | id | forget the sandbox |
 | base | descriptor, path, sandbox_id | a slab is complete |
 | base_retired / base_gone | base_id | takes no new pins / its slab is unlinked |
 | pins | node, holder, domain, base_ids | another node's pins here for one holder; no base_ids: none any more |
 | peer | endpoints | a peer that holds pins here or bases of ours, and how to reach it |
+
+Unknown kinds come from a newer agent: they are kept through compactions, for it. A known one that lacks what it needs
+counts as damaged.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from medes.limits import JOURNAL_UNKNOWN_RECORDS_MAX
 
 Record = dict[str, Any]
 
@@ -39,6 +44,7 @@ class JournalSandbox:
     pins: dict[str, list[int]] = field(default_factory=dict)
     figures: Record = field(default_factory=dict)
     lost_reason: str = ""
+    lost_finally: bool = False
 
 
 @dataclass(slots=True)
@@ -61,10 +67,17 @@ class JournalState:
     # (node, holder) → (domain, base ids): pins that others hold here
     pins: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     peers: dict[str, Record] = field(default_factory=dict)
-    unknown_records: int = 0
+    unknown: list[Record] = field(default_factory=list)
+    damaged_records: int = 0
 
     def apply(self, record: Record) -> None:
-        """Adds one record. Unknown kinds (of a newer agent) are counted and left out."""
+        """Adds one record. Never raises: what it cannot use is kept (unknown kinds) or counted."""
+        try:
+            self._apply(record)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.damaged_records += 1
+
+    def _apply(self, record: Record) -> None:
         kind = record.get("t")
         if kind in (DEDUPING, DEDUP, RESTORING, WARM, LOST, "purged"):
             self._apply_sandbox(kind, record)
@@ -92,7 +105,7 @@ class JournalState:
         elif kind == "node":
             self.node.update({k: v for k, v in record.items() if k != "t"})
         else:
-            self.unknown_records += 1
+            self.unknown = [*self.unknown, record][-JOURNAL_UNKNOWN_RECORDS_MAX:]
 
     def _apply_sandbox(self, kind: str, record: Record) -> None:
         sandbox = self.sandboxes.get(record["id"])
@@ -103,6 +116,7 @@ class JournalState:
             return
         sandbox.phase = kind
         sandbox.lost_reason = record.get("reason", "") if kind == LOST else ""
+        sandbox.lost_finally = kind == LOST and bool(record.get("final", False))
         if kind in (DEDUPING, DEDUP):
             sandbox.path = record["path"]
             sandbox.holder = record["holder"]
@@ -139,6 +153,7 @@ class JournalState:
         for sandbox_id, sandbox in self.sandboxes.items():
             yield {"t": "sandbox", "spec": sandbox.spec}
             yield from self._snapshot_phase(sandbox_id, sandbox)
+        yield from self.unknown
 
     @staticmethod
     def _snapshot_phase(sandbox_id: str, sandbox: JournalSandbox) -> Iterator[Record]:
@@ -155,4 +170,5 @@ class JournalState:
         if sandbox.phase == RESTORING:
             yield {"t": RESTORING, "id": sandbox_id}
         elif sandbox.phase == LOST:
-            yield {"t": LOST, "id": sandbox_id, "reason": sandbox.lost_reason}
+            final = sandbox.lost_finally
+            yield {"t": LOST, "id": sandbox_id, "reason": sandbox.lost_reason, "final": final}

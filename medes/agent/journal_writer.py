@@ -1,4 +1,8 @@
-"""The journal as the event loop uses it: records in order, written by one thread, compacted when it has grown."""
+"""The journal as the event loop uses it: records in order, written by one thread, compacted when it has grown.
+
+Records that could not be written (a full disk) are not forgotten: the state that all records add up to is written anew
+as soon as that works, by the next record or by `heal`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from medes.agent.journal import COMPACT_BYTES_MIN, Journal, Record
 from medes.agent.journal_state import JournalState
+from medes.errors import DeadlineExceededError, MedesError
+from medes.limits import JOURNAL_WRITE_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
@@ -19,48 +25,72 @@ class JournalWriter:
 
     def __init__(self, journal: Journal) -> None:
         self.state = JournalState.replay(journal.read())
-        self.skipped_lines = journal.skipped_lines
+        self.damaged = journal.damaged_lines + self.state.damaged_records
+        self.was_empty = journal.was_empty
+        self.set_aside = journal.set_aside
         self._journal = journal
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medes-journal")
         self._compact_at_bytes = max(COMPACT_BYTES_MIN, GROWTH_BEFORE_COMPACTION * journal.size_bytes)
         self._appended_bytes_seen = 0
-        self.failure: str = ""
+        self._healing: Future[None] | None = None
+        self.failure: str = ""  # why the file lacks records that `state` has; empty: it lacks none
 
     def post(self, *records: Record) -> None:
         """Queues records; order with other calls is kept, failures are logged and kept in `failure`."""
-        self._submit(records, sync=False).add_done_callback(self._log_failure)
+        self._submit(records, sync=False)
 
     async def write(self, *records: Record, sync: bool = False) -> None:
-        """Returns when the records are with the kernel (sync: on the disk). Raises io."""
-        await asyncio.wrap_future(self._submit(records, sync=sync))
+        """Returns when the records are with the kernel (sync: on the disk). Raises io, deadline_exceeded."""
+        written = asyncio.wrap_future(self._submit(records, sync=sync))
+        done, _ = await asyncio.wait({written}, timeout=JOURNAL_WRITE_TIMEOUT_S)
+        if not done:
+            raise DeadlineExceededError(
+                f"the journal was not written within {JOURNAL_WRITE_TIMEOUT_S:g} s",
+                object=str(self._journal.path),
+                hint="does the disk of state_dir answer?",
+            )
+        written.result()
+
+    def heal(self) -> None:
+        """Writes what could not be written before, if anything; returns at once."""
+        if self.failure and (self._healing is None or self._healing.done()):
+            self._healing = self._submit((), sync=False)
 
     def _submit(self, records: tuple[Record, ...], *, sync: bool) -> Future[None]:
         for record in records:
             self.state.apply(record)
         snapshot = None
-        if self._appended_bytes_seen > self._compact_at_bytes:
+        if self.failure or self._appended_bytes_seen > self._compact_at_bytes:
+            # Taken after these records were applied, so it stands for them as well.
             snapshot = list(self.state.snapshot())
             self._appended_bytes_seen = 0
-        return self._thread.submit(self._run, records, sync, snapshot)
+        future = self._thread.submit(self._run, records, sync, snapshot)
+        future.add_done_callback(lambda f: None if f.cancelled() else f.exception())  # told by _run
+        return future
 
     def _run(self, records: tuple[Record, ...], sync: bool, snapshot: list[Record] | None) -> None:
-        if snapshot is not None:
-            # The snapshot was taken after these records were applied, so it stands for them as well.
+        try:
+            if snapshot is None:
+                self._journal.append(records, sync=sync)
+                self._appended_bytes_seen = self._journal.size_bytes
+                return
             self._journal.compact(snapshot)
             self._compact_at_bytes = max(
                 COMPACT_BYTES_MIN, GROWTH_BEFORE_COMPACTION * self._journal.size_bytes
             )
-            return
-        self._journal.append(records, sync=sync)
-        self._appended_bytes_seen = self._journal.size_bytes
-
-    def _log_failure(self, future: Future[None]) -> None:
-        error = future.exception()
-        if error is not None:
+            if self.failure:
+                log.warning("journal: written again, nothing is missing in it")
+            self.failure = ""
+        except MedesError as error:
+            if not self.failure:
+                log.error("journal: %s", error)
             self.failure = str(error)
-            log.error("journal: %s", error)
+            raise
 
     def close(self) -> None:
-        """Waits for what was posted, compacts, closes. Idempotent."""
+        """Waits for what was posted, tries once more what could not be written, closes. Idempotent."""
+        if self.failure:
+            self.heal()
+            self.failure = ""
         self._thread.shutdown(wait=True)
         self._journal.close()

@@ -55,6 +55,12 @@ class AgentObserver(Observer):
         metrics.saved.rows = partial(accounting.function_usage, agent)
         metrics.bases.set_function(lambda: len(agent.bases.bases))
         metrics.pins.set_function(lambda: sum(agent.pins.count(b) for b in list(agent.bases.bases)))
+        metrics.sandboxes_waiting.set_function(
+            lambda: float(sum(e.pending is not None for e in list(agent.entries.values())))
+        )
+        metrics.restores_running.set_function(lambda: float(agent.admission.running))
+        metrics.tasks.set_function(lambda: float(agent.tasks))
+        metrics.orphans.set_function(lambda: float(len(agent.orphans)))
         metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
         metrics.remote_index_bases.set_function(lambda: float(len(agent.remote_index.base_ids)))
         metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
@@ -101,6 +107,9 @@ class AgentObserver(Observer):
 
     def lost(self) -> None:
         self._metrics.sandboxes_lost.inc()
+
+    def waits(self, code: str) -> None:
+        self._metrics.take_backs_failed.labels(code).inc()
 
     def purged(self, reason: str) -> None:
         self._metrics.purges.labels(reason).inc()

@@ -23,6 +23,9 @@ class Observer:
     def lost(self) -> None:
         """A sandbox was lost."""
 
+    def waits(self, code: str) -> None:
+        """A sandbox could not be taken back now; `code` of what stands in the way. Every attempt counts."""
+
     def purged(self, reason: str) -> None:
         """`reason`: asked, timer or exited."""
 

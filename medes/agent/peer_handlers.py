@@ -19,7 +19,7 @@ from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
 from medes.agent.journal import Record
 from medes.agent.peer_client import PageAccess
-from medes.errors import InvalidArgumentError, LimitExceededError, MedesError, NotFoundError
+from medes.errors import BusyError, InvalidArgumentError, LimitExceededError, MedesError, NotFoundError
 from medes.limits import BASES_PER_NODE_MAX, NAME_CHARS_MAX, NODES_MAX, SANDBOXES_PER_NODE_MAX
 from medes.transport.rdma import NO_RDMA, RdmaNode
 from medes.types import BaseDescriptor
@@ -36,6 +36,12 @@ def require_domain(agent: Agent, node_id: str, domain: str, base_ids: list[int])
         log.warning("%s asked for domain %s, which it may not read here", node_id, domain)
         name = f"base {base_ids[0]:016x}" if base_ids else f"domain {domain}"
         raise NotFoundError("this node has no such base", object=name)
+
+
+def _require_books(agent: Agent) -> None:
+    """Raises busy while it is not known yet which bases this node has: a "no" would lose their users."""
+    if not agent.bases_known:
+        raise BusyError("the agent is taking its bases back", object=agent.node_id, hint="try again")
 
 
 def _check_names(*names: str) -> None:
@@ -72,6 +78,7 @@ async def pin(
     """Grants all or none; a granted pin is on the disk before this returns. Raises not_found, invalid_argument."""
     _check_names(node_id, holder_id, domain)
     require_domain(agent, node_id, domain, base_ids)
+    _require_books(agent)
     already = agent.pins.held(node_id, holder_id)
     bases = agent.bases.grantable(domain, base_ids, already)
     # In memory first: while the journal is written nobody else may free one of these.
@@ -109,6 +116,10 @@ async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, li
     _check_names(node_id)
     if node_id == agent.node_id:
         raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
+    _require_books(agent)
+    wanted = {b for _, base_ids in pins.values() for b in base_ids}
+    if wanted & agent.bases_waiting:
+        raise BusyError("a base cannot be opened now", object=agent.node_id, hint="try again")
     missing: list[int] = []
     kept: dict[str, tuple[str, list[int]]] = {}
     for holder_id, (domain, base_ids) in pins.items():
@@ -178,7 +189,10 @@ class PageAccessTable:
         known = self._agent.journal.state.node.get("secret", "")
         if len(known) != 2 * SECRET_BYTES:
             known = secrets.token_hex(SECRET_BYTES)
-            await self._agent.journal.write({"t": "node", "secret": known}, sync=True)
+            try:
+                await self._agent.journal.write({"t": "node", "secret": known}, sync=True)
+            except MedesError as error:  # readers open anew after the next restart
+                log.warning("the secret of page tokens is not kept: %s", error)
         self._secret = bytes.fromhex(known)
 
     def _added(self, base: LocalBase) -> None:

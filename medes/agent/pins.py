@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+# Pins that a damaged journal may have lost: held for whom nobody knows, until `medes base rm --force`.
+UNKNOWN_NODE, UNKNOWN_HOLDER = "(unknown)", "(a damaged journal)"
+
 HolderKey = tuple[str, str]  # (node id, holder id)
 
 

@@ -6,22 +6,89 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medes import native
-from medes.errors import InvalidArgumentError, MedesError, PermissionDeniedError
+from medes.errors import (
+    InvalidArgumentError,
+    MedesError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProcessGoneError,
+)
+
+if TYPE_CHECKING:
+    from medes.agent.sandbox import SandboxSpec
+
+_SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
+
+
+def is_ending(pid: int) -> bool:
+    """Whether the process got a SIGKILL and is on its way out, or is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
+    return bool(pending & _SIGKILL_BIT) or not native.is_alive(pid)
 
 
 def start_time(pid: int) -> int:
-    """Start time in clock ticks, 0 when there is no such (running) process."""
+    """Start time in clock ticks, 0 when there is no such (running) process. Raises why that cannot be told now."""
     try:
         return native.process_start_time(pid) if native.is_alive(pid) else 0
-    except MedesError:
+    except (ProcessGoneError, NotFoundError):
         return 0
 
 
 def runs(pid: int, start_time_ticks: int) -> bool:
-    """Whether the process that had this start time still runs."""
-    return start_time_ticks != 0 and start_time(pid) == start_time_ticks
+    """Whether the process that had this start time still runs. One that cannot be looked at now (no descriptor left, no
+    right) counts as running as long as there is one of that pid."""
+    try:
+        return start_time_ticks != 0 and start_time(pid) == start_time_ticks
+    except MedesError:
+        return _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def namespace() -> str:
+    """Names what process ids mean here: this boot's PID namespace. Empty when that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def waits_for_pages(spec: SandboxSpec) -> bool:
+    """Whether a userfaultfd still guards mappings of its processes, as while pages are out. True where that cannot be told
+    now."""
+    try:
+        return any(_is_guarded(pid) for pid in spec.processes())
+    except ProcessGoneError:
+        return False
+    except (MedesError, OSError):
+        return True
+
+
+def _is_guarded(pid: int) -> bool:
+    try:
+        with Path(f"/proc/{pid}/smaps").open(errors="replace") as file:
+            return any(line.startswith("VmFlags:") and "um" in line.split()[1:] for line in file)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 KEEPER_NAME = "medes-keeper"  # native/live/keeper.cc

@@ -1,33 +1,36 @@
 """What a starting agent does with what the one before left: bases, sandboxes, half-done ops, pins.
 
-The journal says what was going on; where it says "dedup op" or "restore", the page states in the sandbox file say
-how far it got. Both survive `kill -9`, because both live outside the process. Nothing here asks the controller.
+Slabs and sandbox files say whose they are and how far an op got; the journal adds what they cannot say. Both survive
+`kill -9`, because both live outside the process. Nothing here asks the controller, and nothing that is not understood
+is removed: see medes.agent.take_back and medes.agent.orphans.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from medes import native
-from medes.agent import journal_state, restore_op
-from medes.agent.base_op import free_base
+from medes.agent import journal_state, orphans, take_back
+from medes.agent.base_op import base_record, free_base
+from medes.agent.bases import BaseMeta
 from medes.agent.core import Agent, endpoints_from_json
-from medes.agent.dedup_op import META_VERSION
 from medes.agent.journal_state import JournalSandbox
-from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
+from medes.agent.orphans import Orphan
+from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
+from medes.agent.processes import namespace, runs, waits_for_pages
+from medes.agent.sandbox import Pending, SandboxEntry, SandboxSpec
 from medes.agent.store_identity import same_store
-from medes.errors import CorruptError, MedesError, PeerUnreachableError
-from medes.types import AddressRange, BaseDescriptor
+from medes.errors import CorruptError, MedesError, NotFoundError, UnsupportedError
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
+LASTING = (UnsupportedError, CorruptError, NotFoundError)  # no file heals of itself
 RECONCILE_RETRY_S = 2.0
+RESCAN_S_FIRST, RESCAN_S_MAX = 1.0, 30.0
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Recovered:
     bases: int = 0
     warm: int = 0
     dedup: int = 0
+    waiting: int = 0
     rolled_back: int = 0
     lost: int = 0
     gone: int = 0
@@ -51,213 +55,359 @@ class Recovered:
         told = ", ".join(f"{count} {name}" for name, count in counts if count)
         return "; ".join([told or "nothing", *self.notes])
 
+    def doubtful(self) -> bool:
+        """Whether an operator should look."""
+        return bool(self.waiting or self.lost or self.orphans or self.notes)
+
+
+@dataclass(slots=True)
+class Found:
+    """A sandbox file that says whose it is."""
+
+    file: native.SandboxFile
+    spec: SandboxSpec
+    holder: str
+    pins: dict[str, list[int]]
+    elsewhere: bool  # its process ids mean nothing here
+
 
 async def recover(agent: Agent) -> Recovered:
     """Rebuilds the agent's state; call once, before it serves. Raises io only."""
     found = Recovered()
-    if agent.journal.skipped_lines:
-        found.notes.append(f"{agent.journal.skipped_lines} damaged journal lines skipped")
-    for endpoints in agent.journal.state.peers.values():
-        agent.peers.endpoints[endpoints["node_id"]] = endpoints_from_json(endpoints)
-    await _recover_bases(agent, found)
-    for (node_id, holder), (domain, base_ids) in agent.journal.state.pins.items():
-        agent.pins.pin(node_id, holder, domain, base_ids)
-    for known in _unjournalled(agent):
-        agent.journal.state.sandboxes[known.spec["sandbox_id"]] = known
+    _read_journal_notes(agent, found)
+    files = await agent.in_ops(_sandbox_files, agent)
+    await _recover_bases(agent, files, found)
+    _recover_pins(agent, found)
+    agent.bases_known = True
+    for path, file in files.items():
+        if file.spec.sandbox_id not in agent.journal.state.sandboxes:
+            _journal_again(agent, path, file)
     for known in list(agent.journal.state.sandboxes.values()):
         try:
-            await _recover_sandbox(agent, known, found)
+            await _recover_sandbox(agent, known, files.get(known.path or _path_of(agent, known)), found)
         except (MedesError, KeyError, TypeError, ValueError) as error:
             found.notes.append(f"{known.spec.get('sandbox_id')}: {error}")
-    await _remove_orphans(agent, found)
-    for base_id in [b.base_id for b in agent.bases.bases.values() if b.retired]:
-        free_base(agent, base_id)
-    log.info("recovered: %s", found.text())
+    await agent.in_ops(_remove_leftovers, agent, files)
+    found.orphans = len(agent.orphans)
+    if books_complete(agent):
+        for base_id in [b.base_id for b in agent.bases.bases.values() if b.retired]:
+            free_base(agent, base_id)
+    log.log(logging.WARNING if found.doubtful() else logging.INFO, "recovered: %s", found.text())
+    for orphan in agent.orphans.values():
+        log.warning(
+            "%s is left alone, %s: %s (see medes orphans ls)", orphan.path, orphan.error.code, orphan.error
+        )
+    if agent.orphans:
+        agent.spawn(_rescan(agent), "files that could not be read")
     return found
 
 
-# --- bases -------------------------------------------------------------------------------------------------
-async def _recover_bases(agent: Agent, found: Recovered) -> None:
-    for base_id, known in list(agent.journal.state.bases.items()):
-        descriptor = known.descriptor
+def _read_journal_notes(agent: Agent, found: Recovered) -> None:
+    journal = agent.journal
+    if journal.set_aside is not None:
+        found.notes.append(f"the journal of a newer agent is at {journal.set_aside}")
+    if journal.damaged:
+        found.notes.append(f"{journal.damaged} damaged journal lines skipped")
+    for endpoints in journal.state.peers.values():
         try:
-            base, prints = await agent.in_ops(
-                lambda k=known, d=descriptor: agent.bases.reopen(
-                    k.path, d["domain"], d.get("function", ""), fingerprints=not k.retired
-                )
-            )
-            if base.base_id != base_id:
-                raise CorruptError("the slab holds another base", object=known.path)
-        except MedesError as error:
-            found.notes.append(f"base {base_id:016x}: {error}")
-            agent.journal.post({"t": "base_gone", "base_id": base_id})
-            continue
-        base.retired, base.sandbox_id = known.retired, known.sandbox_id
-        agent.bases.add(base, prints)
-        found.bases += 1
+            agent.peers.endpoints[endpoints["node_id"]] = endpoints_from_json(endpoints)
+        except (KeyError, TypeError) as error:
+            found.notes.append(f"a peer's address: {error!r}")
 
 
-async def _remove_orphans(agent: Agent, found: Recovered) -> None:
-    """Files of ours that nothing refers to: a slab that was not journalled has been seen by nobody."""
-    used = {b.slab.path for b in agent.bases.bases.values()}
-    used |= {e.evicted.file.path for e in agent.entries.values() if e.evicted is not None}
-    # The file of a lost sandbox is kept until it is purged: it is what is left of its memory.
-    used |= {str(agent.sandbox_path(e.id)) for e in agent.entries.values() if e.state is S.LOST}
-    for path in own_files(agent.settings.shm_path):
-        # A forked child's file lies beside its sandbox's: SANDBOX_FILE.child-NUMBER.
-        sandbox_file, _, number = str(path).rpartition(".child-")
-        if str(path) not in used and not (number.isdigit() and sandbox_file in used):
-            path.unlink(missing_ok=True)
-            found.orphans += 1
+def books_complete(agent: Agent) -> bool:
+    """Whether every sandbox file's pins are known: only then may anybody be told that others are not needed."""
+    return not any(Path(path).suffix == ".medes" for path in agent.orphans)
 
 
-def own_files(folder: Path) -> list[Path]:
-    """Files the agent makes in shm_dir, temporary ones included; nothing else there is ever touched."""
-    if not folder.is_dir():
-        return []
-    return [p for p in folder.iterdir() if p.is_file() and p.name.startswith(("base-", "sandbox-"))]
-
-
-# --- sandboxes ---------------------------------------------------------------------------------------------
-def _unjournalled(agent: Agent) -> list[JournalSandbox]:
-    """Sandbox files whose journal lines were damaged: their meta says whose they are."""
-    known = set(agent.journal.state.sandboxes)
-    found = []
-    for path in own_files(agent.settings.shm_path):
+# --- files -------------------------------------------------------------------------------------------------
+def _sandbox_files(agent: Agent) -> dict[str, Found]:
+    """(blocks) Path → what is in it, of all that can be read; the others become orphans. Raises io."""
+    found = {}
+    for path in orphans.own_files(agent.settings.shm_path):
         if path.suffix != ".medes":
             continue
         try:
-            meta = read_meta(native.SandboxFile.open(str(path)))
-            if meta["spec"]["sandbox_id"] not in known:
-                sandbox = JournalSandbox(meta["spec"], journal_state.DEDUPING, str(path), meta["holder"])
-                sandbox.pins = {node: list(ids) for node, ids in meta["pins"].items()}
-                found.append(sandbox)
-        except (MedesError, KeyError, TypeError) as error:
-            log.warning("%s: %s", path, error)
+            found[str(path)] = _open_file(str(path))
+        except MedesError as error:
+            _leave(agent, str(path), error)
     return found
 
 
-def read_meta(file: native.SandboxFile) -> dict[str, Any]:
-    """The agent's part of a sandbox file. Raises corrupt."""
+def _open_file(path: str) -> Found:
+    """(blocks) Raises why it cannot be used."""
+    file = native.SandboxFile.open(path)
+    meta = take_back.read_meta(file)
+    evicted = take_back.evicted_of(file, meta)
     try:
-        meta = json.loads(file.meta)
-        if meta["version"] != META_VERSION:
-            raise CorruptError(f"meta version {meta['version']}", object=file.path)
-        return dict(meta)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"meta: {error}", object=file.path) from error
+        spec = SandboxSpec.from_json(meta["spec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"meta: {error!r}", object=path) from error
+    made_in, here = str(meta.get("namespace", "")), namespace()
+    return Found(file, spec, evicted.holder, evicted.pins, bool(made_in and here and made_in != here))
 
 
-async def _recover_sandbox(agent: Agent, known: JournalSandbox, found: Recovered) -> None:
+def _leave(agent: Agent, path: str, error: MedesError) -> None:
+    agent.orphans[path] = Orphan(path, error)
+
+
+def _path_of(agent: Agent, known: JournalSandbox) -> str:
+    return str(agent.sandbox_path(str(known.spec.get("sandbox_id", ""))))
+
+
+def _journal_again(agent: Agent, path: str, file: Found) -> None:
+    """A sandbox that the journal does not know, though its file is there."""
+    record = {
+        "id": file.spec.sandbox_id,
+        "path": path,
+        "holder": file.holder,
+        "pins": file.pins,
+        "figures": {},
+    }
+    agent.journal.post({"t": "sandbox", "spec": file.spec.to_json()}, {"t": journal_state.DEDUP, **record})
+
+
+def _remove_leftovers(agent: Agent, files: dict[str, Found]) -> None:
+    """(blocks) What an agent was writing when it ended, and files of sandboxes whose processes have all exited. Anything
+    else that the books do not know is left."""
+    used = {b.slab.path for b in agent.bases.bases.values()} | set(agent.orphans)
+    used |= {e.evicted.file.path for e in agent.entries.values() if e.evicted is not None}
+    used |= {e.pending.path for e in agent.entries.values() if e.pending is not None}
+    for path in orphans.own_files(agent.settings.shm_path):
+        # A forked child's file lies beside its sandbox's: SANDBOX_FILE.child-NUMBER.
+        sandbox_file, _, number = str(path).rpartition(".child-")
+        if str(path) in used or (number.isdigit() and sandbox_file in used | set(files)):
+            continue
+        file = files.get(str(path))
+        if orphans.is_temporary(path):
+            path.unlink(missing_ok=True)
+        elif file is not None and not file.elsewhere and _all_gone(file.file):
+            file.file.unlink()
+        else:
+            _leave(agent, str(path), NotFoundError("nothing says whose it is"))
+
+
+def _all_gone(file: native.SandboxFile) -> bool:
+    return not any(runs(pid, ticks) for pid, ticks in zip(file.pids, file.start_times, strict=True))
+
+
+async def _rescan(agent: Agent) -> None:
+    """Sandbox files that could not be read at the start and can now. Those of newer agents stay."""
+    pause_s = RESCAN_S_FIRST
+    while not agent.stopping:
+        waiting = [
+            o
+            for o in agent.orphans.values()
+            if Path(o.path).suffix == ".medes" and not isinstance(o.error, LASTING)
+        ]
+        if not waiting:
+            return
+        await agent.clock.sleep(pause_s)
+        pause_s = min(RESCAN_S_MAX, pause_s * 2)
+        for orphan in waiting:
+            try:
+                file = await agent.in_ops(_open_file, orphan.path)
+            except MedesError as error:
+                _leave(agent, orphan.path, error)
+                continue
+            agent.orphans.pop(orphan.path, None)
+            if file.spec.sandbox_id not in agent.entries:
+                _journal_again(agent, orphan.path, file)
+                known = agent.journal.state.sandboxes[file.spec.sandbox_id]
+                await _recover_sandbox(agent, known, file, Recovered())
+
+
+# --- bases -------------------------------------------------------------------------------------------------
+async def _recover_bases(agent: Agent, files: dict[str, Found], found: Recovered) -> None:
+    journalled = agent.journal.state.bases
+    path_of = {base_id: known.path for base_id, known in journalled.items()}
+    slabs = await agent.in_ops(orphans.own_files, agent.settings.shm_path)
+    for slab in (str(p) for p in slabs if p.suffix == ".slab" and str(p) not in path_of.values()):
+        try:
+            path_of[(await agent.in_ops(native.Slab.open, slab)).base_id] = slab
+        except MedesError as error:
+            _leave(agent, slab, error)
+    for base_id, path in path_of.items():
+        try:
+            await take_back.open_base(agent, base_id, path, _base_meta(agent, base_id, files))
+        except NotFoundError as error:
+            found.notes.append(f"base {base_id:016x}: {error}")
+            agent.journal.post({"t": "base_gone", "base_id": base_id})
+            continue
+        except MedesError as error:
+            found.notes.append(f"base {base_id:016x}: {error}")
+            agent.bases_waiting.add(base_id)
+            _leave(agent, path, error)
+            continue
+        base = agent.bases.bases[base_id]
+        if base_id not in journalled:
+            agent.journal.post(base_record(base))
+            found.notes.append(f"base {base_id:016x} was not in the journal")
+        found.bases += 1
+
+
+def _base_meta(agent: Agent, base_id: int, files: dict[str, Found]) -> BaseMeta | None:
+    """What the journal, or a sandbox that pins it, says of a slab that has no meta of its own."""
+    known = agent.journal.state.bases.get(base_id)
+    if known is not None and "domain" in known.descriptor:
+        function = str(known.descriptor.get("function", ""))
+        return BaseMeta(str(known.descriptor["domain"]), function, known.sandbox_id)
+    for file in files.values():
+        if base_id in file.pins.get(agent.node_id, []):
+            return BaseMeta(file.spec.domain, "", "")
+    return None
+
+
+def _recover_pins(agent: Agent, found: Recovered) -> None:
+    """Others' pins, from the journal. One that has lost lines may have lost any of them: then all bases are kept."""
+    journal = agent.journal
+    for (node_id, holder), (domain, base_ids) in journal.state.pins.items():
+        agent.pins.pin(node_id, holder, domain, base_ids)
+    lost_pins = journal.damaged or journal.was_empty or journal.set_aside is not None
+    kept: dict[str, list[int]] = {}
+    for base in agent.bases.bases.values():
+        if lost_pins:
+            kept.setdefault(base.descriptor.domain, []).append(base.base_id)
+    for domain, ids in kept.items():
+        holder = f"{UNKNOWN_HOLDER} {domain}"
+        agent.pins.pin(UNKNOWN_NODE, holder, domain, ids)
+        agent.journal.post(
+            {"t": "pins", "node": UNKNOWN_NODE, "holder": holder, "domain": domain, "base_ids": ids}
+        )
+    if kept:
+        found.notes.append(
+            "pins of other nodes may be forgotten: bases are kept until they are removed by command"
+        )
+
+
+# --- sandboxes ---------------------------------------------------------------------------------------------
+async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | None, found: Recovered) -> None:
     spec = SandboxSpec.from_json(known.spec)
-    if spec.driver not in agent.drivers:
-        found.notes.append(f"{spec.sandbox_id}: driver {spec.driver} cannot run here now")
-    if not spec.live_roots():
+    path = file.file.path if file is not None else known.path
+    if file is not None and (file.spec.pids, file.spec.start_times) != (spec.pids, spec.start_times):
+        file = None  # of other processes that had this id before: an orphan, or removed with them
+    unreadable = path in agent.orphans
+    gone = await agent.in_ops(spec.gone)
+    if gone and file is None and not unreadable:
         agent.journal.post({"t": "purged", "id": spec.sandbox_id})
         found.gone += 1
-        return  # its file, if any, is removed with the orphans; its pins at peers by ReconcilePins
+        return  # its pins at peers go by ReconcilePins
     entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
-    entry.warm_bytes = await agent.in_ops(lambda: native.private_bytes(spec.processes()))
     entry.dedup_count = int(known.figures.get("dedup_count", 0))
     entry.is_base = any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values())
+    entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or await agent.in_ops(_private_bytes, spec)
     agent.entries[spec.sandbox_id] = entry
-    if known.phase == journal_state.LOST:
-        entry.state, entry.lost_reason = S.LOST, known.lost_reason
-        found.lost += 1
-    elif known.phase == journal_state.WARM or not Path(known.path).exists():
-        if known.phase in (journal_state.DEDUP, journal_state.RESTORING):
-            # Committed, and the file is gone: the restore had ended, or the memory cannot be had back.
-            found.notes.append(f"{spec.sandbox_id}: no sandbox file")
-        agent.journal.post({"t": journal_state.WARM, "id": spec.sandbox_id})
-        found.warm += 1
+    if unreadable:
+        orphan = agent.orphans.pop(path)
+        _wait_for_file(agent, entry, known, orphan, found)
+    elif file is None:
+        await _recover_without_file(agent, entry, known, found)
+    elif known.phase == journal_state.LOST and known.lost_finally:
+        _stays_lost(entry, known, path, found)
+    elif not _is_out(file.file, known.phase):
+        # Killed before the first page went, or after the last one came: the sandbox has all its memory.
+        await agent.in_ops(file.file.continue_stopped)
+        await agent.in_ops(file.file.unlink)
+        agent.journal.post({"t": journal_state.WARM, "id": entry.id})
+        found.rolled_back += 1
     else:
-        await _recover_evicted(agent, entry, known, found)
+        await _recover_evicted(agent, entry, known, file, found)
+
+
+def _private_bytes(spec: SandboxSpec) -> int:
+    """(blocks) 0 where that cannot be told now."""
+    try:
+        return native.private_bytes(spec.processes())
+    except MedesError:
+        return 0
+
+
+def _is_out(file: native.SandboxFile, phase: str) -> bool:
+    """Whether pages, or a child's, may be missing. Placed pages say that a restore had begun; after the journal's word
+    that it had ended they say nothing."""
+    counts = file.page_state_counts
+    if counts.get("evicted", 0) or counts.get("evicting", 0) or file.child_paths:
+        return True
+    return phase != journal_state.WARM and bool(counts.get("restored", 0))
+
+
+def _stays_lost(entry: SandboxEntry, known: JournalSandbox, path: str, found: Recovered) -> None:
+    entry.state, entry.lost_reason = S.LOST, known.lost_reason
+    entry.lost_file = path
+    found.lost += 1
+
+
+async def _recover_without_file(
+    agent: Agent, entry: SandboxEntry, known: JournalSandbox, found: Recovered
+) -> None:
+    committed = known.phase in (journal_state.DEDUP, journal_state.RESTORING, journal_state.LOST)
+    if committed and await agent.in_ops(waits_for_pages, entry.spec):
+        if known.phase == journal_state.LOST and known.lost_finally:
+            _stays_lost(entry, known, known.path, found)
+            return
+        entry.state = S.DEDUP
+        error = NotFoundError("its sandbox file is gone", object=known.path)
+        agent.lose(entry, str(error), final=False)
+        _wait(agent, entry, known, error, known.path)
+        found.lost += 1
+        return
+    if committed:
+        found.notes.append(f"{entry.id}: no sandbox file, and nothing of its memory is out")
+    agent.journal.post({"t": journal_state.WARM, "id": entry.id})
+    found.warm += 1
+
+
+def _wait_for_file(
+    agent: Agent, entry: SandboxEntry, known: JournalSandbox, orphan: Orphan, found: Recovered
+) -> None:
+    """Its file cannot be opened now, or not by this version: it stays what it was."""
+    entry.state = S.DEDUP
+    if isinstance(orphan.error, take_back.PROVEN):
+        agent.lose(entry, str(orphan.error), final=False)
+        found.lost += 1
+    else:
+        found.waiting += 1
+    _wait(agent, entry, known, orphan.error, orphan.path)
+
+
+def _wait(agent: Agent, entry: SandboxEntry, known: JournalSandbox, error: MedesError, path: str) -> None:
+    wanted = known.phase == journal_state.RESTORING
+    take_back.wait(agent, entry, error, path=path, wanted=wanted)
+    pending = entry.pending
+    assert pending is not None
+    pending.holder, pending.pins = known.holder, known.pins
+    agent.pins.pin(agent.node_id, known.holder, entry.spec.domain, known.pins.get(agent.node_id, []))
 
 
 async def _recover_evicted(
-    agent: Agent, entry: SandboxEntry, known: JournalSandbox, found: Recovered
+    agent: Agent, entry: SandboxEntry, known: JournalSandbox, file: Found, found: Recovered
 ) -> None:
-    try:
-        file = native.SandboxFile.open(known.path)
-        counts = file.page_state_counts
-        out = any(counts.get(state, 0) for state in ("evicted", "evicting", "restored"))
-        if not out and not file.child_paths:
-            # Killed before the first page went: the sandbox has all its memory.
-            file.continue_stopped()
-            file.unlink()
-            agent.journal.post({"t": journal_state.WARM, "id": entry.id})
-            found.rolled_back += 1
-            return
-        evicted = await _adopt(agent, entry, file)
-    except MedesError as error:
-        entry.state, entry.lost_reason = S.LOST, f"not taken back after a restart: {error}"
-        agent.journal.post({"t": journal_state.LOST, "id": entry.id, "reason": entry.lost_reason})
-        found.lost += 1
-        found.notes.append(f"{entry.id}: {error}")
-        return
-    entry.evicted = evicted
-    evicted.since_s = agent.clock.now_s()
-    entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or entry.warm_bytes
-    entry.kept_bytes = int(known.figures.get("kept_bytes", 0)) or file.file_bytes
-    agent.pins.pin(agent.node_id, evicted.holder, entry.spec.domain, evicted.pins.get(agent.node_id, []))
-    found.dedup += 1
-    if evicted.live is None:
-        entry.state = S.DEDUP
-        wanted = known.phase == journal_state.RESTORING
-        agent.spawn(restore_op.adopt_later(agent, entry, wanted=wanted), f"adopt {entry.id}")
-        return
-    if evicted.live.state in ("restoring", "complete"):
-        entry.state = S.RESTORING
-        entry.completed.clear()
-        await restore_op.resume_watch(agent, entry)
-        return
     entry.state = S.DEDUP
-    if known.phase == journal_state.RESTORING or counts.get("restored", 0):
-        agent.spawn(_resume_restore(agent, entry), f"resume restore {entry.id}")
-
-
-async def _resume_restore(agent: Agent, entry: SandboxEntry) -> None:
-    """A restore was under way when the agent died: somebody wanted this sandbox."""
-    async with entry.lock:
-        if entry.state is S.DEDUP:
-            await restore_op.start(agent, entry, eager=False, deadline_s=60.0, reason="restore resumed")
-
-
-async def _adopt(agent: Agent, entry: SandboxEntry, file: native.SandboxFile) -> Evicted:
-    """Raises what makes the sandbox lost: a base of ours is gone, the userfaultfd cannot be had.
-
-    Where a peer does not answer, `live` stays empty: faults wait until it does (see `restore_op.adopt_later`).
-    """
-    meta = read_meta(file)
-    evicted = Evicted(
-        file,
-        native.BaseSet(),
-        None,
-        str(meta["holder"]),
-        {node: [int(i) for i in ids] for node, ids in meta["pins"].items()},
-        {int(d["base_id"]): _descriptor(d) for d in meta["descriptors"]},
-        {e["node_id"]: endpoints_from_json(e) for e in meta["endpoints"]},
+    entry.kept_bytes = int(known.figures.get("kept_bytes", 0)) or file.file.file_bytes
+    entry.pending = Pending(
+        file.file.path, NotFoundError("not tried yet"), holder=file.holder, pins=file.pins
     )
-    try:
-        await restore_op.rebind(agent, entry, evicted)
-    except PeerUnreachableError as error:
-        log.warning("%s: %s: it waits until its base pages can be read", entry.id, error)
-    return evicted
-
-
-def _descriptor(data: dict[str, Any]) -> BaseDescriptor:
-    ranges = tuple(AddressRange(int(r["begin"]), int(r["end"])) for r in data["ranges"])
-    return BaseDescriptor(**{**data, "ranges": ranges})
+    agent.pins.pin(agent.node_id, file.holder, entry.spec.domain, file.pins.get(agent.node_id, []))
+    async with entry.lock:
+        await take_back.first_attempt(agent, entry, wanted=known.phase == journal_state.RESTORING)
+    if entry.state is S.LOST:
+        found.lost += 1
+    elif entry.state is S.PURGED:
+        found.gone += 1
+    elif entry.pending is not None:
+        found.waiting += 1
+    else:
+        found.dedup += 1
 
 
 # --- pins at peers -----------------------------------------------------------------------------------------
 def own_pins_at(agent: Agent, node_id: str) -> dict[str, tuple[str, list[int]]]:
     """Holder → (domain, base ids) of everything this node needs at a peer, dedup ops under way included."""
-    found = {
-        e.evicted.holder: (e.spec.domain, e.evicted.pins[node_id])
-        for e in agent.entries.values()
-        if e.evicted is not None and e.evicted.pins.get(node_id)
-    }
+    found = {}
+    for entry in agent.entries.values():
+        known = entry.pins()
+        if known is not None and known[1].get(node_id):
+            found[known[0]] = (entry.spec.domain, known[1][node_id])
     for holder, (domain, pins) in agent.pins_of_ops.items():
         if pins.get(node_id):
             found[holder] = (domain, pins[node_id])
@@ -268,6 +418,9 @@ async def reconcile_pins(agent: Agent) -> None:
     """Tells every known peer once which pins this node holds there; tries again until each has answered."""
     waiting = set(agent.peers.endpoints)
     while waiting and not agent.stopping:
+        if not books_complete(agent):
+            await agent.clock.sleep(RECONCILE_RETRY_S)  # what it would leave out, peers would give up
+            continue
         for node_id in sorted(waiting):
             try:
                 missing = await agent.peers.reconcile(node_id, functools.partial(own_pins_at, agent, node_id))
@@ -282,6 +435,7 @@ async def reconcile_pins(agent: Agent) -> None:
 
 
 def _lose_users_of(agent: Agent, missing: set[int], node_id: str) -> None:
+    """By the word of the peer. It may be another's that took its name: they are looked at again."""
     for entry in list(agent.entries.values()):
         evicted = entry.evicted
         if evicted is not None and missing.intersection(evicted.pins.get(node_id, [])):
@@ -291,4 +445,6 @@ def _lose_users_of(agent: Agent, missing: set[int], node_id: str) -> None:
             ):
                 log.error("%s: node %s has another store than the one with its base pages", entry.id, node_id)
                 continue  # that one may come back
-            agent.lose(entry, f"{node_id} no longer has its base pages")
+            error = NotFoundError(f"{node_id} no longer has its base pages", object=entry.id)
+            agent.lose(entry, error.message, final=False)
+            take_back.wait(agent, entry, error)

@@ -10,84 +10,76 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from medes import native
-from medes.agent import hooks, journal_state, outcomes, page_sources
+from medes.agent import hooks, journal_state, outcomes, page_sources, take_back
+from medes.agent.admission import Slot
 from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, unpin
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, Previous, SandboxEntry
 from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
+    CancelledError,
     DeadlineExceededError,
     LostError,
     MedesError,
     PeerUnreachableError,
     ProcessGoneError,
-    TransientError,
+    passes,
 )
+from medes.limits import RESTORE_READY_TIMEOUT_S
 from medes.types import RestoreReport
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
-READY_TIMEOUT_S = 60.0
 WAIT_SLICE_S = 30.0
-ADOPT_RETRY_S = 0.5
-# Codes of failed page reads that pass when the peer is back.
-TRANSIENT = ("peer_unreachable", "unauthenticated", "deadline_exceeded", "busy")
 
 
 async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: float, reason: str) -> None:
     """Restores a dedup'd sandbox until it runs (eager: until its last page is in). The caller holds the lock.
 
-    Raises busy (admission), peer_unreachable (still dedup'd, try again), lost, process_gone.
+    Raises busy (admission), lost, process_gone, and what keeps it waiting (still dedup'd, try again): peer_unreachable
+    for one. Whoever is cancelled or fails here, the admission slot goes back.
     """
-    evicted = entry.evicted
-    assert evicted is not None
     start_s = time.perf_counter()
-    entry.op_reason, evicted.stage_us, evicted.waited_us = reason, {}, 0
     try:
-        await agent.admission.acquire(deadline_s, entry.id)
+        slot = await agent.admission.enter_within(deadline_s, entry.id)
     except MedesError as error:
         outcomes.restore_failed(agent, entry, error, {"queue": _us_since(start_s)})
         raise
-    evicted.stage_us["queue"] = _us_since(start_s)
-    try:
-        peers_s = time.perf_counter()
-        await _ensure_bases(agent, entry, evicted)
-        evicted.stage_us["peers"] = _us_since(peers_s)
-    except BaseException as error:
-        agent.admission.release()
-        if isinstance(error, MedesError):
+    with slot:
+        queue_us, peers_s = _us_since(start_s), time.perf_counter()
+        try:
+            evicted = await _taken_back(agent, entry)
+        except MedesError as error:
+            outcomes.restore_failed(agent, entry, error, {"queue": queue_us, "peers": _us_since(peers_s)})
+            raise
+        entry.op_reason, evicted.waited_us = reason, 0
+        evicted.stage_us = {"queue": queue_us, "peers": _us_since(peers_s)}
+        agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
+        packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        try:
+            rate = agent.settings.background_bytes_per_s
+            # Returns at once, so that telling everybody runs beside the page work and not before it.
+            evicted.handle.restore(not eager, packed, rate)
+            point("restore.begun")
+            agent.move(entry, S.RESTORING, reason)
+            ready = await agent.in_restores(evicted.handle.wait_ready, RESTORE_READY_TIMEOUT_S)
+        except MedesError as error:
             outcomes.restore_failed(agent, entry, error, evicted.stage_us)
-        if isinstance(error, ProcessGoneError):
-            forget(agent, entry, f"its processes have exited: {error}")
-        elif isinstance(error, LostError):
-            agent.lose(entry, error.message)
-        raise
-    queue_us = evicted.stage_us["queue"]
-    agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
-    packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
-    watch = _watch(agent, entry, evicted, None if eager else probe, queue_us)
-    try:
-        rate = agent.settings.background_bytes_per_s
-        # Returns at once, so that telling everybody runs beside the page work and not before it.
-        evicted.handle.restore(not eager, packed, rate)
-        point("restore.begun")
-        agent.move(entry, S.RESTORING, reason)
-        ready = await agent.in_restores(evicted.handle.wait_ready, READY_TIMEOUT_S)
-    except MedesError as error:
-        outcomes.restore_failed(agent, entry, error, evicted.stage_us)
-        watch.close()
-        agent.admission.release()
-        waits = _waits_for_peer(evicted, error)
-        await ended_badly(agent, entry, evicted, error)
-        if waits:
-            hint = "it is restored when they can be read again; or start cold"
-            raise PeerUnreachableError(f"base pages: {error.message}", object=entry.id, hint=hint) from error
-        raise
-    agent.spawn(watch, f"restore {entry.id}")
+            waits = _waits_for_peer(evicted, error)
+            await ended_badly(agent, entry, evicted, error)
+            if waits:
+                hint = "it is restored when they can be read again; or start cold"
+                raise PeerUnreachableError(
+                    f"base pages: {error.message}", object=entry.id, hint=hint
+                ) from error
+            raise
+        watch = _watch(agent, entry, evicted, None if eager else probe, queue_us, slot.hand_over())
+        agent.spawn(watch, f"restore {entry.id}")
     if not ready:
         raise DeadlineExceededError("the restore goes on, but is late", object=entry.id)
     evicted.waited_us = _us_since(start_s)
@@ -106,15 +98,33 @@ async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None
         outcomes.hook_failed(agent, entry, problem)
 
 
-async def _ensure_bases(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
-    """Makes sure that each peer's pages can be read now; a reader that died is replaced."""
-    domain = entry.spec.domain
-    stale = evicted.live is None
-    for node_id, base_ids in evicted.pins.items():
-        if node_id != agent.node_id and base_ids:
-            stale |= not await agent.peers.probe(node_id, domain, base_ids[0])
-    if stale:
-        await rebind(agent, entry, evicted)
+async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
+    """The sandbox with its handle and with readers that read: one that waits is tried now, and its caller hears what
+    it waits for; a reader that died is replaced."""
+    try:
+        if entry.evicted is None or entry.evicted.live is None:
+            await take_back.take_back(agent, entry)
+            entry.pending = None
+        evicted = entry.evicted
+        assert evicted is not None
+        stale = False
+        for node_id, base_ids in evicted.pins.items():
+            if node_id != agent.node_id and base_ids:
+                stale |= not await agent.peers.probe(node_id, entry.spec.domain, base_ids[0])
+        if stale:
+            await rebind(agent, entry, evicted)
+        return evicted
+    except ProcessGoneError as error:
+        forget(agent, entry, f"its processes have exited: {error}")
+        raise
+    except take_back.PROVEN as error:
+        agent.lose(entry, error.message, final=False)
+        take_back.wait(agent, entry, error)
+        raise LostError(error.message, object=entry.id, hint="cold-start the function") from error
+    except MedesError as error:
+        if entry.evicted is None or entry.evicted.live is None:
+            take_back.wait(agent, entry, error)
+        raise
 
 
 async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
@@ -144,7 +154,8 @@ async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[nativ
     for node_id, base_ids in evicted.pins.items():
         if not base_ids:
             continue
-        if node_id == agent.node_id:
+        # Also after the node has got another name.
+        if node_id == agent.node_id or all(base_id in agent.bases.bases for base_id in base_ids):
             for base_id in base_ids:
                 bases.add_local(agent.bases.get(base_id).slab)
             continue
@@ -163,44 +174,52 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         evicted = entry.evicted
         if entry.state is not S.DEDUP or evicted is None:
             return
-        agent.admission.enter()
         entry.op_reason, evicted.stage_us = "woken by a fault of its own", {}
         agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
         agent.move(entry, S.RESTORING, entry.op_reason)
         entry.restore_count += 1
         entry.last_restore = replace(_report(evicted, 0), demand_woken=True)
-        agent.spawn(_watch(agent, entry, evicted, evicted.probe, 0), f"restore {entry.id}")
+        slot = agent.admission.enter()
+        agent.spawn(_watch(agent, entry, evicted, evicted.probe, 0, slot), f"restore {entry.id}")
         if entry.spec.hook_address:
             agent.spawn(_run_hook(agent, entry, evicted), f"hook {entry.id}")
 
 
-async def resume_watch(agent: Agent, entry: SandboxEntry) -> None:
-    """For recovery: a restore that was under way goes on; its end is watched from here."""
+def resume_watch(agent: Agent, entry: SandboxEntry) -> None:
+    """A restore that was under way at the end of the agent before goes on; its end is watched from here."""
     assert entry.evicted is not None
-    agent.admission.enter()
-    agent.spawn(_watch(agent, entry, entry.evicted, frozenset(), 0), f"restore {entry.id}")
+    slot = agent.admission.enter()
+    agent.spawn(_watch(agent, entry, entry.evicted, frozenset(), 0, slot), f"restore {entry.id}")
 
 
 async def _watch(
-    agent: Agent, entry: SandboxEntry, evicted: Evicted, probe: frozenset[Page] | None, queue_us: int
+    agent: Agent,
+    entry: SandboxEntry,
+    evicted: Evicted,
+    probe: frozenset[Page] | None,
+    queue_us: int,
+    slot: Slot,
 ) -> None:
-    """Waits for the last page, then settles. Gives the admission slot back. Without a `probe` the sandbox does not run
-    before its last page is in, so that what did not fault says nothing."""
+    """Waits for the last page, then settles. Ends when the handle is let go of, as by a purge. Without a `probe` the
+    sandbox does not run before its last page is in, so that what did not fault says nothing."""
     asked = entry.requests > 0
-    try:
-        while not await agent.in_watches(evicted.handle.wait_complete, WAIT_SLICE_S):
-            if agent.stopping:
+    handle = evicted.live
+    with slot:
+        try:
+            while handle is not None and not await agent.in_watches(handle.wait_complete, WAIT_SLICE_S):
+                if agent.stopping or entry.evicted is not evicted:
+                    return
+                log.info("%s: still restoring", entry.id)
+            if handle is None:  # let go of before this began
                 return
-            log.info("%s: still restoring", entry.id)
-        point("restore.complete")
-        faulted = unpack_pages(evicted.handle.working_set())
-    except MedesError as error:
-        outcomes.restore_failed(agent, entry, error, evicted.stage_us)
-        async with entry.lock:
-            await ended_badly(agent, entry, evicted, error)
-        return
-    finally:
-        agent.admission.release()
+            point("restore.complete")
+            faulted = unpack_pages(handle.working_set())
+        except MedesError as error:
+            if not isinstance(error, CancelledError):
+                outcomes.restore_failed(agent, entry, error, evicted.stage_us)
+            async with entry.lock:
+                await ended_badly(agent, entry, evicted, error)
+            return
     async with entry.lock:
         if entry.evicted is evicted and entry.state is S.RESTORING:
             await _settle(agent, entry, evicted, queue_us)
@@ -215,8 +234,13 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     settle_s = time.perf_counter()
     report = _report(evicted, queue_us)
     page_sources.count(agent, report.pages_by_transport)
-    # The journal first: a file that is still there is only an orphan to a restarted agent.
-    await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
+    # The journal first, as far as it can be written: recovery looks at the process itself where it finds no file.
+    try:
+        await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
+    except MedesError as error:
+        log.warning("%s: restored, and not journalled yet: %s", entry.id, error)
+    if entry.evicted is not evicted:  # purged meanwhile
+        return
     entry.evicted = None
     entry.kept_bytes = 0
     if not agent.pressure.high:
@@ -260,10 +284,13 @@ def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
 
 # --- ends that are none ------------------------------------------------------------------------------------
 def _waits_for_peer(evicted: Evicted, error: MedesError) -> bool:
-    """Whether pages could not be rebuilt only because their holder could not be asked; the driver says so last."""
+    """Whether pages could not be rebuilt only because their holder could not be asked."""
     remote = len(evicted.transport_by_peer) > 0
     return (
-        remote and isinstance(error, LostError) and error.message.rpartition("(")[2].rstrip(")") in TRANSIENT
+        remote
+        and isinstance(error, LostError)
+        and evicted.live is not None
+        and passes(evicted.live.lost_code)
     )
 
 
@@ -271,45 +298,19 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
     """A restore failed: gone, waiting for a peer, or lost. The caller holds the lock."""
     if entry.evicted is not evicted or entry.state not in (S.DEDUP, S.RESTORING):
         return
-    if isinstance(error, ProcessGoneError) or not entry.spec.live_roots():
+    if isinstance(error, ProcessGoneError) or await agent.in_restores(entry.spec.gone):
         forget(agent, entry, f"its processes have exited: {error}")
+    elif isinstance(error, CancelledError):  # the agent ends, and has let go of it
+        return
     elif _waits_for_peer(evicted, error) and evicted.live is not None:
         live, evicted.live = evicted.live, None
         await agent.in_restores(live.detach)
         if entry.state is S.RESTORING:
             agent.move(entry, S.DEDUP, f"it waits for its base pages: {error.message}")
-        agent.spawn(adopt_later(agent, entry, wanted=True), f"adopt {entry.id}")
+        away = PeerUnreachableError("its base pages cannot be read now", object=entry.id)
+        take_back.wait(agent, entry, away, wanted=True)
     elif evicted.live is not None:
         agent.lose(entry, error.message if isinstance(error, LostError) else str(error))
-
-
-async def adopt_later(agent: Agent, entry: SandboxEntry, *, wanted: bool) -> None:
-    """Takes a dedup'd sandbox's handle as soon as the holders of its base pages answer, and restores it if `wanted`.
-
-    Ends early when somebody else adopted, restored or purged it.
-    """
-    while not agent.stopping:
-        await agent.clock.sleep(ADOPT_RETRY_S)
-        async with entry.lock:
-            evicted = entry.evicted
-            if evicted is None or evicted.live is not None or entry.state is not S.DEDUP:
-                return
-            try:
-                await rebind(agent, entry, evicted)
-                if wanted:
-                    await start(
-                        agent,
-                        entry,
-                        eager=False,
-                        deadline_s=READY_TIMEOUT_S,
-                        reason="its base pages are back",
-                    )
-                return
-            except TransientError as error:
-                log.info("%s: %s", entry.id, error)
-            except MedesError as error:
-                agent.lose(entry, f"not taken back: {error}")
-                return
 
 
 def forget(agent: Agent, entry: SandboxEntry, reason: str, kind: str = "exited") -> None:
@@ -318,6 +319,7 @@ def forget(agent: Agent, entry: SandboxEntry, reason: str, kind: str = "exited")
     `kind` is for the metrics: asked, timer or exited.
     """
     evicted, entry.evicted = entry.evicted, None
+    pending, entry.pending = entry.pending, None
     agent.journal.post({"t": "purged", "id": entry.id})
     if entry.state is not S.PURGED:
         agent.move(entry, S.PURGED, reason)
@@ -329,4 +331,16 @@ def forget(agent: Agent, entry: SandboxEntry, reason: str, kind: str = "exited")
             evicted.live.detach()
         evicted.file.unlink()
         unpin(agent, evicted.holder, evicted.pins)
+    elif pending is not None and pending.path:
+        remove_sandbox_file(Path(pending.path))
+        unpin(agent, pending.holder, pending.pins)
     agent.controller.changed(entry.id)
+
+
+def remove_sandbox_file(path: Path) -> None:
+    """Removes a sandbox file that was never opened here, and its children's. The processes have exited."""
+    for file in (*path.parent.glob(f"{path.name}.child-*"), path):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: %s", file, error)

@@ -15,10 +15,11 @@ from medes.agent.processes import runs
 from medes.agent.states import may_follow
 from medes.agent.working_sets import Page
 from medes.errors import (
+    BusyError,
     InternalError,
     InvalidArgumentError,
     MedesError,
-    PeerUnreachableError,
+    NotFoundError,
     ProcessGoneError,
 )
 from medes.types import (
@@ -61,17 +62,27 @@ class SandboxSpec:
         values = {k: v for k, v in data.items() if k in known}
         for name in ("pids", "start_times"):
             values[name] = tuple(values.get(name, ()))
-        values["lifecycle"] = LifecycleSettings(**values.get("lifecycle", {}))
+        periods = {f.name for f in dataclasses.fields(LifecycleSettings)}
+        given = {k: v for k, v in values.get("lifecycle", {}).items() if k in periods}
+        values["lifecycle"] = LifecycleSettings(**given)
         return cls(**values)
 
     def live_roots(self) -> list[int]:
-        """The roots that still run. A cgroup's sandbox: its processes."""
+        """The roots that still run; those that cannot be looked at now count as running. A cgroup's sandbox: its
+        processes. Raises what keeps its cgroup from being read."""
         if self.cgroup:
             try:
                 return native.cgroup_pids(self.cgroup)
-            except MedesError:
+            except NotFoundError:
                 return []
         return [p for p, t in zip(self.pids, self.start_times, strict=False) if runs(p, t)]
+
+    def gone(self) -> bool:
+        """Whether all its roots have exited; False where that cannot be told now."""
+        try:
+            return not self.live_roots()
+        except MedesError:
+            return False
 
     def processes(self) -> list[int]:
         """All processes of the sandbox, roots first. Raises process_gone when none is left."""
@@ -112,10 +123,22 @@ class Evicted:
 
     @property
     def handle(self) -> LiveHandle:
-        """The driver's handle. Raises peer_unreachable while there is none."""
+        """The driver's handle. Raises busy while there is none."""
         if self.live is None:
-            raise PeerUnreachableError("its base pages cannot be read now", object=self.file.path)
+            raise BusyError("it is not taken back yet", object=self.file.path)
         return self.live
+
+
+@dataclass(slots=True)
+class Pending:
+    """A sandbox that waits to be taken back (medes.agent.take_back)."""
+
+    path: str  # of its file
+    error: MedesError  # what stands in the way
+    wanted: bool = False  # to be restored when it is back
+    # What is known of its pins while the file could not be opened.
+    holder: str = ""
+    pins: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -143,6 +166,7 @@ class SandboxEntry:
         self.cancel: native.CancelFlag | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None
+        self.pending: Pending | None = None
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0
@@ -158,10 +182,19 @@ class SandboxEntry:
         self.reason = "registered"  # why it is in its state
         self.op_reason = ""  # why the op under way began
         self.ops: deque[tuple[float, OpRecord]] = deque(maxlen=OPS_REMEMBERED)  # when it ended, what it was
+        self.lost_file = ""  # of a lost sandbox that was not taken back: what is left of its memory
 
     @property
     def id(self) -> str:
         return self.spec.sandbox_id
+
+    def pins(self) -> tuple[str, dict[str, list[int]]] | None:
+        """Holder id and node → base ids of the pins that its dedup'd form needs, taken back or not."""
+        if self.evicted is not None:
+            return self.evicted.holder, self.evicted.pins
+        if self.pending is not None and self.pending.holder:
+            return self.pending.holder, self.pending.pins
+        return None
 
     def move(self, after: S, now_s: float) -> S:
         """Changes the state as the table allows; returns the state before. Raises internal otherwise."""
@@ -211,6 +244,7 @@ class SandboxEntry:
             last_dedup=self.last_dedup,
             last_restore=self.last_restore,
             lost_reason=self.lost_reason,
+            waiting=f"{self.pending.error.code}: {self.pending.error}" if self.pending is not None else "",
             node_id=self.node_id,
             base_share_bytes=base_share_bytes or 0,
             saved_bytes=0 if base_share_bytes is None else self.freed_bytes - base_share_bytes,

@@ -125,6 +125,16 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
     async def GetNode(self, request: Any, context: Any) -> Any:
         return to_proto(agent_pb2.NodeStatus, handlers.node_status(self._agent))
 
+    async def ListOrphans(self, request: Any, context: Any) -> Any:
+        response = agent_pb2.ListOrphansResponse()
+        found = await handlers.list_orphans(self._agent)
+        response.orphans.extend(to_proto(agent_pb2.OrphanFile, o) for o in found)
+        return response
+
+    async def RemoveOrphan(self, request: Any, context: Any) -> Any:
+        await handlers.remove_orphan(self._agent, request.name)
+        return agent_pb2.RemoveOrphanResponse()
+
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
     """Pins, page access and fingerprints for other agents."""

@@ -14,7 +14,8 @@ TRANSITIONS: dict[S, frozenset[S]] = {
     S.DEDUP: frozenset({S.RESTORING, S.LOST, S.PURGED}),
     # Back to DEDUP when the holder of its base pages went away under the restore: its threads wait, nothing is lost.
     S.RESTORING: frozenset({S.WARM, S.RUNNING, S.DEDUP, S.LOST, S.PURGED}),
-    S.LOST: frozenset({S.PURGED}),
+    # Back to DEDUP when bytes that were absent (a file, a base) have turned up.
+    S.LOST: frozenset({S.DEDUP, S.PURGED}),
     S.PURGED: frozenset(),
 }
 

@@ -8,10 +8,14 @@ restored volume) has another, as has the same folder after a reboot, when the sh
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from pathlib import Path
 
 from medes.agent.journal_writer import JournalWriter
+from medes.errors import MedesError
+
+log = logging.getLogger(__name__)
 
 STORE_BYTES = 8
 PLACE_CHARS = 16
@@ -19,11 +23,14 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 async def store_identity(journal: JournalWriter, state_dir: Path) -> str:
-    """This agent's; made and journalled where there is none. Raises io."""
+    """This agent's; made and journalled where there is none."""
     store = str(journal.state.node.get("store", ""))
     if len(store) != 2 * STORE_BYTES or not store.isalnum():
         store = secrets.token_hex(STORE_BYTES)
-        await journal.write({"t": "node", "store": store}, sync=True)
+        try:
+            await journal.write({"t": "node", "store": store}, sync=True)
+        except MedesError as error:  # a full disk must not keep an agent from its sandboxes
+            log.warning("the store's identity is not kept yet: %s", error)
     return f"{store}.{_place(state_dir)}"
 
 

@@ -54,6 +54,7 @@ class Timers:
     async def tick(self) -> None:
         """One round; ops run as tasks of their own."""
         agent = self._agent
+        agent.journal.heal()
         now_s = agent.clock.now_s()
         if now_s >= self._next_liveness_s:
             self._next_liveness_s = now_s + LIVENESS_ROUND_S
@@ -63,6 +64,8 @@ class Timers:
         for entry in list(agent.entries.values()):
             if entry.id in self._busy or entry.lock.locked():
                 continue
+            if entry.pending is not None:
+                continue  # nobody can give it its pages back now, and nothing is to be given up
             action = decide(view_of(agent, entry))
             if action is Action.DEDUP:
                 self._start(entry, self._dedup(entry, "idle period over"))
@@ -87,7 +90,7 @@ class Timers:
     async def _forget_gone(self) -> None:
         agent = self._agent
         idle = [e for e in agent.entries.values() if not e.lock.locked()]
-        gone = await agent.in_restores(lambda: [e for e in idle if not e.spec.live_roots()])
+        gone = await agent.in_restores(lambda: [e for e in idle if e.spec.gone()])
         for entry in gone:
             async with entry.lock:
                 if entry.state is not S.PURGED and agent.entries.get(entry.id) is entry:
@@ -131,10 +134,6 @@ class DriverEvents:
     def _take(self, driver: Driver) -> None:
         for path, event in driver.take_events():
             entry = self._agent.by_path(path)
-            if entry is None:
-                # Between the eviction and the end of the op that ran it: the file's name says whose it is.
-                sandbox_id = path.rpartition("/sandbox-")[2].removesuffix(".medes")
-                entry = self._agent.entries.get(sandbox_id)
             if entry is None:
                 continue
             if event == "demand_woken":

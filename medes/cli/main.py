@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("medes.cli.doctor", "Say what works on this machine and how to get the rest."),
     "function": ("medes.cli.function", "Deploy, invoke and list functions of the project's own host."),
     "inspect": ("medes.cli.inspect", "Look into the files of a node's stores."),
+    "orphans": ("medes.cli.orphans", "List and remove files that an agent does not know the use of."),
     "sandbox": ("medes.cli.sandbox", "List, register, dedup, restore and remove sandboxes."),
     "top": ("medes.cli.top", "Watch the cluster: nodes, memory, sandboxes."),
 }

@@ -63,7 +63,8 @@ def _row(s: Sandbox) -> list[str]:
     return [
         s.sandbox_id,
         s.function,
-        s.state.label + (f": {s.lost_reason}" if s.lost_reason else ""),
+        s.state.label
+        + (f": {s.lost_reason}" if s.lost_reason else f", waits: {s.waiting}" if s.waiting else ""),
         duration_text(s.state_age_ms / 1000),
         bytes_text(s.warm_bytes),
         bytes_text(s.kept_bytes),

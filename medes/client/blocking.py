@@ -23,6 +23,7 @@ from medes.types import (
     Explanation,
     LifecycleSettings,
     NodeStatus,
+    OrphanFile,
     RestoreResult,
     Sandbox,
     SandboxEvent,
@@ -150,3 +151,12 @@ class MedesClient(BlockingConnection):
     def node(self) -> NodeStatus:
         """Memory, bases and drivers of the agent's node."""
         return from_proto(NodeStatus, self.stub.GetNode(pb.GetNodeRequest()))
+
+    def orphans(self) -> Sequence[OrphanFile]:
+        """Files in the node's shared memory that the agent's books do not know."""
+        answer = self.stub.ListOrphans(pb.ListOrphansRequest())
+        return [from_proto(OrphanFile, o) for o in answer.orphans]
+
+    def remove_orphan(self, name: str) -> None:
+        """Removes one of them for good. A living process may need it. Raises not_found, io."""
+        self.stub.RemoveOrphan(pb.RemoveOrphanRequest(name=name))

@@ -20,6 +20,7 @@ class ImageSandbox:
         self, file: native.SandboxFile, bases: native.BaseSet, image: native.MemoryImage | None
     ) -> None:
         self.lost_reason = ""
+        self.lost_code = "ok"
         self.notes: list[str] = []
         self._file = file
         self._bases = bases
@@ -54,6 +55,7 @@ class ImageSandbox:
             state = "complete"
         except MedesError as error:
             state, self.lost_reason, self._error = "lost", str(error), error
+            self.lost_code = error.code
         self._restore_us = int((time.perf_counter() - start_s) * 1e6)
         self._image = None
         self._state = state
@@ -88,7 +90,12 @@ class ImageSandbox:
         """Nothing to prefetch."""
 
     def detach(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to let go of but those who wait."""
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._error = CancelledError("its handle was let go of", object=self._file.path)
+            self._done.set()
 
 
 class ImageDriver:

@@ -13,6 +13,8 @@ MAX_LOCATIONS: int
 
 def checksum64(data: bytes) -> int: ...
 def error_codes() -> list[str]: ...
+def error_passes(code: str) -> bool:
+    """As `medes.errors.passes`, of the native core."""
 
 # --- memory -----------------------------------------------------------------------------------------------
 class MemoryImage:
@@ -202,7 +204,9 @@ class CancelFlag:
 # --- store ------------------------------------------------------------------------------------------------
 class Slab:
     @staticmethod
-    def create(path: str, base_id: int, image: MemoryImage, pages: list[int] | None = None) -> Slab: ...
+    def create(
+        path: str, base_id: int, image: MemoryImage, pages: list[int] | None = None, meta: bytes = b""
+    ) -> Slab: ...
     @staticmethod
     def open(path: str) -> Slab: ...
     @property
@@ -213,6 +217,10 @@ class Slab:
     def ranges(self) -> list[tuple[int, int]]: ...
     @property
     def value_only(self) -> bool: ...
+    @property
+    def meta(self) -> bytes:
+        """The agent's, empty in a slab of version 1."""
+
     @property
     def path(self) -> str: ...
     @property
@@ -234,6 +242,10 @@ class SandboxFile:
     def page_count(self) -> int: ...
     @property
     def pids(self) -> list[int]: ...
+    @property
+    def start_times(self) -> list[int]:
+        """Of the processes of `pids`, in clock ticks."""
+
     @property
     def stats(self) -> dict[str, int]: ...
     @property
@@ -478,6 +490,10 @@ class LiveSandbox:
 
     @property
     def lost_reason(self) -> str: ...
+    @property
+    def lost_code(self) -> str:
+        """The cause as a catalogue code, "ok" unless lost."""
+
     def restore(
         self,
         lazy: bool = True,

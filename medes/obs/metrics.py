@@ -200,6 +200,13 @@ class AgentMetrics:
             "fallback_reads", "Reads of the open readers that RDMA could not do and TCP did."
         )
         self.sandboxes_lost = counter("sandboxes_lost", "Sandboxes whose right bytes could not be produced.")
+        self.sandboxes_waiting = gauge("sandboxes_waiting", "Sandboxes that could not be taken back yet.")
+        self.restores_running = gauge("restores_running", "Restore ops that hold a slot.")
+        self.tasks = gauge("tasks", "Ops and other work under way in the agent.")
+        self.orphans = gauge("orphans", "Files of shm_dir that the agent does not know the use of.")
+        self.take_backs_failed = counter(
+            "take_backs_failed", "Attempts to take a sandbox back that left it waiting, by cause.", "code"
+        )
         self.purges = counter("purges", "Sandboxes purged by reason.", "reason")
         self.activity_leases_expired = counter(
             "activity_leases_expired", "Sandboxes made idle because their runtime said nothing for too long."

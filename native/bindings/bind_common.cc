@@ -21,6 +21,11 @@ void register_common(nb::module_& m) {
   m.attr("DEFAULT_SAMPLES") = kDefaultSamples;
   m.attr("MAX_LOCATIONS") = kMaxLocations;
   m.def("checksum64", [](const nb::bytes& b) { return checksum64(as_bytes(b)); }, nb::arg("data"));
+  m.def("error_passes", [](const std::string& code) {
+    for (uint16_t i = 0; i <= static_cast<uint16_t>(Code::internal); ++i)
+      if (code == code_name(static_cast<Code>(i))) return passes(static_cast<Code>(i));
+    return false;
+  });
   m.def("error_codes", [] {
     std::vector<std::string> names;
     for (int c = 0; c <= static_cast<int>(Code::internal); ++c)

@@ -61,21 +61,23 @@ void verify_file(const SandboxFile& file, BaseSet& bases, std::shared_ptr<Memory
 
 std::shared_ptr<Slab> create_slab(const std::string& path, uint64_t base_id,
                                   std::shared_ptr<MemoryImage> image,
-                                  const std::optional<std::vector<uint64_t>>& pages) {
+                                  const std::optional<std::vector<uint64_t>>& pages, const nb::bytes& meta) {
+  const Bytes meta_bytes = as_bytes(meta);  // the argument keeps it alive
   nb::gil_scoped_release release;
   if (pages && pages->empty()) throw Error(Code::invalid_argument, "a slab holds at least one page", path);
-  return Slab::create(path, base_id, *image, pages ? *pages : std::vector<uint64_t>{});
+  return Slab::create(path, base_id, *image, pages ? *pages : std::vector<uint64_t>{}, meta_bytes);
 }
 
 void register_slab(nb::module_& m) {
   nb::class_<Slab>(m, "Slab")
       .def_static("create", &create_slab, nb::arg("path"), nb::arg("base_id"), nb::arg("image"),
-                  nb::arg("pages") = nb::none())
+                  nb::arg("pages") = nb::none(), nb::arg("meta") = nb::bytes("", 0))
       .def_static("open", &Slab::open, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("base_id", &Slab::base_id)
       .def_prop_ro("page_count", &Slab::page_count)
       .def_prop_ro("ranges", [](const Slab& s) { return range_pairs(s.space()); })
       .def_prop_ro("value_only", [](const Slab& s) { return s.space().value_only; })
+      .def_prop_ro("meta", [](const Slab& s) { return to_bytes(s.meta()); })
       .def_prop_ro("path", &Slab::path)
       .def_prop_ro("file_bytes", &Slab::file_bytes)
       .def(
@@ -117,6 +119,13 @@ void register_store(nb::module_& m) {
                      std::vector<pid_t> pids;
                      for (const auto& process : f.layout().processes) pids.push_back(process.pid);
                      return pids;
+                   })
+      .def_prop_ro("start_times",
+                   [](const SandboxFile& f) {
+                     std::vector<uint64_t> ticks;
+                     for (const auto& process : f.layout().processes)
+                       ticks.push_back(process.start_time_ticks);
+                     return ticks;
                    })
       .def_prop_ro("stats", [](const SandboxFile& f) { return encoded_stats(f.encoded().stats()); })
       .def_prop_ro("page_state_counts", &page_state_counts)

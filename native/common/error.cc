@@ -31,6 +31,19 @@ const char* code_name(Code code) noexcept {
   return "internal";
 }
 
+bool passes(Code code) noexcept {
+  switch (code) {
+    case Code::store_full:
+    case Code::peer_unreachable:
+    case Code::controller_unreachable:
+    case Code::unauthenticated:
+    case Code::cancelled:
+    case Code::deadline_exceeded:
+    case Code::busy: return true;
+    default: return false;
+  }
+}
+
 Error errno_error(int err, const std::string& what, std::string object, std::string hint) {
   Code code = Code::io;
   switch (err) {

@@ -35,6 +35,9 @@ enum class Code : uint16_t {
 
 const char* code_name(Code code) noexcept;
 
+// Whether the same call may succeed later, as `transient` in medes/errors.py (tests/contract compares them).
+bool passes(Code code) noexcept;
+
 // `object` names what failed ("pid 4711", "base 0x1f3…"); `hint` says what to do about it.
 class Error : public std::runtime_error {
  public:

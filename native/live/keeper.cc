@@ -309,16 +309,21 @@ bool alive(const Holder& holder) {
   try {
     const ProcessStat stat = read_stat(holder.pid);
     return stat.start_time_ticks == holder.start_time_ticks && stat.state != 'Z' && stat.state != 'X';
-  } catch (const Error&) {
-    return false;
+  } catch (const Error& e) {
+    // What cannot be looked at now (no descriptor left, no right) is not gone.
+    return e.code != Code::process_gone && e.code != Code::not_found;
   }
 }
 
 UniqueFd take(const Holder& holder, uint64_t inode) {
   if (!alive(holder)) return {};
   const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, holder.pid, 0)));
-  if (!process) return {};
+  if (!process && errno == ESRCH) return {};
+  if (!process)
+    throw errno_error(errno, "cannot open a handle on the keeper", "pid " + std::to_string(holder.pid));
   UniqueFd taken(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), holder.fd, 0)));
+  if (!taken && errno != EBADF && errno != ESRCH)
+    throw errno_error(errno, "cannot take what the keeper holds", "pid " + std::to_string(holder.pid));
   if (!taken || !is_userfaultfd(("/proc/self/fd/" + std::to_string(taken.get())).c_str())) return {};
   if (inode != 0 && inode_of(taken.get()) != inode) return {};
   return taken;
@@ -335,7 +340,11 @@ void release(const Holder& holder, uint64_t inode) {
     }
   }
   // Between this look and the signal nothing takes that number: a keeper opens nothing for long.
-  if (!take(holder, inode)) return;
+  try {
+    if (!take(holder, inode)) return;
+  } catch (const Error&) {
+    return;  // the keeper ends with what it holds, later
+  }
   sigval number{};
   number.sival_int = holder.fd;
   (void)sigqueue(holder.pid, kReleaseSignal, number);

@@ -27,7 +27,8 @@ void start();
 // Where `fd` of this process's table is held; it need not be open. A keeper that was killed is started anew.
 Holder holder_of(int fd);
 bool alive(const Holder& holder);
-// A copy of the userfaultfd there; empty when it is not there any more. `inode` 0: whichever it is.
+// A copy of the userfaultfd there; empty when it is not there any more. `inode` 0: whichever it is. Throws
+// when that cannot be told now: permission_denied, io, limit_exceeded.
 UniqueFd take(const Holder& holder, uint64_t inode = 0);
 // Nobody needs it there any more.
 void release(const Holder& holder, uint64_t inode);

@@ -63,16 +63,18 @@ class LiveSandbox {
   virtual LiveState state() const = 0;
   virtual EvictResult evict_result() const = 0;
   virtual std::string lost_reason() const = 0;
+  virtual Code lost_code() const = 0;  // its cause; ok unless lost. Whether it may pass: passes(code)
   // Returns at once. A sandbox that already restores (its own fault woke it) gets the working set on top.
   // Throws lost, or wrong use as invalid_argument.
   virtual void restore(const RestoreOptions& options) = 0;
-  virtual bool wait_ready(std::chrono::nanoseconds timeout) = 0;     // thawed, or throws lost, process_gone
-  virtual bool wait_complete(std::chrono::nanoseconds timeout) = 0;  // throws lost, process_gone
+  // Thawed, or throws lost, process_gone; cancelled when detached before. wait_complete throws the same.
+  virtual bool wait_ready(std::chrono::nanoseconds timeout) = 0;
+  virtual bool wait_complete(std::chrono::nanoseconds timeout) = 0;
   virtual RestoreStats stats() const = 0;
   virtual std::vector<WorkingSetEntry> working_set() const = 0;  // recorded by this restore
   // What to prefetch when the sandbox wakes by its own fault.
   virtual void set_working_set(std::vector<WorkingSetEntry> entries) = 0;
-  // Stops serving without touching the sandbox; it waits until adopted again.
+  // Stops serving without touching the sandbox; it waits until adopted again. Ends all waits.
   virtual void detach() = 0;
 };
 

@@ -61,15 +61,24 @@ std::string Sandbox::lost_reason() const {
   return lost_reason_;
 }
 
+Code Sandbox::lost_code() const {
+  const std::lock_guard lock(mutex_);
+  return lost_code_;
+}
+
 void Sandbox::check_not_lost() const {
-  if (lost_code_ == Code::ok) return;
+  if (lost_code_ == Code::ok) {
+    if (detached_ && state() != LiveState::complete)
+      throw Error(Code::cancelled, "the restore is watched no more: its handle was let go of", file_->path());
+    return;
+  }
   throw Error(lost_code_ == Code::process_gone ? Code::process_gone : Code::lost, lost_reason_, file_->path(),
               "start a new instance");
 }
 
 bool Sandbox::wait_ready(std::chrono::nanoseconds timeout) {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, timeout, [this] { return ready_ || lost_code_ != Code::ok; });
+  changed_.wait_for(lock, timeout, [this] { return ready_ || lost_code_ != Code::ok || detached_; });
   check_not_lost();
   return ready_;
 }
@@ -77,7 +86,7 @@ bool Sandbox::wait_ready(std::chrono::nanoseconds timeout) {
 bool Sandbox::wait_complete(std::chrono::nanoseconds timeout) {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, timeout,
-                    [this] { return state() == LiveState::complete || lost_code_ != Code::ok; });
+                    [this] { return state() == LiveState::complete || lost_code_ != Code::ok || detached_; });
   check_not_lost();
   return state() == LiveState::complete;
 }
@@ -107,7 +116,11 @@ void Sandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
 }
 
 void Sandbox::detach() {
-  detached_ = true;
+  {
+    const std::lock_guard lock(mutex_);  // nobody begins to wait unseen
+    detached_ = true;
+  }
+  changed_.notify_all();
   host_.forget(file_->path());
   for (const auto& m : memories()) m->put_aside();
 }

@@ -229,9 +229,7 @@ Code Sandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint6
   const auto deadline = Clock::now() + kPeerPatience;
   for (auto pause = kPeerBackoffFirst;; pause = std::min(pause * 2, kPeerBackoffMost)) {
     const Code code = rebuilder_.rebuild(worker, pages, claims, memory, placed);
-    const bool passing = code == Code::peer_unreachable || code == Code::deadline_exceeded ||
-                         code == Code::unauthenticated || code == Code::busy;
-    if (!passing || Clock::now() > deadline || detached_ || state() == LiveState::lost) return code;
+    if (!passes(code) || Clock::now() > deadline || detached_ || state() == LiveState::lost) return code;
     std::this_thread::sleep_for(pause);
   }
 }

@@ -128,7 +128,9 @@ ImageLayout ImageLayout::parse(Bytes data) {
   ByteReader in(data, "image layout");
   const auto header = in.get<LayoutHeader>();
   if (header.magic != kLayoutMagic) throw corrupt("not an image layout");
-  if (header.version != kLayoutVersion) throw corrupt("unknown layout version");
+  if (header.version != kLayoutVersion)
+    throw Error(Code::unsupported,
+                "image layout: version " + std::to_string(header.version) + " is not known here");
   if (checksum64(data.subspan(kChecksumEnd)) != header.checksum) throw corrupt("checksum mismatch");
   if (header.ranges > kMaxRanges || header.processes > kMaxProcesses || header.page_count > kMaxImagePages)
     throw corrupt("a length is out of bounds");

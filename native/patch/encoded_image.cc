@@ -182,7 +182,9 @@ EncodedImage EncodedImage::open(Bytes blob) {
   blob::Header& h = impl->header;
   std::memcpy(&h, blob.data(), sizeof h);
   if (std::memcmp(h.magic, blob::kMagicText, sizeof h.magic) != 0) corrupt("no encoded image");
-  if (h.version != blob::kVersion) corrupt("unknown format version");
+  if (h.version != blob::kVersion)
+    throw Error(Code::unsupported,
+                "encoded image: version " + std::to_string(h.version) + " is not known here");
   if (checksum64(blob.first(offsetof(blob::Header, checksum))) != h.checksum)
     corrupt("header checksum does not match");
   if (h.blob_bytes != blob.size() || h.page_count > kMaxImagePages || h.base_count > kMaxBasesPerImage ||

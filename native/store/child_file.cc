@@ -87,7 +87,9 @@ std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
   impl.header = read_header<ChildHeader>(fd, path);
   const ChildHeader& h = impl.header;
   require(h.magic == kChildMagic, "wrong magic");
-  require(h.version == kChildVersion, "unknown version");
+  if (h.version != kChildVersion)
+    throw Error(Code::unsupported, "child file: version " + std::to_string(h.version) + " is not known here",
+                path);
   require(h.header_checksum == header_checksum(h), "header checksum");
   require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
   require(h.file_bytes == fd.size() && h.file_bytes == file_bytes_of(h.page_count), "file length");

@@ -43,7 +43,7 @@ class ChildFile {
   static std::shared_ptr<ChildFile> create(const std::string& sandbox_path, uint32_t process, uint64_t inode,
                                            const Holder& holder, std::span<const std::byte> states,
                                            std::span<const MovedPages> moves);
-  static std::shared_ptr<ChildFile> open(const std::string& path);  // throws not_found, corrupt
+  static std::shared_ptr<ChildFile> open(const std::string& path);  // throws not_found, corrupt, unsupported
   static std::string path_of(const std::string& sandbox_path, uint64_t inode);
   static std::vector<std::string> paths_of(const std::string& sandbox_path);
   ~ChildFile();

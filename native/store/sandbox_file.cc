@@ -39,7 +39,9 @@ void check_header(const SandboxHeader& h, uint64_t file_bytes, const std::string
     if (!ok) throw Error(Code::corrupt, std::string("sandbox file: ") + what, path);
   };
   require(h.magic == kSandboxMagic, "wrong magic");
-  require(h.version == kSandboxVersion, "unknown version");
+  if (h.version < kSandboxVersionOldest || h.version > kSandboxVersion)
+    throw Error(Code::unsupported,
+                "sandbox file: version " + std::to_string(h.version) + " is not known here", path);
   require(h.header_checksum == checksum64(header_prefix(h)), "header checksum");
   require(h.header_bytes == kPageBytes, "header length");
   require(h.page_count <= kMaxImagePages, "page count");

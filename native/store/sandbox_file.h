@@ -47,7 +47,8 @@ class SandboxFile {
   // Throws store_full, already_exists, io.
   static std::shared_ptr<SandboxFile> create(const std::string& path, Bytes meta, const ImageLayout& layout,
                                              Bytes encoded_blob);
-  static std::shared_ptr<SandboxFile> open(const std::string& path);  // throws not_found, corrupt
+  // Throws not_found, corrupt, unsupported (another version).
+  static std::shared_ptr<SandboxFile> open(const std::string& path);
   ~SandboxFile();
 
   Bytes meta() const;

@@ -17,7 +17,8 @@
 namespace medes {
 
 inline constexpr uint64_t kSandboxMagic = 0x3158425344454Dull;  // "MEDSBX1\0"
-inline constexpr uint32_t kSandboxVersion = 3;
+inline constexpr uint32_t kSandboxVersion = 3;                  // written
+inline constexpr uint32_t kSandboxVersionOldest = 3;            // read; docs/formats.md
 
 struct SandboxHeader {
   uint64_t magic;

@@ -1,6 +1,6 @@
 // A base's stored pages in one shared-memory file that outlives the agent: header page (magic, version,
-// base id, page count, address space, k, checksums), per-page checksums, then the pages, 4 KiB aligned.
-// Written once, sealed, never changed: decoders depend on it. Layout: docs/patch-format.md.
+// base id, page count, address space, k, checksums), per-page checksums, the pages, 4 KiB aligned, and the
+// agent's meta, which says whose they are. Written once, sealed, never changed: decoders depend on it.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,9 @@ class Slab {
   // Copies the listed image pages (all when empty) into a new file `path` (written under a temporary
   // name, sealed, then renamed). Throws store_full, already_exists, io.
   static std::shared_ptr<Slab> create(const std::string& path, uint64_t base_id, const MemoryImage& image,
-                                      std::span<const uint64_t> pages);
-  // Maps an existing slab read-only; checks header checksum. Throws not_found, corrupt.
+                                      std::span<const uint64_t> pages, Bytes meta = {});
+  // Maps an existing slab read-only; checks header checksum. Throws not_found, corrupt, unsupported (written
+  // by a newer version that says that this one cannot read it).
   static std::shared_ptr<Slab> open(const std::string& path);
   ~Slab();
 
@@ -27,6 +28,7 @@ class Slab {
   uint64_t page_count() const;
   const AddressSpace& space() const;
   Bytes bytes() const;  // the stored pages
+  Bytes meta() const;   // opaque to the core; empty in a slab of version 1
   BaseView view() const;
   std::span<const uint64_t> page_checksums() const;   // one a page
   bool verify(uint64_t first, uint64_t count) const;  // compares with the stored checksums

@@ -1,7 +1,9 @@
 // The layout of a slab file, little-endian, every offset in bytes from the start of the file:
-//   0                 SlabHeader, padded with zeros to 4096
+//   0                 SlabHeader, padded with zeros to 4088; there: u64 checksum of all bytes before it
 //   4096              u64 checksum of each page
 //   pages_offset      page_count pages, 4 KiB aligned
+//   behind the pages  sections (version 2), each 8-byte aligned; the whole 4 KiB aligned
+// Version 1 had no sections, and its header checksum at offset 192. What a reader accepts: docs/formats.md.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +15,19 @@
 namespace medes {
 
 inline constexpr uint64_t kSlabMagic = 0x31424C5344454Dull;  // "MEDSLB1\0"
-inline constexpr uint32_t kSlabVersion = 1;
+inline constexpr uint32_t kSlabVersion = 2;
+inline constexpr size_t kSlabSections = 8;
+
+enum class SlabSectionKind : uint32_t {
+  meta = 1,  // JSON of the agent: whose pages these are
+};
+
+struct SlabSection {
+  uint32_t kind;
+  uint32_t required;  // 1: a reader that does not know the kind must not use the slab
+  uint64_t offset, bytes;
+  uint64_t checksum;
+};
 
 struct SlabHeader {
   uint64_t magic;
@@ -27,14 +41,21 @@ struct SlabHeader {
   uint32_t range_count;
   uint32_t value_only;  // 0 or 1
   AddressRange ranges[kMaxRanges];
-  uint64_t header_checksum;  // over all bytes before it
+  // From here on since version 2.
+  uint32_t readable_from;  // the oldest reader's version that may use the slab
+  uint32_t section_count;
+  SlabSection sections[kSlabSections];
 };
+
+inline constexpr size_t kSlabV1HeaderBytes = 192;  // then its checksum
+inline constexpr size_t kSlabChecksumOffset = kPageBytes - sizeof(uint64_t);
 
 static_assert(sizeof(AddressRange) == 16);
 static_assert(offsetof(SlabHeader, base_id) == 16);
 static_assert(offsetof(SlabHeader, table_checksum) == 48);
 static_assert(offsetof(SlabHeader, ranges) == 64);
-static_assert(offsetof(SlabHeader, header_checksum) == 192);
-static_assert(sizeof(SlabHeader) == 200);
+static_assert(offsetof(SlabHeader, readable_from) == kSlabV1HeaderBytes);
+static_assert(sizeof(SlabSection) == 32);
+static_assert(sizeof(SlabHeader) == 456 && sizeof(SlabHeader) <= kSlabChecksumOffset);
 
 }  // namespace medes

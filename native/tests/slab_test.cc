@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -104,6 +105,58 @@ TEST_F(SlabTest, EveryDamagedHeaderByteIsNoticed) {
     poke(path("a.slab"), i, &good[i], 1);
   }
   EXPECT_EQ(open_code(path("a.slab")), Code::ok);
+}
+
+TEST_F(SlabTest, KeepsTheAgentsMeta) {
+  const std::string text = R"({"domain":"d"})";
+  const Bytes meta = std::as_bytes(std::span(text));
+  auto made = Slab::create(path("a.slab"), 1, *image(3), {}, meta);
+  auto slab = Slab::open(path("a.slab"));
+  EXPECT_TRUE(std::ranges::equal(slab->meta(), meta));
+  EXPECT_EQ(slab->bytes().size(), 3 * kPageBytes);
+  EXPECT_TRUE(slab->verify(0, 3));
+  const char x = 0x55;
+  poke(path("a.slab"), kPageBytes * 5, &x, 1);
+  EXPECT_EQ(open_code(path("a.slab")), Code::corrupt) << "checksum of the meta";
+}
+
+// What a reader accepts of other versions: docs/formats.md.
+TEST_F(SlabTest, ReadsVersionOneAndWhatNewerVersionsSayThatItMay) {
+  Slab::create(path("a.slab"), 1, *image(3), {});
+  std::vector<std::byte> page(kPageBytes);
+  std::ifstream(path("a.slab"), std::ios::binary)
+      .read(reinterpret_cast<char*>(page.data()), static_cast<std::streamsize>(page.size()));
+  const auto code_with = [&](const SlabHeader& h) {
+    std::vector<std::byte> changed(kPageBytes);
+    std::memcpy(changed.data(), &h, sizeof h);
+    const size_t at = h.version == 1 ? kSlabV1HeaderBytes : kSlabChecksumOffset;
+    const uint64_t checksum = checksum64(Bytes(changed).first(at));
+    std::memcpy(changed.data() + at, &checksum, sizeof checksum);
+    poke(path("a.slab"), 0, reinterpret_cast<const char*>(changed.data()), changed.size());
+    return open_code(path("a.slab"));
+  };
+  SlabHeader header;
+  std::memcpy(&header, page.data(), sizeof header);
+  SlabHeader first = header;
+  first.version = 1;
+  first.readable_from = 0;
+  EXPECT_EQ(code_with(first), Code::ok);
+  SlabHeader newer = header;
+  newer.version = 7;
+  newer.section_count = 1;
+  newer.sections[0] = {99, 0, header.file_bytes, 0, 0};
+  EXPECT_EQ(code_with(newer), Code::ok) << "an optional section is skipped";
+  newer.sections[0].required = 1;
+  EXPECT_EQ(code_with(newer), Code::unsupported);
+  newer.section_count = 0;
+  newer.readable_from = kSlabVersion + 1;
+  EXPECT_EQ(code_with(newer), Code::unsupported);
+  newer.readable_from = kSlabVersion;
+  newer.section_count = kSlabSections + 1;
+  EXPECT_EQ(code_with(newer), Code::corrupt);
+  newer.section_count = 1;
+  newer.sections[0] = {99, 0, header.file_bytes, 1, 0};
+  EXPECT_EQ(code_with(newer), Code::corrupt) << "a section beyond the file";
 }
 
 TEST_F(SlabTest, DamagedTablePageOrLengthIsNoticed) {

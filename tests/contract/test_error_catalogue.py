@@ -37,3 +37,9 @@ def test_message_says_what_where_and_what_to_do() -> None:
 )
 def test_transient_errors_are_marked(code: str) -> None:
     assert errors.BY_CODE[code].transient
+
+
+def test_both_sides_agree_on_what_passes() -> None:
+    disagree = [code for code in native.error_codes() if native.error_passes(code) != errors.passes(code)]
+    assert disagree == []
+    assert errors.passes("busy") and not errors.passes("corrupt") and not errors.passes("no such code")

@@ -76,7 +76,9 @@ def test_every_damaged_byte_of_header_meta_and_layout_is_noticed(tmp_path: Path,
     places = [*range(112), *range(4096, 4096 + 11), *range(4160, 4160 + 40)]
     for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
-        with pytest.raises(errors.CorruptError):
+        # Another version is somebody else's file, for all that can be told.
+        other_version = 8 <= place < 12 or 4164 <= place < 4168
+        with pytest.raises(errors.UnsupportedError if other_version else errors.CorruptError):
             native.SandboxFile.open(str(path))
     path.write_bytes(good)
     assert native.SandboxFile.open(str(path)).page_count == 12

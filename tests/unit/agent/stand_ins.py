@@ -19,6 +19,7 @@ class StandInHandle:
         self.page_count = page_count
         self.state = "dormant"
         self.lost_reason = ""
+        self.lost_code = "ok"
         self.notes = ["a page is mlocked"]
         self.wake_prefetch = b""
         self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
@@ -56,6 +57,8 @@ class StandInHandle:
     def wait_complete(self, timeout_s: float) -> bool:
         if not self._done.wait(min(timeout_s, 5.0)):
             return False
+        if self.detached and self.state == "restoring":
+            raise CancelledError("let go of", object=self.path)
         if self.state == "lost":
             raise LostError("a page fails its checksum", object=self.path)
         return True
@@ -72,6 +75,7 @@ class StandInHandle:
 
     def detach(self) -> None:
         self.detached = True
+        self._done.set()
 
 
 class StandInDriver:

@@ -109,7 +109,7 @@ async def test_first_instance_becomes_a_base_and_the_second_is_patched_against_i
     assert handlers.node_status(daemon.agent).bases[0].pins == 1
     assert not (await handlers.restore(daemon.agent, "s2")).report.was_dedup
     files = sorted(p.name.split("-")[0] for p in daemon.settings.shm_path.iterdir())
-    assert files == ["base", "sandbox"]
+    assert files == ["base", "lock", "sandbox"]
 
 
 async def holder_and_user(
@@ -414,7 +414,9 @@ async def test_a_restarted_agent_knows_its_bases_pins_and_sandboxes(
     assert (await handlers.dedup(again.agent, "c")).report.base_bytes_added == 0
 
 
-async def test_a_slab_nobody_was_told_of_goes_at_the_next_start(make_agent: MakeAgent) -> None:
+async def test_files_that_say_nothing_of_their_use_are_left_alone_and_removed_by_command(
+    make_agent: MakeAgent,
+) -> None:
     daemon = await make_agent()
     orphan = daemon.settings.shm_path / "base-0123456789abcdef.slab"
     stranger = daemon.settings.shm_path / "somebody-elses"
@@ -423,7 +425,14 @@ async def test_a_slab_nobody_was_told_of_goes_at_the_next_start(make_agent: Make
     await daemon.stop()
     again = await make_agent()
     assert again.recovered.orphans == 1
+    assert (orphan.exists(), stranger.exists()) == (True, True)
+    (listed,) = await handlers.list_orphans(again.agent)
+    assert (listed.name, listed.code) == (orphan.name, "corrupt")
+    with pytest.raises(NotFoundError):
+        await handlers.remove_orphan(again.agent, stranger.name)
+    await handlers.remove_orphan(again.agent, orphan.name)
     assert (orphan.exists(), stranger.exists()) == (False, True)
+    assert await handlers.list_orphans(again.agent) == []
 
 
 async def test_a_lost_journal_is_made_up_for_by_the_sandbox_files(
@@ -436,7 +445,7 @@ async def test_a_lost_journal_is_made_up_for_by_the_sandbox_files(
     (Path(daemon.settings.state_dir) / "journal").write_bytes(b"not a journal\n")
     again = await make_agent()
     assert handlers.get(again.agent, "s1").state is S.WARM
-    assert again.agent.journal.skipped_lines == 1
+    assert again.agent.journal.damaged == 1
     app.ask()
 
 
@@ -451,7 +460,7 @@ async def test_an_unused_base_is_retired_and_freed(
     await handlers.restore(daemon.agent, "s1", eager=True)
     assert await retire_unused(daemon.agent, {("default", "f")}) == [], "its function still has a sandbox"
     assert await retire_unused(daemon.agent, set()) == [base]
-    assert [p.name for p in daemon.settings.shm_path.iterdir()] == []
+    assert [p.name for p in daemon.settings.shm_path.iterdir()] == ["lock"]
     assert controller.store.stats().bases == 0
     assert daemon.agent.journal.state.bases == {}
 
