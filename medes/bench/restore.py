@@ -191,6 +191,7 @@ async def _register_as(host: FunctionHost, instance: HostedInstance, function: s
     """The agent knows the instance under another function's name from now on."""
     await settled(instance)
     node = host.nodes[instance.node_id]
+    await node.register(instance, purge_kills=False)  # or the purge would end it
     await node.purge(instance)
     spec = instance.spec
     instance.spec = dataclasses.replace(spec, name=function)

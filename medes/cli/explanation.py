@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from medes.cli.format import bytes_text, duration_text
 from medes.types import Explanation, OpRecord, RestoreReport, SandboxState
 
+# Maps come over the wire in any order. fetch, apply and place are thread time within the others.
+_STAGES = (
+    *("capture", "survey", "lookup", "advice", "base", "plan", "pin", "encode", "write", "evict"),
+    *("queue", "peers", "ready", "complete", "settle", "fetch", "apply", "place"),
+)
+_ORDER = {name: number for number, name in enumerate(_STAGES)}
+
 
 def restored_text(report: RestoreReport) -> str:
     """What was waited for and what was not. "Runs" is no "whole": pages that are missing come as they are touched."""
@@ -78,7 +85,8 @@ def _periods(found: Explanation) -> str:
 
 
 def _op(op: OpRecord) -> Iterator[str]:
-    stages = ", ".join(f"{name} {duration_text(us / 1e6)}" for name, us in op.stage_us.items())
+    known = sorted(op.stage_us.items(), key=lambda stage: _ORDER.get(stage[0], len(_ORDER)))
+    stages = ", ".join(f"{name} {duration_text(us / 1e6)}" for name, us in known)
     took = f" in {duration_text(op.total_us / 1e6)}" if op.total_us else ""
     yield f"  {duration_text(op.age_ms / 1000)} ago  {op.kind} {op.outcome}{took} ({op.reason or 'no reason told'})"
     if op.message:

@@ -46,8 +46,8 @@ class NodeLink:
         """The node's memory and bases. Raises agent_unreachable."""
         return await self._client.node()
 
-    async def register(self, instance: HostedInstance) -> Sandbox:
-        """Puts an instance under the agent's care."""
+    async def register(self, instance: HostedInstance, *, purge_kills: bool = True) -> Sandbox:
+        """Puts an instance under the agent's care, its end included unless told otherwise."""
         spec = instance.spec
         sandbox = await self._client.register(
             spec.name,
@@ -57,7 +57,7 @@ class NodeLink:
             domain=spec.domain,
             lifecycle=spec.lifecycle,
             driver=self._driver,
-            purge_kills=True,
+            purge_kills=purge_kills,
             hook_address=self._hook_address if instance.restore_hooks or instance.snapshot_hooks else "",
         )
         instance.sandbox = sandbox
