@@ -71,6 +71,10 @@ class _Stream:
             raise slot.failure
         return slot.answer
 
+    def end(self) -> None:
+        """No more will be asked: the agent ends the stream, and the thread ends with it."""
+        self._requests.put(None)
+
     def _give_up(self, number: int) -> bool:
         with self._lock:
             waited = self._waiting.pop(number, None) is not None
@@ -134,6 +138,11 @@ class ActivityCalls:
                     raise answer_error(answer.error)
                 return answer.sandbox
         return self._stub.NotifyActivity(activity_request(sandbox_id, activity))
+
+    def __del__(self) -> None:
+        # A client that is dropped without close(), perhaps one a request, must not leave its stream at the agent.
+        if (stream := getattr(self, "_stream", None)) is not None:
+            stream.end()
 
     def _open(self) -> _Stream:
         stream = self._stream

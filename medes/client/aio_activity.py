@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from typing import Any
 
@@ -126,6 +127,12 @@ class AioActivityCalls:
         self._stream: _Stream | None = None
         self._opening = asyncio.Lock()
         self._one_by_one = False  # the agent does not have the call
+
+    def __del__(self) -> None:
+        # As for blocking callers; where the event loop has gone, so has the stream.
+        if (stream := getattr(self, "_stream", None)) is not None:
+            with contextlib.suppress(Exception):
+                stream.cancel()
 
     async def _open(self) -> _Stream:
         async with self._opening:

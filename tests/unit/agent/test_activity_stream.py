@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -147,6 +149,29 @@ async def test_a_client_outlives_its_agent(make_agent: MakeAgent, make_app: Make
                 break
             await asyncio.sleep(0.02)
         await caller.end("a")
+
+
+async def test_a_client_that_is_dropped_leaves_no_stream(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    """One client a request, never closed: the agent bounds the streams that it serves."""
+    daemon = await with_sandboxes(make_agent, make_app, "a")
+    assert daemon._servicer is not None
+
+    def request() -> None:
+        medes = MedesClient(daemon.settings.listen)
+        medes.begin("a")
+        medes.end("a")
+
+    for _ in range(5):
+        await asyncio.to_thread(request)
+    gc.collect()
+    streams = daemon._servicer._streams
+    await until(lambda: not streams, "all streams have ended")
+    assert not [t for t in threading.enumerate() if t.name == "medes-activity" and t.is_alive() and _lives(t)]
+
+
+def _lives(thread: threading.Thread) -> bool:
+    thread.join(20)
+    return thread.is_alive()
 
 
 class Caller:
