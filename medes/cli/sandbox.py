@@ -96,7 +96,11 @@ def explain(address: str, sandbox_id: str, as_json: bool, **options: Any) -> Non
 @click.option(
     "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Root process; repeat for more."
 )
-@click.option("--cgroup", default="", help="All processes of this cgroup, instead of --pid.")
+@click.option(
+    "--cgroup",
+    default="",
+    help="All processes of this cgroup, instead of --pid: a folder, a line of /proc/PID/cgroup, an engine's path.",
+)
 @click.option("--id", "sandbox_id", default="", help="Name of the sandbox; the agent makes one without it.")
 @click.option("--tenant", default="", help="Owner of the sandbox.")
 @click.option("--domain", default="", help="Dedup domain; the tenant without it.")

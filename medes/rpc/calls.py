@@ -9,14 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from medes.errors import DeadlineExceededError, InvalidArgumentError, MedesError, WrongStateError
+from medes.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    MedesError,
+    PermissionDeniedError,
+    WrongStateError,
+)
 from medes.rpc.status import error_from_rpc
+
+
+def _forbidden(path: str) -> bool:
+    """Whether a socket is there, or may be, that this user must not connect to."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode) and not os.access(path, os.W_OK)  # noqa: PTH116
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 class _Channel:
@@ -46,6 +63,13 @@ class _Channel:
         if self.closed:
             self.check()
         found = error_from_rpc(error, unreachable=self._unreachable, peer=self.peer)
+        path = self.peer.removeprefix("unix:")
+        if type(found) is self._unreachable and path != self.peer and _forbidden(path):
+            return PermissionDeniedError(
+                "this user may not use the socket",
+                object=self.peer,
+                hint="run as the agent's user, or see listen_mode",
+            )
         if type(found) is DeadlineExceededError and timeout_s is not None and not found.hint:
             return DeadlineExceededError(
                 f"no answer within {timeout_s:g} s", object=found.object, hint="timeout_s gives it longer"

@@ -120,7 +120,8 @@ def error_from_status(
 
 def _reason(text: str) -> str:
     """What gRPC says of a connection that failed, without its own words around it."""
-    return re.split(r"last error: |\berror: ", text)[-1].strip()[:ERROR_TEXT_CHARS_MAX]
+    said = re.split(r"last error: |\berror: ", text)[-1].strip()
+    return re.sub(r"^[A-Z_]+: (?:ipv[46]|unix):\S+: ", "", said)[:ERROR_TEXT_CHARS_MAX]
 
 
 def error_from_rpc(

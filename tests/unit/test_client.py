@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,3 +251,52 @@ def test_the_wrong_daemon_says_what_it_is(address: str) -> None:
     with ControllerClient(address) as controller, pytest.raises(UnsupportedError) as caught:
         controller.nodes()
     assert "this is an agent's restore API, not a controller" in str(caught.value)
+
+
+AS_NOBODY = """
+import os, sys
+from medes.client import MedesClient
+from medes.errors import PermissionDeniedError
+os.setuid(65534)
+with MedesClient(sys.argv[1]) as medes:
+    try:
+        medes.list()
+    except PermissionDeniedError as error:
+        print(error)
+"""
+
+
+def test_a_socket_of_another_user_is_no_absent_agent(agent: FakeAgent, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with served(
+            lambda s: add_AgentServiceServicer_to_server(agent, s), f"unix:{folder}/a.sock"
+        ) as address:
+            for closed, text in ((0o600, "may not use the socket"), (0o666, "")):
+                Path(folder, "a.sock").chmod(closed)
+                done = subprocess.run(
+                    [sys.executable, "-c", AS_NOBODY, address], capture_output=True, text=True, timeout=60
+                )
+                assert (done.returncode, done.stderr) == (0, "")
+                assert text in done.stdout and bool(done.stdout) == bool(text)
+
+
+def test_something_else_listens_there(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = listener.getsockname()[1]
+        with (
+            MedesClient(f"127.0.0.1:{port}", timeout_s=20) as medes,
+            pytest.raises(AgentUnreachableError, match="no agent answers here: "),
+        ):
+            medes.list()
+        thread.join(20)

@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from medes.rpc.gen import agent_pb2
 
 from medes.agent import handlers
 from medes.agent.base_op import retire_unused
 from medes.agent.daemon import AgentDaemon
 from medes.agent.registration import Registration
 from medes.agent.view import view_of
+from medes.client import AsyncMedesClient
 from medes.controller.process import Controller
 from medes.errors import (
     AlreadyExistsError,
     CancelledError,
     InvalidArgumentError,
+    LimitExceededError,
     LostError,
     NotFoundError,
     StoreFullError,
@@ -73,6 +76,16 @@ async def test_register_refuses_what_is_no_sandbox(make_agent: MakeAgent, make_a
         with pytest.raises(error):
             await handlers.register(agent, registration)
     assert handlers.list_sandboxes(agent) == []
+
+
+async def test_too_many_pids_are_refused_on_the_wire(make_agent: MakeAgent) -> None:
+    """As any client may send them: 100,000, and more than a request may hold."""
+    daemon = await make_agent()
+    async with AsyncMedesClient(daemon.settings.listen) as client:
+        for pids in (100_000, 400_000):
+            with pytest.raises(LimitExceededError):
+                await client.stub.Register(agent_pb2.RegisterRequest(function="f", pids=range(2, pids)))
+        assert await client.list() == []
 
 
 async def test_registering_again_changes_settings_and_other_processes_are_refused(
