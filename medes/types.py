@@ -377,7 +377,6 @@ class Explanation:
 
     sandbox: Sandbox
     reason: str = ""
-    waits_for: str = ""
     patch_bytes: int = 0
     table_bytes: int = 0
     resident_bytes: int = 0

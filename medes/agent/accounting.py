@@ -45,9 +45,9 @@ def base_shares(
         BaseShare(b.base_id, agent.node_id, b.slab.file_bytes, 0, b.slab.file_bytes)
         for b in made.get(entry.id, ())
     ]
-    evicted = entry.evicted
-    if evicted is not None:
-        for node_id, base_ids in list(evicted.pins.items()):
+    pins = entry.pins()
+    if pins is not None:
+        for node_id, base_ids in list(pins[1].items()):
             shares += [_share(agent, entry, node_id, base_id) for base_id in base_ids]
     return shares
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from pathlib import Path
 
 from medes import native
 from medes.agent.bases import LocalBase, new_base_id
@@ -109,8 +110,15 @@ def needed_functions(agent: Agent) -> set[tuple[str, str]]:
     return {(e.spec.domain, e.spec.function) for e in agent.entries.values()}
 
 
+def may_be_needed_unseen(agent: Agent) -> bool:
+    """Whether sandbox files lie there that the books do not know: they may stand on any base."""
+    return any(Path(path).name.startswith("sandbox-") for path in agent.orphans)
+
+
 async def retire_unneeded(agent: Agent, period_s: float) -> list[int]:
     """Frees the bases that nobody has pinned, with no sandbox of their function here, for a whole period."""
+    if may_be_needed_unseen(agent):
+        return []
     now_s, keep, due = agent.clock.now_s(), needed_functions(agent), []
     for base in agent.bases.bases.values():
         wanted = (base.descriptor.domain, base.descriptor.function) in keep
@@ -125,6 +133,8 @@ async def retire_unneeded(agent: Agent, period_s: float) -> list[int]:
 
 async def retire_unused(agent: Agent, keep_functions: set[tuple[str, str]]) -> list[int]:
     """Retires bases that nobody pins and whose (domain, function) has no sandbox here; returns those freed."""
+    if may_be_needed_unseen(agent):
+        return []
     unused = [
         b.base_id
         for b in agent.bases.bases.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from medes.agent.base_op import needed_functions, retire_base
+from medes.agent.base_op import may_be_needed_unseen, needed_functions, retire_base
 from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
 from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
@@ -24,8 +24,9 @@ async def list_bases(agent: Agent, function: str = "", domain: str = "") -> list
     made_s = await agent.in_ops(lambda: [_made_s(b) for b in wanted])
     users: dict[int, int] = {}
     for entry in agent.entries.values():
-        if entry.evicted is not None:
-            for base_id in entry.evicted.pins.get(agent.node_id, ()):
+        pins = entry.pins()
+        if pins is not None:
+            for base_id in pins[1].get(agent.node_id, ()):
                 users[base_id] = users.get(base_id, 0) + 1
     found = [_status(agent, b, users.get(b.base_id, 0), s) for b, s in zip(wanted, made_s, strict=True)]
     return sorted(found, key=lambda b: (-b.bytes, b.base.base_id))
@@ -77,6 +78,12 @@ async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int
             f"sandboxes of {base.descriptor.function} are here: their next dedup ops would make another one",
             object=name,
             hint="force removes it all the same",
+        )
+    if may_be_needed_unseen(agent) and not force:
+        raise WrongStateError(
+            "sandbox files that the books do not know may need it",
+            object=name,
+            hint="see medes orphans ls; force removes it all the same",
         )
     if not await retire_base(agent, base_id):
         raise WrongStateError("pinned meanwhile: it goes with its last pin", object=name)

@@ -24,7 +24,6 @@ def explain(agent: Agent, sandbox_id: str) -> Explanation:
     return Explanation(
         sandbox=accounting.view(agent, entry),
         reason=entry.lost_reason or entry.reason,
-        waits_for=_waits_for(entry),
         patch_bytes=patch_bytes,
         table_bytes=table_bytes,
         resident_bytes=resident_bytes,
@@ -60,14 +59,6 @@ def _kept(entry: SandboxEntry) -> tuple[int, int, int]:
     return patch_bytes, table_bytes, max(0, resident)
 
 
-def _waits_for(entry: SandboxEntry) -> str:
-    evicted = entry.evicted
-    if evicted is None or evicted.live is not None or entry.state is not S.DEDUP:
-        return ""
-    nodes = sorted(node for node in evicted.pins if node != entry.node_id)
-    return f"base pages of {', '.join(nodes)}" if nodes else "being taken back"
-
-
 def _lifecycle(agent: Agent, entry: SandboxEntry) -> LifecycleSettings:
     own, override = entry.spec.lifecycle, agent.settings.for_function(entry.spec.function)
     periods = periods_in_force(own, override)
@@ -92,6 +83,8 @@ def _next(agent: Agent, entry: SandboxEntry) -> tuple[str, float, str]:
         return "none", 0.0, f"the op under way ends ({entry.op_reason})"
     if entry.state not in (S.WARM, S.DEDUP):
         return "none", 0.0, "only Purge is left"
+    if entry.pending is not None:
+        return "none", 0.0, "it waits to be taken back; tried again all the time"
     if seen.disabled:
         return "none", 0.0, "its timers are disabled"
     decision = due(seen)

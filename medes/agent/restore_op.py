@@ -45,6 +45,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     for one. Whoever is cancelled or fails here, the admission slot goes back.
     """
     start_s = time.perf_counter()
+    entry.op_reason = reason
     try:
         slot = await agent.admission.enter_within(deadline_s, entry.id)
     except MedesError as error:
@@ -57,7 +58,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         except MedesError as error:
             outcomes.restore_failed(agent, entry, error, {"queue": queue_us, "peers": _us_since(peers_s)})
             raise
-        entry.op_reason, evicted.waited_us = reason, 0
+        evicted.waited_us = 0
         evicted.stage_us = {"queue": queue_us, "peers": _us_since(peers_s)}
         agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
         packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()

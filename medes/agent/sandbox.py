@@ -217,10 +217,11 @@ class SandboxEntry:
     def freed_bytes(self) -> int:
         """What the sandbox itself takes less than without Medes, base pages apart. Negative: more. From any thread."""
         evicted, previous, freed = self.evicted, self.previous, 0
-        if evicted is not None:
+        if self.state is S.DEDUP:
+            freed = self.warm_bytes - self.kept_bytes
+        elif evicted is not None:
             # Until its last page is in, count all of its memory as back beside the file it comes from.
-            dedupd = self.state is S.DEDUP
-            freed = self.warm_bytes - self.kept_bytes if dedupd else -evicted.file.file_bytes
+            freed = -evicted.file.file_bytes
         return freed - (previous.file.file_bytes if previous is not None else 0)
 
     def view(self, now_s: float, base_share_bytes: int | None = None) -> Sandbox:

@@ -35,8 +35,8 @@ def explanation(found: Explanation) -> list[str]:
     lines.append(
         f"  is         function {s.function}, tenant {s.tenant}, domain {s.domain}, driver {s.driver}, pids {pids}"
     )
-    if found.waits_for:
-        lines.append(f"  waits for  {found.waits_for}")
+    if s.waiting:
+        lines.append(f"  waits      {s.waiting}")
     lines.append(f"  holds      {_holds(found)}")
     for b in found.bases:
         users = f"shared by {b.users}" if b.users else "made by it, used by nobody"

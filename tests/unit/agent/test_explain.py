@@ -8,14 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from medes.agent import bases_view, handlers, outcomes
-from medes.agent.base_op import retire_unneeded
+from medes.agent.base_op import retire_unneeded, retire_unused
 from medes.agent.daemon import AgentDaemon
 from medes.agent.explain import explain
+from medes.agent.orphans import Orphan
 from medes.agent.registration import Registration
 from medes.agent.sandbox import OPS_REMEMBERED
 from medes.cli.explanation import explanation, restored_text
 from medes.client import AsyncMedesClient
-from medes.errors import LostError, NotFoundError, TracedError, WrongStateError
+from medes.errors import CorruptError, LostError, NotFoundError, TracedError, WrongStateError
 from medes.types import Activity, LifecycleSettings, NoteCode, RestoreReport
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
@@ -209,6 +210,24 @@ async def test_a_base_that_nobody_needs_goes_after_its_period(
     agent.bases.get(base.base.base_id).unneeded_s -= 3600.0  # type: ignore[operator]
     assert await retire_unneeded(agent, 3600.0) == [base.base.base_id]
     assert list(daemon.settings.shm_path.glob("base-*")) == []
+
+
+async def test_no_base_goes_while_a_sandbox_file_is_there_that_the_books_do_not_know(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon = await make_agent()
+    agent = daemon.agent
+    await register(daemon, make_app())
+    await handlers.dedup(agent, "s1")
+    await handlers.purge(agent, "s1")
+    path = str(daemon.settings.shm_path / "sandbox-who.medes")
+    agent.orphans[path] = Orphan(path, CorruptError("its meta is damaged"))
+    assert await retire_unneeded(agent, 0.0) == await retire_unused(agent, set()) == []
+    (base,) = await bases_view.list_bases(agent)
+    with pytest.raises(WrongStateError, match="do not know"):
+        await bases_view.remove_base(agent, base.base.base_id)
+    del agent.orphans[path]
+    assert await retire_unneeded(agent, 0.0) == [base.base.base_id]
 
 
 async def test_an_agent_that_ends_takes_bases_along_that_nobody_needs(
