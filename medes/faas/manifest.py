@@ -29,7 +29,13 @@ _KEYS = {
     "name", "handler", "event", "idempotent", "tenant", "domain", "memory_mb", "instances", "timeout_s", "env",
     "lifecycle",
 }  # fmt: skip
-_LIFECYCLE_KEYS = {"idle_period_ms", "keep_alive_period_ms", "keep_dedup_period_ms", "disabled"}
+_LIFECYCLE_KEYS = {
+    "idle_period_ms",
+    "keep_alive_period_ms",
+    "keep_dedup_period_ms",
+    "activity_lease_ms",
+    "disabled",
+}
 
 
 @dataclass(frozen=True)

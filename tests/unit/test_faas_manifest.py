@@ -27,14 +27,14 @@ def write(folder: Path, text: str, code: str = "def handler(event, context):\n  
 def test_a_complete_manifest_is_read(tmp_path: Path) -> None:
     text = GOOD + (
         'tenant = "acme"\ndomain = "shared"\nmemory_mb = 128\ninstances = 4\ntimeout_s = 2.5\n'
-        'env = { MODE = "fast" }\n[lifecycle]\nidle_period_ms = 50\ndisabled = true\n'
+        'env = { MODE = "fast" }\n[lifecycle]\nidle_period_ms = 50\nactivity_lease_ms = 70\ndisabled = true\n'
     )
     spec = manifest.load(write(tmp_path, text))
     assert (spec.name, spec.handler, spec.idempotent) == ("adder", "adder:handler", True)
     assert (spec.tenant, spec.domain, spec.memory_mb, spec.instances) == ("acme", "shared", 128, 4)
     assert spec.timeout_s == 2.5
     assert spec.env == {"MODE": "fast"}
-    assert spec.lifecycle == LifecycleSettings(idle_period_ms=50, disabled=True)
+    assert spec.lifecycle == LifecycleSettings(idle_period_ms=50, activity_lease_ms=70, disabled=True)
 
 
 def test_only_the_seed_of_an_event_is_varied(tmp_path: Path) -> None:
