@@ -12,7 +12,7 @@ import pytest
 
 from medes.agent.journal import decode_line, encode_line
 from medes.client import MedesClient
-from medes.errors import LostError, MedesError, UnsupportedError
+from medes.errors import LostError, MedesError, UnsupportedError, WrongStateError
 from medes.types import LifecycleSettings
 from medes.types import SandboxState as S
 from tests.support.cluster import AgentProcess, Cluster, wait_until
@@ -156,6 +156,14 @@ def test_an_agent_without_rights_keeps_what_it_cannot_take_back(
         with pytest.raises(UnsupportedError, match="cannot run here"):
             client.purge("a")  # it would have to give the pages back
         assert states(client) == {"a": (S.DEDUP, "unsupported")}
+        told = client.explain("a")
+        assert "cannot run here" in told.sandbox.waiting and told.next_action == "none"
+        assert {op.outcome for op in told.ops if op.kind == "restore"} == {"unsupported"}
+        # What keeps it from coming back keeps its base as well, and it answers for that.
+        (base,) = client.bases()
+        assert told.sandbox.base_share_bytes == base.bytes > 0 and base.sandboxes == 1
+        with pytest.raises(WrongStateError, match="pinned by"):
+            client.remove_base(base.base.base_id, force=True)
     assert alone.end() == 0
     alone.prefix = []
     alone.start()
