@@ -293,6 +293,7 @@ async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | No
         found.gone += 1
         return  # its pins at peers go by ReconcilePins
     entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
+    entry.reason = "as it was when the agent started"
     entry.dedup_count = int(known.figures.get("dedup_count", 0))
     entry.is_base = any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values())
     entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or await agent.in_ops(_private_bytes, spec)

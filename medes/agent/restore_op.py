@@ -210,7 +210,7 @@ async def _watch(
             while handle is not None and not await agent.in_watches(handle.wait_complete, WAIT_SLICE_S):
                 if agent.stopping or entry.evicted is not evicted:
                     return
-                log.info("%s: still restoring", entry.id)
+                log.warning("%s: still restoring (%s)", entry.id, entry.op_reason)
             if handle is None:  # let go of before this began
                 return
             point("restore.complete")
