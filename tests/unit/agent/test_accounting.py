@@ -14,6 +14,7 @@ from medes.limits import FUNCTION_ROWS_MAX
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
+from tests.unit.agent.test_agent_ops import until
 
 MakeApp = Callable[..., App]
 
@@ -108,6 +109,18 @@ async def test_a_base_of_another_node_is_shared_with_that_nodes_sandboxes(
         check_books(daemon)
         assert {s.base_share_bytes for s in handlers.list_sandboxes(daemon.agent)} == {third}
     assert gauge(holder, "base_owner_bytes", owner="peers") >= 2 * third
+    # The controller hears of both, and sums what nodes save with all their base pages in it.
+    expected = {
+        (n, r.saved_bytes) for n, d in enumerate((holder, reader)) for r in accounting.function_usage(d.agent)
+    }
+
+    def told() -> set[tuple[int, int]]:
+        records = controller.state.membership.records(0.0)
+        return {(n, f.saved_bytes) for n, record in enumerate(records) for f in record.functions}
+
+    await until(lambda: told() == expected, "told")
+    saved = sum(d.agent.usage().saved_bytes for d in (holder, reader))
+    await until(lambda: controller.state.cluster_bytes(0.0)["saved"] == saved, "heartbeats")
     # The node that holds the pages pays for them; that which reads them does not.
     assert gauge(reader, "node_saved_bytes") > gauge(reader, "saved_bytes", function="f", tenant="default")
 
