@@ -124,6 +124,8 @@ class AgentDaemon:
         observer.watch(self.agent)
         for name, how in missing.items():
             log.warning("live driver: %s is missing: %s", name, how)
+        if "live" in drivers and (limit := native.missing_seccomp_right())[0]:
+            log.warning("live driver: no sandbox with a seccomp filter can be dedup'd: %s: %s", *limit)
         pages = self._pages = _page_server(self.agent, self._rdma)
         observer.watch_pages(self.agent, pages)
         self._events = DriverEvents(self.agent)

@@ -354,10 +354,17 @@ def node_status(agent: Agent) -> NodeStatus:
         ),
         pages_read_by_transport=dict(agent.remote_pages_by_transport),
         controller_connected=agent.controller.connected,
-        live_driver="available" if "live" in agent.drivers else "; ".join(agent.missing) or "not installed",
+        live_driver=_live_driver(agent),
         base_pages_read_remote=agent.remote_pages_read,
         page_server_bytes=agent.page_server_bytes(),
         gross_saved_bytes=usage.gross_saved_bytes,
         saved_bytes=usage.saved_bytes,
         functions=accounting.function_usage(agent),
     )
+
+
+def _live_driver(agent: Agent) -> str:
+    if "live" not in agent.drivers:
+        return "; ".join(agent.missing) or "not installed"
+    why, _ = native.missing_seccomp_right()
+    return f"available, but not for sandboxes with a seccomp filter: {why}" if why else "available"

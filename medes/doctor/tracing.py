@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from medes import native
 from medes.doctor import syscalls
 from medes.doctor.check import Check
 
@@ -47,9 +48,14 @@ def probe() -> Iterator[Check]:
         )
     else:
         yield Check(GROUP, "yama ptrace_scope", True, "no Yama: as classic")
-    seccomp = _status_field("Seccomp")
+    why, fix = native.missing_seccomp_right()
     yield Check(
-        GROUP, "seccomp", True, {"0": "none", "1": "strict", "2": "a filter is on us"}.get(seccomp, "unknown")
+        GROUP,
+        "seccomp",
+        not why,
+        why or "no filter on us",
+        fix,
+        "sandboxes with a filter, as containers have",
     )
     yield from _on_a_child()
 

@@ -478,6 +478,10 @@ class BaseSet:
 def probe_live() -> dict[str, str]:
     """Empty when the live driver can run here; else what is missing → how to get it."""
 
+def missing_seccomp_right() -> tuple[str, str]:
+    """Why sandboxes with a seccomp filter (as containers have) cannot be dedup'd from here, and what to do about it;
+    empty when they can."""
+
 class LiveSandbox:
     @property
     def state(self) -> str: ...  # "dormant", "restoring", "complete", "lost"
@@ -524,7 +528,8 @@ class FaultServer:
         """Readable when take_events() has something."""
 
     def take_events(self) -> list[tuple[str, str]]:
-        """(sandbox file path, event): "demand_woken", "ready", "complete", "lost", "process_gone"."""
+        """(sandbox file path, event): "demand_woken", "ready", "complete", "lost", "process_gone",
+        "short_of_memory" (the restore waits for room in a memory cgroup)."""
 
     def evict(
         self,

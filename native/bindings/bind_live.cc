@@ -3,6 +3,7 @@
 #include "bindings/bindings.h"
 #include "common/error.h"
 #include "live/fault_server.h"
+#include "live/seccomp_rights.h"
 #include "patch/encoder.h"
 
 namespace medes::bindings {
@@ -110,6 +111,10 @@ void register_live(nb::module_& m) {
     nb::dict out;
     for (const auto& [what, how] : missing) out[what.c_str()] = how;
     return out;
+  });
+  m.def("missing_seccomp_right", [] {
+    const MissingRight missing = missing_seccomp_right();
+    return std::pair(missing.what, missing.how);
   });
   register_sandbox(m);
   nb::class_<FaultServer>(m, "FaultServer")

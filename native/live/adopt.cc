@@ -60,14 +60,28 @@ bool AdoptOp::adopt_process(uint32_t index) {
 
 // False when the process has become another program by exec: its old memory is gone and wanted by nobody.
 bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
-  const UffdRecord& record = file_.uffds()[index];
+  UffdRecord& record = file_.uffds()[index];
+  int32_t& kept_fd = file_.changes()[index].kept_fd;
   const ProcessLayout& layout = file_.layout().processes[index];
+  const Holder before = keeper::holder_of(record.keeper, kept_fd);
+  const auto is_ours = [&] { return record.inode == 0 || uffd.inode() == record.inode; };
   try {
     uffd = Uffd::of_process(layout.pid, record.fd);
-    if (record.inode == 0 || uffd.inode() == record.inode) return true;
   } catch (const Error& e) {
     if (e.code != Code::not_found) throw;
   }
+  // The program has closed its own, and may have put another in its place; the keeper of the agent before us
+  // has a copy, too, for as long as the memory is there.
+  if ((!uffd || !is_ours()) && record.inode != 0) uffd = Uffd(keeper::take(before, record.inode));
+  if (uffd && is_ours() && !uffd.memory_gone()) {
+    const Holder here = keeper::holder_of(uffd.fd());
+    kept_fd = here.fd;
+    record.keeper = here.pid;
+    if (before.pid != 0 && (before.pid != here.pid || before.fd != here.fd))
+      keeper::release(before, record.inode);
+    return true;
+  }
+  uffd.close();
   const auto stack_end = [](std::span<const Vma> vmas) {
     for (const auto& v : vmas)
       if (v.kind == VmaKind::stack) return v.end;
@@ -80,7 +94,8 @@ bool AdoptOp::take_uffd(uint32_t index, Uffd& uffd) {
         states[run.first_page + i] = static_cast<uint8_t>(PageState::resident);
     return false;
   }
-  throw Error(Code::lost, "the program closed its userfaultfd while pages were out",
+  throw Error(Code::lost,
+              "the program closed its userfaultfd while pages were out, and agent and keeper were killed",
               "pid " + std::to_string(layout.pid), "start a new instance");
 }
 

@@ -4,6 +4,9 @@
 #include <cstring>
 #include <iterator>
 
+#include "common/limits.h"
+#include "live/keeper.h"
+
 namespace medes {
 namespace {
 

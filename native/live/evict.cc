@@ -18,6 +18,7 @@
 #include "live/frozen.h"
 #include "live/injection_area.h"
 #include "live/kernel_ranges.h"
+#include "live/keeper.h"
 #include "live/make_anonymous.h"
 #include "live/make_uffd.h"
 #include "live/move_out.h"
@@ -215,6 +216,9 @@ void EvictOp::open_uffd(Process& p) {
   }
   (void)p.uffd.enable();
   record.inode = p.uffd.inode();
+  const Holder keeper = keeper::holder_of(p.uffd.fd());
+  file_.changes()[p.index].kept_fd = keeper.fd;
+  record.keeper = keeper.pid;
   std::atomic_thread_fence(std::memory_order_release);
   record.fd = fd;
   own_uffds_[p.pid] = {fd, start, record.inode};

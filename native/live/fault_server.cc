@@ -83,6 +83,13 @@ struct FaultServer::Impl : SandboxHost {
   std::mutex later_mutex;
   std::deque<LaterFault> later;
 
+  struct LaterJob {
+    std::function<void()> job;
+    bool urgent = false;
+  };
+  std::multimap<Clock::time_point, LaterJob> later_jobs;  // under jobs_mutex
+  std::condition_variable later_wake;
+
   std::atomic<uint64_t> fault_wakes{0}, events_emitted{0}, restores{0};
   std::vector<std::thread> threads;
   std::map<pid_t, OwnUffd> own_uffds;  // of processes deduplicated before, under `mutex`
@@ -94,11 +101,13 @@ struct FaultServer::Impl : SandboxHost {
   void serve_faults();
   int next_event(epoll_event& e, Clock::time_point awake_until);
   void run_jobs(JobQueue& queue);
+  void run_later_jobs();
   void add_to_epoll(int fd, uint64_t id, uint32_t what);
   void serve_later(Rebuilder::Worker& worker);
 
   void emit(const std::string& path, const char* event) override;
   void enqueue(std::function<void()> job, bool urgent) override;
+  void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) override;
   void forget(const std::string& path) override;
   void watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
   void fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
@@ -118,6 +127,7 @@ void FaultServer::Impl::start(size_t fault_threads) {
   for (size_t i = 0; i < std::max<size_t>(4 * restorers, 16); ++i)
     start_thread("medes-urgent", [this] { run_jobs(urgent_jobs); });
   for (size_t i = 0; i < restorers; ++i) start_thread("medes-bulk", [this] { run_jobs(jobs); });
+  start_thread("medes-later", [this] { run_later_jobs(); });
 }
 
 void FaultServer::Impl::start_thread(const char* name, std::function<void()> body) {
@@ -215,6 +225,36 @@ void FaultServer::Impl::enqueue(std::function<void()> job, bool urgent) {
     queue.jobs.push_back(std::move(job));
   }
   queue.wake.notify_one();
+}
+
+void FaultServer::Impl::enqueue_later(std::function<void()> job, bool urgent,
+                                      std::chrono::milliseconds after) {
+  {
+    const std::lock_guard lock(jobs_mutex);
+    if (closing) return;
+    later_jobs.emplace(Clock::now() + after, LaterJob{std::move(job), urgent});
+  }
+  later_wake.notify_one();
+}
+
+void FaultServer::Impl::run_later_jobs() {
+  std::unique_lock lock(jobs_mutex);
+  while (!closing) {
+    if (later_jobs.empty()) {
+      later_wake.wait(lock);
+      continue;
+    }
+    const auto first = later_jobs.begin();
+    if (const auto due = first->first; due > Clock::now()) {
+      later_wake.wait_until(lock, due);
+      continue;
+    }
+    LaterJob next = std::move(first->second);
+    later_jobs.erase(first);
+    lock.unlock();
+    enqueue(std::move(next.job), next.urgent);
+    lock.lock();
+  }
 }
 
 void FaultServer::Impl::forget(const std::string& path) {
@@ -370,7 +410,9 @@ void FaultServer::close() {
     impl_->closing = true;
     impl_->urgent_jobs.jobs.clear();
     impl_->jobs.jobs.clear();
+    impl_->later_jobs.clear();
   }
+  impl_->later_wake.notify_all();
   impl_->urgent_jobs.wake.notify_all();
   impl_->jobs.wake.notify_all();
   signal_eventfd(impl_->stop.get());

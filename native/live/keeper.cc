@@ -46,7 +46,7 @@ constexpr bool kSanitized = false;
 
 // What the keeper is to make of a descriptor; 0 where nothing was said: kept if it is a userfaultfd.
 // Above 0: kept, and the file with number (mark - 1) told when its memory is gone.
-constexpr int32_t kNotKept = -1, kFile = -2;
+constexpr int32_t kFile = -1;
 
 // Shared with the keeper, a mark a descriptor.
 volatile int32_t* marks() {
@@ -187,7 +187,7 @@ MEDES_BARE Swept sweep(const volatile int32_t* table) {
       for (const char* digit = name; *digit != 0; ++digit) fd = fd * 10 + (*digit - '0');
       const int32_t mark = mark_of(table, fd);
       if (fd == folder || mark == kFile) continue;
-      if (mark == kNotKept || !is_userfaultfd(name)) {
+      if (!is_userfaultfd(name)) {
         bare_call(SYS_close, fd);
       } else if (memory_is_gone(fd)) {
         close_kept(table, fd, true);
@@ -304,6 +304,16 @@ Holder holder_of(int fd) {
   return holder;
 }
 
+Holder holder_of(int32_t pid, int32_t fd) {
+  if (pid <= 0 || fd < 0) return {};
+  try {
+    return {pid, fd, process_start_time(pid)};
+  } catch (const Error& e) {
+    if (e.code != Code::process_gone) throw;
+    return {};
+  }
+}
+
 bool alive(const Holder& holder) {
   if (holder.pid <= 0) return false;
   try {
@@ -376,12 +386,5 @@ void ToldWhenGone::end() noexcept {
 }
 
 }  // namespace keeper
-
-NotKept::NotKept(int fd) : fd_(fd) { mark(fd, kNotKept); }
-
-void NotKept::end() noexcept {
-  if (fd_ >= 0) mark(fd_, 0);
-  fd_ = -1;
-}
 
 }  // namespace medes

@@ -1,8 +1,8 @@
 // Holds the agent's descriptors beyond its death.
 //
-// The userfaultfd of a process of the layout is open in that process too, and is taken back from there. That
-// of a child forked while pages are missing is not: the kernel gives it to whoever reads the fork event, and
-// with its last copy the child's missing pages would read as zeros. So a second, tiny process shares the
+// The userfaultfd of a process of the layout is open in that process too, which may close it. That of a child
+// forked while pages are missing is not: the kernel gives it to whoever reads the fork event. With the last
+// copy of one the missing pages would read as zeros. So a second, tiny process shares the
 // agent's table of descriptors (clone with CLONE_FILES, and nothing else): what a read puts into the table is
 // the keeper's in the same instant. It sleeps while the agent lives. When the agent dies it closes everything
 // but such userfaultfds, and ends when none is left: each goes when an agent has taken it over and says so (a
@@ -27,6 +27,8 @@ void start();
 // Where `fd` of this process's table is held; it need not be open. A keeper that was killed is started anew.
 Holder holder_of(int fd);
 bool alive(const Holder& holder);
+// The same of one that a record names by these two, if it lives; else nobody. Throws as take().
+Holder holder_of(int32_t pid, int32_t fd);
 // A copy of the userfaultfd there; empty when it is not there any more. `inode` 0: whichever it is. Throws
 // when that cannot be told now: permission_denied, io, limit_exceeded.
 UniqueFd take(const Holder& holder, uint64_t inode = 0);
@@ -50,26 +52,10 @@ class ToldWhenGone {
   int fd_ = -1, file_ = -1;
 };
 
-// Stays open, in this process's table, for a later take() by whoever it may be.
+// Stays open, in this process's table, for a later take() by whoever it may be. `file` is empty for one that
+// is not a forked child's.
 void leave_open(UniqueFd fd, std::shared_ptr<ChildFile> file, ToldWhenGone told);
 
 }  // namespace keeper
-
-// While it lives descriptor `fd` is one that the keeper closes when the agent dies: the sandbox has its own.
-class NotKept {
- public:
-  NotKept() = default;
-  explicit NotKept(int fd);
-  ~NotKept() { end(); }
-  NotKept(NotKept&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  NotKept& operator=(NotKept&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  void end() noexcept;
-
- private:
-  int fd_ = -1;
-};
 
 }  // namespace medes

@@ -23,8 +23,9 @@ constexpr std::chrono::milliseconds kTracerPatience{50};
 constexpr timespec kTracerPause{0, 100'000};
 // On idle cores threads stop within it. Those that do not are on their way, which is all that is needed.
 constexpr std::chrono::microseconds kHoldTimeout{60};
-constexpr int kOutOfMemoryRetries = 200;  // with a pause of 5 ms each
-constexpr timespec kOutOfMemoryPause{0, 5'000'000};
+// The kernel has just tried to make room, and may be still at it. Who wants the page asks again later.
+constexpr int kOutOfMemoryRetries = 4;
+constexpr timespec kOutOfMemoryPause{0, 1'000'000};
 
 // What a call says of mappings; nothing of a fork.
 std::optional<MappingChange> change_of(const uffd_msg& m) {
@@ -412,14 +413,11 @@ Code ProcessMemory::place_zero(uint64_t address) {
       case UffdResult::gone: gone_ = true; return Code::process_gone;
       case UffdResult::exists:
       case UffdResult::unmapped: wake(address); return Code::ok;
-      case UffdResult::failed:
-        // Out of memory: when it lasts, the thread faults again rather than hold this one up for ever.
-        if (++failures > kOutOfMemoryRetries) {
-          wake(address);
-          return Code::limit_exceeded;
-        }
+      case UffdResult::no_memory:
+        if (++failures > kOutOfMemoryRetries) return Code::limit_exceeded;
         nanosleep(&kOutOfMemoryPause, nullptr);
         continue;
+      case UffdResult::failed: return Code::io;
     }
   }
 }
@@ -467,7 +465,8 @@ Code ProcessMemory::place_once(uint64_t page, uint64_t count, const std::byte* b
       return Code::ok;
     case UffdResult::again: return Code::busy;
     case UffdResult::gone: gone_ = true; return Code::process_gone;
-    case UffdResult::failed: return Code::limit_exceeded;
+    case UffdResult::no_memory: return Code::limit_exceeded;
+    case UffdResult::failed: return Code::io;
   }
   return Code::internal;
 }
@@ -561,9 +560,15 @@ void ProcessMemory::close() {
   if (file_) file_->unlink();
 }
 
+bool ProcessMemory::look_whether_gone() {
+  const std::shared_lock lock(mutex_);
+  if (uffd_ && !gone() && uffd_.memory_gone()) gone_ = true;
+  return gone();
+}
+
 void ProcessMemory::put_aside() {
   const std::unique_lock lock(mutex_);
-  if (uffd_ && file_ && !gone())
+  if (uffd_ && !gone())
     keeper::leave_open(uffd_.release(), file_, std::move(told_when_gone_));
   else
     uffd_.close();

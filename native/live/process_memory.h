@@ -18,8 +18,10 @@
 #include <span>
 #include <vector>
 
+#include "common/limits.h"
 #include "live/call_log.h"
 #include "live/huge_pages.h"
+#include "live/keeper.h"
 #include "live/mapping_change.h"
 #include "live/segments.h"
 #include "live/uffd.h"
@@ -89,13 +91,14 @@ class ProcessMemory : public Placer {
   // Image page behind an address, kNoPage when it is not of the image or not out.
   uint64_t missing_page_at(uint64_t address);
   // An untouched (or given back) address was accessed: the kernel would have given a zero page.
-  // busy: the page turned out to be one of the image's that is out.
+  // busy: the page turned out to be one of the image's that is out. limit_exceeded: no memory now.
   Code place_zero(uint64_t address);
   // Makes every waiting thread fault once more: those whose fault a dead agent had read and not answered.
   void wake_all();
   void wake(uint64_t address) { uffd_.wake(address & ~(kPageBytes - 1), 1); }
 
-  // Placer; process_gone when the process is. Pages must be claimed by the caller.
+  // Placer; process_gone when the process is, limit_exceeded when there is no memory now. Pages must be
+  // claimed by the caller.
   Code place(uint64_t first_page, uint64_t count, const std::byte* bytes) override;
   // Called (without locks) when events stand in the way of placing; must have them drained.
   void on_events(std::function<void()> handler) { on_events_ = std::move(handler); }
@@ -107,6 +110,7 @@ class ProcessMemory : public Placer {
   // Nobody serves it from here on, and its pages are not in: what only we have of it is left open.
   void put_aside();
   void mark_gone() { gone_ = true; }
+  bool look_whether_gone();  // asks the kernel: of forked children nothing else tells
 
  private:
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the

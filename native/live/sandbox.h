@@ -5,12 +5,14 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "live/live_sandbox.h"
 #include "live/process_memory.h"
+#include "memory/memory_room.h"
 #include "restore/fault_windows.h"
 #include "restore/rebuilder.h"
 
@@ -22,7 +24,8 @@ class SandboxHost {
   virtual ~SandboxHost() = default;
   virtual void emit(const std::string& path, const char* event) = 0;
   virtual void enqueue(std::function<void()> job, bool urgent) = 0;  // on a restore thread
-  virtual void forget(const std::string& path) = 0;                  // the sandbox needs no serving any more
+  virtual void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) = 0;
+  virtual void forget(const std::string& path) = 0;  // the sandbox needs no serving any more
   virtual void watch(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
   virtual void fault_later(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
                            uint64_t address) = 0;
@@ -67,15 +70,20 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void record(ProcessMemory& memory, uint64_t page);
   void fetch_ahead();
   void hold_background();
-  void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker,
+                  int tries = 0);
   void serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  void serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries);
+  bool room_for_all();
+  void short_of_memory();
   Code serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
                    Rebuilder::Worker& worker);
   Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, PageClaims& claims,
                          ProcessMemory& memory, uint64_t& placed);
   void run(RestoreOptions options);
   void run_background(const RestoreOptions& options);
-  void run_child(const std::shared_ptr<ProcessMemory>& child);
+  void run_rest(const RestoreOptions& options, int tries);
+  void run_child(const std::shared_ptr<ProcessMemory>& child, int tries);
   void prefetch(const RestoreOptions& options);
   struct Fill;
   struct Wanted {
@@ -84,7 +92,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   };
   std::shared_ptr<Fill> plan_fill(std::vector<std::shared_ptr<ProcessMemory>> memories,
                                   std::span<const Wanted> wanted) const;
-  void fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
+  bool fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
                  const char* failed);
   void call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent);
   void work(Fill& fill, size_t until);
@@ -116,6 +124,8 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   bool ready_ = false;
   RestoreStats stats_;
   Clock::time_point restore_called_{};
+  std::optional<MemoryRoom> room_;  // once a child was forked while pages were missing
+  bool told_short_of_memory_ = false;
 
   std::atomic<LiveState> state_{LiveState::dormant};
   std::atomic<bool> detached_{false};

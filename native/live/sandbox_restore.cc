@@ -30,6 +30,10 @@ constexpr size_t kFetchBesidePages = 128;
 // How long a base's node may be away before the sandbox counts as lost: an agent restarts in seconds.
 constexpr std::chrono::seconds kPeerPatience{20};
 constexpr std::chrono::milliseconds kPeerBackoffFirst{50}, kPeerBackoffMost{500};
+// A memory cgroup that is full may have room again in a moment: asked again after 20 ms, then twice as long.
+constexpr std::chrono::milliseconds kMemoryBackoffFirst{20};
+constexpr int kMemoryBackoffDoublings = 4;
+constexpr size_t kUnitsPerLook = 16;  // between two looks at the room that a memory cgroup has
 
 class ClaimsOf : public PageClaims {
  public:
@@ -81,6 +85,10 @@ class Lease {
   std::unique_ptr<Rebuilder::Worker> worker_;
 };
 
+std::chrono::milliseconds memory_pause(int tries) {
+  return kMemoryBackoffFirst * (1 << std::min(tries, kMemoryBackoffDoublings));
+}
+
 size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 }  // namespace
@@ -100,10 +108,42 @@ void Sandbox::drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<ui
 // filled at once, and the restore of its parent begins.
 void Sandbox::add_child(std::shared_ptr<ProcessMemory> child) {
   add_memory(child);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!room_) room_.emplace(memories_.front()->pid());
+  }
   host_.watch(shared_from_this(), child);
   ++running_;
   wake_by_fault();
-  host_.enqueue([self = shared_from_this(), child] { self->run_child(child); }, true);
+  host_.enqueue([self = shared_from_this(), child] { self->run_child(child, 0); }, true);
+}
+
+// A child and its parent share what is there since the fork, and each gets a copy of what was missing. Where
+// these do not all fit the memory limit they come one by one, when they are touched, until a child that ends
+// leaves room: what the program would have shared may well never be needed twice.
+bool Sandbox::room_for_all() {
+  std::optional<MemoryRoom> room;
+  {
+    const std::lock_guard lock(mutex_);
+    room = room_;
+  }
+  if (!room) return true;
+  uint64_t missing = 0;
+  bool children = false;
+  for (const auto& m : memories()) {
+    if (m->missing() == 0 || (m->pid() == 0 ? m->look_whether_gone() : m->gone())) continue;
+    missing += m->missing();
+    children |= m->pid() == 0;
+  }
+  return !children || missing * kPageBytes < room->bytes().value_or(UINT64_MAX);
+}
+
+void Sandbox::short_of_memory() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(told_short_of_memory_, true)) return;
+  }
+  host_.emit(file_->path(), "short_of_memory");
 }
 
 void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker) {
@@ -146,7 +186,11 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
   if (page == ImageLayout::kNoPage) {
     const Code code = memory->place_zero(address);
     if (code == Code::busy) host_.fault_later(shared_from_this(), memory, address);
-    return;
+    if (code != Code::limit_exceeded) return;
+    short_of_memory();
+    return host_.enqueue_later(
+        [self = shared_from_this(), memory, address] { self->host_.fault_later(self, memory, address); },
+        true, memory_pause(kMemoryBackoffDoublings));
   }
   fault_point("restore.fault");
   wake_by_fault();
@@ -172,11 +216,23 @@ void Sandbox::record(ProcessMemory& memory, uint64_t page) {
 }
 
 void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
-                         Rebuilder::Worker& worker) {
+                         Rebuilder::Worker& worker, int tries) {
   // The page itself first: a thread waits for it. What is near comes while that runs on.
-  if (serve_pages(memory, page, page + 1, worker) == Code::ok && !recording_afresh_)
-    serve_around(memory, page, worker);
+  const Code code = serve_pages(memory, page, page + 1, worker);
+  if (code == Code::ok && !recording_afresh_) serve_around(memory, page, worker);
+  if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
   settle();
+}
+
+// The thread waits on, for as long as its memory cgroup has no room; nobody else does.
+void Sandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries) {
+  short_of_memory();
+  host_.enqueue_later(
+      [self = shared_from_this(), memory, page, tries] {
+        Lease worker;
+        self->serve_page(memory, page, *worker, tries + 1);
+      },
+      true, memory_pause(tries));
 }
 
 // What may be touched next. Without a working set nothing is guessed, so that the record holds what is
@@ -205,7 +261,8 @@ void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_
       true);
 }
 
-// At most a block of pages. A failure is dealt with here; process_gone also when nobody wants them any more.
+// At most a block of pages. A failure is dealt with here, but for limit_exceeded: there is no memory now.
+// process_gone also when nobody wants them any more.
 Code Sandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
                           Rebuilder::Worker& worker) {
   if (state() == LiveState::lost || detached_ || memory->gone()) return Code::process_gone;
@@ -218,7 +275,7 @@ Code Sandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t
   demanded_ += placed;
   if (code == Code::process_gone)
     handle_exit(*memory);
-  else if (code != Code::ok)
+  else if (code != Code::ok && code != Code::limit_exceeded)
     lose(code, kRebuildFailed);
   return code;
 }
@@ -250,6 +307,7 @@ struct Sandbox::Fill {
   const char* failed = "";
 
   std::atomic<size_t> next{0};
+  std::atomic<bool> short_of_memory{false};
   const Clock::time_point begin = Clock::now();
   // Helpers come when they have time, and none after the last unit was given out.
   std::mutex mutex;
@@ -287,12 +345,17 @@ std::shared_ptr<Sandbox::Fill> Sandbox::plan_fill(std::vector<std::shared_ptr<Pr
   return fill;
 }
 
-// Rebuilds units until `until` of them were given out. Stops early when the sandbox is lost.
+// Rebuilds units until `until` of them were given out. Stops early when the sandbox is lost, or there is no
+// memory for them now.
 void Sandbox::work(Fill& fill, size_t until) {
   Lease worker;
   while (fill.next.load() < until) {
     const size_t at = fill.next.fetch_add(1);
-    if (at >= fill.units.size() || state() == LiveState::lost || detached_) return;
+    if (at >= fill.units.size() || state() == LiveState::lost || detached_ || fill.short_of_memory) return;
+    if (at % kUnitsPerLook == 0 && !room_for_all()) {
+      fill.short_of_memory = true;
+      return;
+    }
     const auto& unit = fill.units[at];
     ProcessMemory& memory = *fill.memories[unit.memory];
     if (memory.gone()) continue;
@@ -311,6 +374,8 @@ void Sandbox::work(Fill& fill, size_t until) {
     *fill.placed += placed;
     if (code == Code::process_gone)
       handle_exit(memory);
+    else if (code == Code::limit_exceeded)
+      fill.short_of_memory = true;
     else if (code != Code::ok)
       return lose(code, fill.failed);
     if (fill.bytes_per_s != 0) {
@@ -375,8 +440,8 @@ void Sandbox::prefetch(const RestoreOptions& options) {
   finish(*fill);
 }
 
-// Everything that is still out of `memories`, in address order.
-void Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
+// Everything that is still out of `memories`, in address order. False when there is no memory for it now.
+bool Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
                         const char* failed) {
   std::vector<Wanted> wanted;
   for (uint32_t m = 0; m < memories.size(); ++m) {
@@ -384,13 +449,15 @@ void Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, co
     for (uint64_t page : evicted_pages(*memories[m])) wanted.push_back({m, page});
   }
   const auto fill = plan_fill(std::move(memories), wanted);
-  if (fill->units.empty()) return;
+  if (fill->units.empty()) return true;
   fill->placed = &background_;
   fill->failed = failed;
   fill->nice = options.lazy ? kBackgroundNice : 0;
   fill->bytes_per_s = options.background_bytes_per_s;
   call_helpers(fill, cores() - 1, !options.lazy);
   finish(*fill);
+  if (fill->short_of_memory) short_of_memory();
+  return !fill->short_of_memory;
 }
 
 void Sandbox::run(RestoreOptions options) {
@@ -432,15 +499,28 @@ void Sandbox::fetch_ahead() {
 void Sandbox::run_background(const RestoreOptions& options) {
   if (options.lazy && !rebuilder_.all_local()) fetch_ahead();
   if (options.lazy) hold_background();
-  if (state() != LiveState::lost && !detached_) fill_rest(memories(), options, kRebuildFailed);
+  run_rest(options, 0);
+}
+
+// Again and again while there is no memory for it: it is nobody's loss, and no thread of ours waits for it.
+void Sandbox::run_rest(const RestoreOptions& options, int tries) {
+  const bool wanted = state() != LiveState::lost && !detached_;
+  if (wanted && !fill_rest(memories(), options, kRebuildFailed))
+    return host_.enqueue_later(
+        [self = shared_from_this(), options, tries] { self->run_rest(options, tries + 1); }, !options.lazy,
+        memory_pause(tries));
   --running_;
   settle();
 }
 
-void Sandbox::run_child(const std::shared_ptr<ProcessMemory>& child) {
+void Sandbox::run_child(const std::shared_ptr<ProcessMemory>& child, int tries) {
   RestoreOptions options;
   options.lazy = false;
-  fill_rest({child}, options, "a forked child's page could not be rebuilt");
+  const bool wanted = state() != LiveState::lost && !detached_;
+  if (wanted && !fill_rest({child}, options, "a forked child's page could not be rebuilt"))
+    return host_.enqueue_later(
+        [self = shared_from_this(), child, tries] { self->run_child(child, tries + 1); }, true,
+        memory_pause(tries));
   --running_;
   settle();
 }

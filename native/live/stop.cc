@@ -17,6 +17,7 @@
 #include "live/frozen.h"
 #include "live/interrupted_calls.h"
 #include "live/ptrace_calls.h"
+#include "live/seccomp_rights.h"
 #include "live/tracee.h"
 #include "memory/proc.h"
 #include "store/sandbox_file.h"
@@ -34,7 +35,7 @@ std::string status_of(pid_t pid, pid_t tid) {
 }
 
 // Why the kernel refused to let us trace: a second tracer is the common reason.
-Error seize_error(int err, pid_t pid, pid_t tid) {
+Error seize_error(int err, pid_t pid, pid_t tid, bool filtered) {
   if (err == ESRCH) return Error(Code::process_gone, "the thread has exited", pid_object(pid));
   if (err == EPERM) {
     const uint64_t tracer = field_of(status_of(pid, tid), "TracerPid");
@@ -42,6 +43,10 @@ Error seize_error(int err, pid_t pid, pid_t tid) {
       return Error(Code::traced, "process " + std::to_string(tracer) + " traces it", pid_object(pid),
                    "detach the debugger first");
   }
+  const MissingRight missing = missing_seccomp_right();
+  if (err == EPERM && filtered && !missing.what.empty())
+    return Error(Code::permission_denied, "it has a seccomp filter: " + missing.what, pid_object(pid),
+                 missing.how);
   return errno_error(err, "cannot stop it with ptrace", pid_object(pid),
                      "the agent needs CAP_SYS_PTRACE over the sandbox");
 }
@@ -166,7 +171,7 @@ void StoppedProcesses::seize(pid_t pid, pid_t tid) {
     try {
       // A thread on its way out answers ESRCH or EPERM; it needs no stopping.
       if (tid != pid && (err == ESRCH || is_dead(status_of(pid, tid)))) return;
-      throw seize_error(err, pid, tid);
+      throw seize_error(err, pid, tid, (options & trace::kOptionSuspendSeccomp) != 0);
     } catch (const Error& e) {
       if (tid != pid && (e.code == Code::process_gone || e.code == Code::not_found)) return;
       throw;

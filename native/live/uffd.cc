@@ -29,6 +29,8 @@ UffdResult result_of(int err) {
     case ENOENT:
     case EINVAL: return UffdResult::unmapped;
     case ESRCH: return UffdResult::gone;
+    case ENOMEM:
+    case ENOSPC: return UffdResult::no_memory;
     default: return UffdResult::failed;
   }
 }
@@ -125,6 +127,11 @@ bool Uffd::changing() const {
   return zero(kNowhere, 1, done) == UffdResult::again;
 }
 
+bool Uffd::memory_gone() const {
+  uint64_t done = 0;
+  return zero(kNowhere, 1, done) == UffdResult::gone;
+}
+
 // A copy from memory that cannot be read goes as far as finding the mapping, and no further.
 UffdResult Uffd::look(uint64_t address) const {
   static const void* const unreadable =
@@ -132,7 +139,9 @@ UffdResult Uffd::look(uint64_t address) const {
   if (unreadable == MAP_FAILED) return UffdResult::failed;
   uint64_t done = 0;
   const UffdResult result = copy(address, static_cast<const std::byte*>(unreadable), 1, done);
-  return result == UffdResult::failed || result == UffdResult::exists ? UffdResult::ok : result;
+  const bool found =
+      result == UffdResult::failed || result == UffdResult::no_memory || result == UffdResult::exists;
+  return found ? UffdResult::ok : result;
 }
 
 uint64_t Uffd::inode() const {
@@ -140,11 +149,7 @@ uint64_t Uffd::inode() const {
   return fstat(fd(), &st) == 0 ? st.st_ino : 0;
 }
 
-Uffd Uffd::of_process(pid_t pid, int fd) {
-  Uffd uffd(take_descriptor(pid, fd));
-  uffd.not_kept_ = NotKept(uffd.fd());
-  return uffd;
-}
+Uffd Uffd::of_process(pid_t pid, int fd) { return Uffd(take_descriptor(pid, fd)); }
 
 UniqueFd take_descriptor(pid_t pid, int fd) {
   const std::string object = "pid " + std::to_string(pid);

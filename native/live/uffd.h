@@ -13,17 +13,17 @@
 #include "common/bytes.h"
 #include "common/error.h"
 #include "common/unique_fd.h"
-#include "live/keeper.h"
 
 namespace medes {
 
 enum class UffdResult : uint8_t {
   ok,
-  exists,    // the first page was there already
-  again,     // events wait to be read, or the mapping changes: read events, then try again
-  unmapped,  // no registered mapping at that address (any more)
-  gone,      // the process's memory is gone
-  failed,    // out of memory and the like
+  exists,     // the first page was there already
+  again,      // events wait to be read, or the mapping changes: read events, then try again
+  unmapped,   // no registered mapping at that address (any more)
+  gone,       // the process's memory is gone
+  no_memory,  // its memory cgroup, or the machine, has no page left
+  failed,
 };
 
 class Uffd {
@@ -36,12 +36,10 @@ class Uffd {
   explicit operator bool() const { return static_cast<bool>(fd_); }
   void close() {
     info_.reset();
-    not_kept_.end();
     fd_.reset();
   }
   UniqueFd release() {  // the descriptor itself
     info_.reset();
-    not_kept_.end();
     return std::move(fd_);
   }
 
@@ -61,6 +59,7 @@ class Uffd {
   std::optional<size_t> pending_faults();  // that wait to be read; nothing when the kernel does not say
   // A thread is between entering a call that changes mappings and having had its event read.
   bool changing() const;
+  bool memory_gone() const;
   // Whether the address lies in a registered mapping; nothing is placed. `changing` hides it (again).
   UffdResult look(uint64_t address) const;
 
@@ -68,7 +67,6 @@ class Uffd {
 
  private:
   UniqueFd fd_;
-  NotKept not_kept_;
   UniqueFd info_;  // its file in /proc/self/fdinfo
 };
 

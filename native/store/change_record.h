@@ -51,8 +51,8 @@ struct ChangeRecord {
   std::atomic<uint32_t> log_set{0};   // the log holds messages of this set: to be booked if it is sets + 1
   std::atomic<uint32_t> order{open};  // of the log
   std::atomic<uint32_t> unlogged{
-      0};  // not 0: messages were read that are not in the log, and may not be booked
-  uint32_t reserved = 0;
+      0};                    // not 0: messages were read that are not in the log, and may not be booked
+  int32_t kept_fd = 0;       // in the keeper that the process's UffdRecord names
   LogPart parts[kMaxParts];  // ascending
   MovedPages moves[2][kMaxMoves];
   uffd_msg messages[kMaxMessages];  // event 0: none

@@ -39,7 +39,7 @@ struct UffdRecord {
   uint64_t inode = 0;          // of the anonymous inode, 0 if unknown
   uint64_t frame_address = 0;  // where injected calls keep their return frame during the eviction
   uint32_t stop = 0;           // a StopNote
-  uint32_t reserved = 0;
+  int32_t keeper = 0;          // who holds a copy beyond the agent's death (live/keeper.h); 0: nobody
 };
 
 class SandboxFile {

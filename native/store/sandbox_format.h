@@ -46,7 +46,7 @@ static_assert(offsetof(UffdRecord, fd) == 4);
 static_assert(offsetof(UffdRecord, start_time_ticks) == 8);
 static_assert(offsetof(UffdRecord, inode) == 16);
 static_assert(offsetof(UffdRecord, frame_address) == 24);
-static_assert(offsetof(UffdRecord, stop) == 32);
+static_assert(offsetof(UffdRecord, stop) == 32 && offsetof(UffdRecord, keeper) == 36);
 static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
 
 }  // namespace medes

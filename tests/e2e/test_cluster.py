@@ -359,7 +359,7 @@ def test_without_rights_nothing_calls_itself_dedup(tmp_path: Path) -> None:
     try:
         agent.start()
         with App(seed=1, prefix=powerless) as app, agent.client() as client:
-            if client.node().live_driver == "available":
+            if client.node().live_driver.startswith("available"):
                 pytest.skip("the live driver needs no rights here")
             for asked in ("", "live"):
                 with pytest.raises(UnsupportedError, match="live driver cannot run") as refused:

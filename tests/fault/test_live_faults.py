@@ -61,6 +61,7 @@ RESTORE_POINTS = [
 # What the program did to its mappings is read, and being booked.
 BOOKING_POINTS = ["restore.read", "restore.booking", "restore.applied", "restore.booked"]
 CHILD_POINT = "restore.child_kept"
+MOVED_POINT = "evict.moved"  # of a program that may have pinned memory: test_live_uring.py
 FILL = "globals().update(m=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)) or m.write(b'medes!' * 170000)"
 MOVE = "m.resize(1 << 27)"  # mremap: too large for its place
 DIGEST = "hashlib.sha256(m[:1020000]).hexdigest()"
@@ -274,12 +275,62 @@ def test_a_keeper_ends_with_the_agent_and_the_memory_it_kept(tmp_path: Path) -> 
         with _victim(program, tmp_path) as agent:
             keeper = _keeper_of(agent.pid)
             agent.kill()
-        _wait_until_gone(keeper)  # it kept nothing
+        assert not _gone(keeper)  # the program may close its own copy
+    _wait_until_gone(keeper)
     (tmp_path / "again").mkdir()
     with Program() as program:
         keeper = _fork_and_kill(program, tmp_path / "again", "restore.booked")
         subprocess.run(["pkill", "-KILL", "-P", str(program.pid)], check=True)
     _wait_until_gone(keeper)
+
+
+CLOSER = """
+import ctypes, hashlib, sys
+big = [hashlib.sha256(str(i).encode()).digest() * 64 for i in range(4000)]
+digest = hashlib.sha256(b"".join(big)).hexdigest()
+libc = ctypes.CDLL(None)
+print("ready", flush=True)
+sys.stdin.readline()
+libc.syscall(436, 3, ctypes.c_uint(0xFFFFFFFF), 0)  # close_range
+print("closed", flush=True)
+sys.stdin.readline()
+print("intact" if hashlib.sha256(b"".join(big)).hexdigest() == digest else "BROKEN", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_program_that_closes_all_descriptors_outlives_agent_after_agent(tmp_path: Path) -> None:
+    with Program([sys.executable, "-c", CLOSER]) as program:
+        with _victim(program, tmp_path) as agent:
+            keeper = _keeper_of(agent.pid)
+            program.tell("close")
+            assert program.hear() == "closed"
+            agent.kill()
+        program.tell("check")  # it waits: the keeper has the other copy
+        for _ in range(3):
+            server, live = _adopt(tmp_path)
+            server.close()
+        _wait_until_gone(keeper)
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert program.hear() == "intact"
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        server.close()
+
+
+def test_a_program_whose_userfaultfd_is_nowhere_any_more_is_lost(tmp_path: Path) -> None:
+    with Program([sys.executable, "-c", CLOSER]) as program:
+        with _victim(program, tmp_path) as agent:
+            keeper = _keeper_of(agent.pid)
+            program.tell("close")
+            assert program.hear() == "closed"
+            os.kill(program.pid, signal.SIGSTOP)  # so that it does not run into the zeros
+            agent.kill()
+        os.kill(keeper, signal.SIGKILL)
+        _wait_until_gone(keeper)
+        with pytest.raises(LostError, match="closed its userfaultfd"):
+            _adopt(tmp_path)
 
 
 def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Path) -> None:
@@ -299,4 +350,4 @@ def test_every_point_of_the_source_is_killed_once() -> None:
     for source in (ROOT / "native").rglob("*.cc"):
         if source.parent.name in ("live", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *BOOKING_POINTS, CHILD_POINT}
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *BOOKING_POINTS, CHILD_POINT, MOVED_POINT}

@@ -268,3 +268,20 @@ def test_what_wakes_at_once_prefetches(deduper: Deduper, program: Program) -> No
     stats = live.stats()
     assert stats["demand_woken"] == 1
     assert stats["pages_prefetched"] > 0
+
+
+# --- seccomp ---------------------------------------------------------------------------------------------
+def test_an_agent_with_a_filter_says_that_it_is_the_reason(tmp_path: Path) -> None:
+    filtered = "from tests.support.seccomp import Filter; Filter().load()\n" + DAEMON
+    with Program([sys.executable, "-c", filtered]) as program:
+        command = [sys.executable, "-m", "tests.fault.filtered_agent", str(program.pid), str(tmp_path)]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
+        reason, error = answer.splitlines()
+        assert "seccomp filter itself" in reason
+        assert error.startswith("permission_denied: ") and reason in error
+        deduper = Deduper(tmp_path / "free")
+        (tmp_path / "free").mkdir()
+        live = deduper.dedup([program.pid])  # this agent has none
+        live.restore(lazy=False)
+        assert live.wait_complete(WAIT_S)
+        deduper.close()

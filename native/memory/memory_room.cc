@@ -1,0 +1,112 @@
+#include "memory/memory_room.h"
+
+#include <algorithm>
+#include <charconv>
+#include <string_view>
+
+#include "common/error.h"
+#include "memory/proc.h"
+
+namespace medes {
+namespace {
+
+constexpr const char* kRoot = "/sys/fs/cgroup";
+constexpr uint64_t kNoLimit = 1ull << 62;  // cgroup v1 has no word for it but the largest number of pages
+constexpr size_t kMaxDepth = 64;
+
+// Cgroup v2's name of a file, and v1's.
+struct Names {
+  const char *limit, *used;
+};
+constexpr Names kNames[] = {{"/memory.max", "/memory.current"},
+                            {"/memory.limit_in_bytes", "/memory.usage_in_bytes"}};
+
+std::optional<uint64_t> number_in(const std::string& path) {
+  try {
+    const std::string text = read_proc_file(path, 0, 4096);
+    uint64_t value = 0;
+    const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (ec != std::errc()) return kNoLimit;  // "max"
+    return value;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+// A field of memory.stat ("name number" a line), 0 without it.
+uint64_t stat_field(std::string_view text, std::string_view name) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = text.substr(at, end - at);
+    at = end + 1;
+    if (!line.starts_with(name) || line.size() <= name.size() || line[name.size()] != ' ') continue;
+    uint64_t value = 0;
+    (void)std::from_chars(line.data() + name.size() + 1, line.data() + line.size(), value);
+    return value;
+  }
+  return 0;
+}
+
+uint64_t cache_of(const std::string& group) {
+  const std::string text = read_proc_file(group + "/memory.stat", 0, 1u << 20);
+  // v1 has each field twice; those of the whole subtree are what the limit is for.
+  const bool twice = text.find("\ntotal_inactive_file ") != std::string::npos;
+  const std::string prefix = twice ? "total_" : "";
+  return stat_field(text, prefix + "inactive_file") + stat_field(text, prefix + "active_file");
+}
+
+std::optional<uint64_t> room_in(const std::string& group) {
+  for (const Names& names : kNames) {
+    const auto limit = number_in(group + names.limit), used = number_in(group + names.used);
+    if (!limit || !used) continue;
+    if (*limit >= kNoLimit) return std::nullopt;
+    try {
+      const uint64_t held = *used - std::min(*used, cache_of(group));
+      return *limit - std::min(*limit, held);
+    } catch (const Error&) {
+      return std::nullopt;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+MemoryRoom::MemoryRoom(pid_t pid) {
+  std::string text;
+  try {
+    text = read_proc_file("/proc/" + std::to_string(pid) + "/cgroup", pid, 1u << 20);
+  } catch (const Error&) {
+    return;
+  }
+  // "number:controllers:path" a line; number 0 is cgroup v2.
+  std::string top, path;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    at = end + 1;
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool v1 = controllers.find(",memory,") != std::string::npos;
+    if (!v1 && (!line.starts_with("0:") || !top.empty())) continue;
+    top = v1 ? std::string(kRoot) + "/memory" : kRoot;
+    path = line.substr(second + 1);
+  }
+  if (top.empty()) return;
+  for (size_t depth = 0; depth < kMaxDepth; ++depth) {
+    while (path.ends_with('/')) path.pop_back();
+    groups_.push_back(top + path);
+    if (path.empty()) return;
+    path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+  }
+}
+
+std::optional<uint64_t> MemoryRoom::bytes() const {
+  std::optional<uint64_t> least;
+  for (const auto& group : groups_)
+    if (const auto room = room_in(group)) least = std::min(least.value_or(*room), *room);
+  return least;
+}
+
+}  // namespace medes

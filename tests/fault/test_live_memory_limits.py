@@ -1,0 +1,106 @@
+"""A memory cgroup that is full for a moment, or that parent and child fit into only as long as they share."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from tests.support.live import Deduper, Program
+from tests.support.memory_cgroup import MemoryCgroup, memory_cgroup
+
+pytestmark = pytest.mark.live
+WAIT_S = 30.0
+MIB = 1 << 20
+HOG = """
+import mmap, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    m = mmap.mmap(-1, int(line), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, int(line), 4096):
+        m[at] = 1
+    print("held", flush=True)
+"""
+FORKER = """
+import mmap, os, sys
+m = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 64 << 20, 8):
+    m[at : at + 8] = (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little")
+def state():
+    for at in range(0, 64 << 20, 4096):
+        if m[at : at + 8] != (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little"):
+            return "BROKEN"
+    return "intact"
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "fork\\n":
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if state() == "intact" else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        print(state(), flush=True)
+"""
+
+
+@pytest.fixture
+def deduper(tmp_path: Path) -> Iterator[Deduper]:
+    deduper = Deduper(tmp_path)
+    yield deduper
+    deduper.close()
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryCgroup]:
+    with memory_cgroup() as group:
+        yield group
+
+
+def _next_events(server: native.FaultServer, wanted: str) -> None:
+    seen: list[str] = []
+    while wanted not in seen:
+        assert select.select([server.event_fd], [], [], WAIT_S)[0], f"no {wanted} after {seen}"
+        seen += [event for _, event in server.take_events()]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_restore_into_a_full_group_waits_for_room(
+    deduper: Deduper, group: MemoryCgroup, lazy: bool
+) -> None:
+    control = group.folder / "memory.oom_control"
+    if not control.exists():
+        pytest.skip("only cgroup v1 can be full without killing")
+    control.write_text("1")
+    group.limit(96 * MIB)
+    with Program([sys.executable, "-c", FORKER]) as program, Program([sys.executable, "-c", HOG]) as hog:
+        group.add(program.pid)
+        group.add(hog.pid)
+        # What it has was charged to the group before: it is evicted first, and comes back into this one.
+        live = deduper.dedup([program.pid])
+        hog.tell(str(60 * MIB))
+        assert hog.hear() == "held"
+        live.restore(lazy=lazy)
+        _next_events(deduper.server, "short_of_memory")
+        assert not live.wait_complete(0.5)
+        assert live.state == "restoring"
+        program.tell("check")
+        hog.process.kill()
+        assert program.hear() == "intact"
+        assert live.wait_complete(WAIT_S)
+
+
+def test_a_fork_after_the_wake_does_not_outgrow_the_limit(deduper: Deduper, group: MemoryCgroup) -> None:
+    group.limit(100 * MIB)
+    with Program([sys.executable, "-c", FORKER]) as program:
+        group.add(program.pid)
+        for _ in range(2):
+            live = deduper.dedup([program.pid])
+            program.tell("fork")
+            assert program.hear() == "0"
+            program.tell("check")
+            assert program.hear() == "intact"
+            assert live.wait_complete(WAIT_S)
