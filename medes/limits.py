@@ -40,3 +40,4 @@ RESTORE_READY_TIMEOUT_S = 60.0  # until the sandbox of a restore runs
 RESTORE_WAIT_S = 600.0  # how long a call waits for the end of a restore that others began
 PURGE_KILL_TIMEOUT_S = 10.0  # until killed processes are gone
 ORPHANS_LISTED_MAX = 10_000
+FOLDER_LINKS_MAX = 40  # symbolic links on the way to a folder

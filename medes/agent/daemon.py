@@ -35,7 +35,8 @@ from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, Pee
 from medes.agent.store_identity import store_identity
 from medes.agent.timers import DriverEvents, Timers
 from medes.config import AgentSettings
-from medes.errors import InvalidArgumentError, IoError, MedesError, PermissionDeniedError
+from medes.errors import InvalidArgumentError, MedesError
+from medes.folders import make_private_folder, make_socket_folder
 from medes.limits import API_REQUEST_BYTES_MAX
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
@@ -103,8 +104,9 @@ class AgentDaemon:
             "base pages of peers are read over %s",
             f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
         )
-        self._make_folder(Path(settings.state_dir))
-        self._make_folder(settings.shm_path)
+        # What lies there is memory of sandboxes, and what is put there comes into them.
+        for path in (Path(settings.state_dir), settings.shm_path):
+            make_private_folder(path, self._made, other=OTHER_FOLDERS)
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._store = await store_identity(journal, Path(settings.state_dir))
@@ -155,20 +157,6 @@ class AgentDaemon:
             *(settings.node, settings.listen, at.grpc_address, at.page_address, " and ".join(at.transports)),
         )
 
-    def _make_folder(self, path: Path) -> None:
-        """What lies here is memory of sandboxes: nobody but the agent's user may look."""
-        try:
-            self._made += [p for p in (path, *path.parents) if not p.exists()]
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except PermissionError as error:
-            raise PermissionDeniedError(
-                "cannot make this folder", object=str(path), hint=OTHER_FOLDERS
-            ) from error
-        except OSError as error:
-            raise IoError(error.strerror or str(error), object=str(path)) from error
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionDeniedError("cannot write here", object=str(path), hint=OTHER_FOLDERS)
-
     def _lock_shm(self, owner: Owner) -> None:
         """What lies in shm_dir is one agent's: another would not know what it is for."""
         path = self.settings.shm_path / LOCK_NAME
@@ -191,7 +179,7 @@ class AgentDaemon:
         self._servicer = AgentServicer(agent, self._observe)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, self._api.server)
         self._api.add_service(AGENT_SERVICE)
-        self._make_folder(Path(parse_address(settings.listen).path).parent)
+        make_socket_folder(Path(parse_address(settings.listen).path).parent, self._made, other=OTHER_FOLDERS)
         self._api.bind(settings.listen, unix_mode=settings.listen_mode)
         if settings.listen_tcp:
             self.tcp_address = str(self._api.bind(settings.listen_tcp, settings.tls))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medes import native
+from medes.errors import MedesError, NotFoundError
+from medes.folders import make_private_folder, read_private, write_private
 from medes.limits import WORKING_SET_PAGES_MAX
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ _HEADER = struct.Struct("<4sIQ")
 _ENTRY = struct.Struct("<QQff")
 _PAIR = struct.Struct("<QQ")
 _MAGIC = b"MWS1"
+_FILE_BYTES_MAX = _HEADER.size + WORKING_SET_PAGES_MAX * _ENTRY.size
 
 PROBE_SLICES_MIN = 16
 PROBE_PAGES, PROBE_PAGES_CALM = 48, 4  # some 40 us a fault, which the request waits for
@@ -180,10 +183,10 @@ class WorkingSetStore:
         if key not in self._sets:
             path = self._path(domain, function)
             try:
-                self._sets[key] = WorkingSet.from_bytes(path.read_bytes())
-            except FileNotFoundError:
+                self._sets[key] = WorkingSet.from_bytes(read_private(path, _FILE_BYTES_MAX))
+            except NotFoundError:
                 self._sets[key] = WorkingSet()
-            except (OSError, ValueError) as error:
+            except (MedesError, ValueError) as error:
                 log.warning("working set of %s: %s: starting a new one", function, error)
                 self._sets[key] = WorkingSet()
         return self._sets[key]
@@ -193,9 +196,7 @@ class WorkingSetStore:
         path = self._path(domain, function)
         self.get(domain, function).prepare()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(self.get(domain, function).to_bytes())
-            fresh.rename(path)
-        except OSError as error:
+            make_private_folder(self._folder)
+            write_private(path, self.get(domain, function).to_bytes(), sync=False)
+        except MedesError as error:
             log.warning("working set of %s: %s", function, error)

@@ -93,7 +93,7 @@ def describe(file: Path, pages: bool = False, verify: bool = False) -> dict[str,
 
 def _slab(file: Path, verify: bool) -> dict[str, Any]:
     try:
-        slab = native.Slab.open(str(file))
+        slab = native.Slab.open(str(file), ours=False)
     except CorruptError as error:
         raise InvalidArgumentError(
             "neither a sound slab, nor a sandbox file, an encoded image or a journal",
@@ -134,8 +134,11 @@ def _journal(file: Path) -> dict[str, Any]:
 
 def _verified(file: Path) -> dict[str, Any]:
     """Rebuilds every page of a sandbox file, where its bases lie beside it. Raises corrupt."""
-    sandbox = native.SandboxFile.open(str(file))
-    here = {s.base_id: s for s in (native.Slab.open(str(p)) for p in sorted(file.parent.glob("*.slab")))}
+    sandbox = native.SandboxFile.open(str(file), ours=False)
+    here = {
+        s.base_id: s
+        for s in (native.Slab.open(str(p), ours=False) for p in sorted(file.parent.glob("*.slab")))
+    }
     absent = [base_id for base_id in sandbox.base_ids if base_id not in here]
     if absent:
         return {"verified": None, "not_verified": f"{len(absent)} of its bases are not in this folder"}
@@ -147,7 +150,7 @@ def _verified(file: Path) -> dict[str, Any]:
 
 
 def _sandbox(file: Path, pages: bool) -> dict[str, Any]:
-    sandbox = native.SandboxFile.open(str(file))
+    sandbox = native.SandboxFile.open(str(file), ours=False)
     with file.open("rb") as source:
         source.seek(SANDBOX_ENCODED_AT)
         offset, length = struct.unpack("<QQ", source.read(16))

@@ -72,7 +72,12 @@ void register_slab(nb::module_& m) {
   nb::class_<Slab>(m, "Slab")
       .def_static("create", &create_slab, nb::arg("path"), nb::arg("base_id"), nb::arg("image"),
                   nb::arg("pages") = nb::none(), nb::arg("meta") = nb::bytes("", 0))
-      .def_static("open", &Slab::open, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+      .def_static(
+          "open",
+          [](const std::string& path, bool ours) {
+            return Slab::open(path, ours ? Owners::us : Owners::anyone);
+          },
+          nb::arg("path"), nb::arg("ours") = true, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("base_id", &Slab::base_id)
       .def_prop_ro("page_count", &Slab::page_count)
       .def_prop_ro("ranges", [](const Slab& s) { return range_pairs(s.space()); })
@@ -106,7 +111,12 @@ void register_store(nb::module_& m) {
             return SandboxFile::create(path, meta_bytes, image->layout(), encoded->bytes);
           },
           nb::arg("path"), nb::arg("meta"), nb::arg("image"), nb::arg("encoded"))
-      .def_static("open", &SandboxFile::open, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>())
+      .def_static(
+          "open",
+          [](const std::string& path, bool ours) {
+            return SandboxFile::open(path, ours ? Owners::us : Owners::anyone);
+          },
+          nb::arg("path"), nb::arg("ours") = true, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("meta", [](const SandboxFile& f) { return to_bytes(f.meta()); })
       .def_prop_ro("base_ids",
                    [](const SandboxFile& f) {

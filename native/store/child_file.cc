@@ -144,6 +144,6 @@ void ChildFile::keep_only(const Holder& holder) {
   std::atomic_thread_fence(std::memory_order_release);
 }
 
-void ChildFile::unlink() noexcept { (void)::unlink(impl_->path.c_str()); }
+void ChildFile::unlink() noexcept { (void)unlink_in_folder(impl_->path); }
 
 }  // namespace medes

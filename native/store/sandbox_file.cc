@@ -110,8 +110,8 @@ std::shared_ptr<SandboxFile> SandboxFile::create(const std::string& path, Bytes 
   return open(path);
 }
 
-std::shared_ptr<SandboxFile> SandboxFile::open(const std::string& path) {
-  ShmFd fd(path, true);
+std::shared_ptr<SandboxFile> SandboxFile::open(const std::string& path, Owners owners) {
+  ShmFd fd(path, true, owners);
   if (fd.size() < kPageBytes) throw Error(Code::corrupt, "sandbox file: truncated header", path);
   std::shared_ptr<SandboxFile> file(new SandboxFile());
   Impl& impl = *file->impl_;
@@ -170,8 +170,8 @@ void SandboxFile::continue_stopped() {
 std::vector<std::string> SandboxFile::child_paths() const { return ChildFile::paths_of(impl_->path); }
 
 void SandboxFile::unlink() {
-  for (const auto& path : child_paths()) (void)::unlink(path.c_str());
-  if (::unlink(impl_->path.c_str()) && errno != ENOENT)
+  for (const auto& path : child_paths()) (void)unlink_in_folder(path);
+  if (!unlink_in_folder(impl_->path) && errno != ENOENT)
     throw errno_error(errno, "cannot remove sandbox file", impl_->path);
 }
 

@@ -14,6 +14,7 @@
 #include "memory/image.h"
 #include "patch/encoded_image.h"
 #include "store/change_record.h"
+#include "store/shm_file.h"
 
 namespace medes {
 
@@ -47,8 +48,8 @@ class SandboxFile {
   // Throws store_full, already_exists, io.
   static std::shared_ptr<SandboxFile> create(const std::string& path, Bytes meta, const ImageLayout& layout,
                                              Bytes encoded_blob);
-  // Throws not_found, corrupt, unsupported (another version).
-  static std::shared_ptr<SandboxFile> open(const std::string& path);
+  // Throws not_found, corrupt, permission_denied, unsupported (another version).
+  static std::shared_ptr<SandboxFile> open(const std::string& path, Owners owners = Owners::us);
   ~SandboxFile();
 
   Bytes meta() const;

@@ -1,6 +1,8 @@
 // How every file of the store comes to be and is read back: written under a temporary name with all of its
 // space allocated first (a full store is an error at creation, never a SIGBUS at a write), made read-only,
-// then renamed without replacing anything. Nobody ever sees a half-written file under its final name.
+// then renamed without replacing anything. Nobody ever sees a half-written file under its final name. Files
+// are opened relative to their folder, which is looked at each time and must be this user's alone: what lies
+// in it is put into the memory of other processes.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +11,24 @@
 
 #include "common/bytes.h"
 #include "common/limits.h"
+#include "common/unique_fd.h"
 
 namespace medes {
+
+// Whose folder a file may be opened in.
+enum class Owners {
+  us,      // this user's, of which nobody else has any right to (mode 0700), and the file is this user's
+  anyone,  // for tools that only show what they find, and vouch for none of it
+};
+
+// Removes a file by its name in its folder. False: errno says why, ENOENT among others.
+bool unlink_in_folder(const std::string& path) noexcept;
 
 // A file being written. Dropping it uncommitted removes the temporary file.
 class ShmFileWriter {
  public:
-  // Allocates and maps `bytes`, which is > 0. Throws store_full, already_exists, io.
+  // Allocates and maps `bytes`, which is > 0. Throws store_full, already_exists, permission_denied (the
+  // folder is not this user's alone), io.
   ShmFileWriter(std::string path, uint64_t bytes);
   ~ShmFileWriter();
   ShmFileWriter(const ShmFileWriter&) = delete;
@@ -27,7 +40,8 @@ class ShmFileWriter {
 
  private:
   void discard() noexcept;
-  std::string path_, temporary_;
+  std::string path_, name_, temporary_;  // of which the last two are names in the folder
+  UniqueFd folder_;
   uint64_t size_ = 0;
   int fd_ = -1;
   std::byte* data_ = nullptr;
@@ -54,7 +68,8 @@ class ShmMapping {
 // A read or read-write descriptor of an existing regular file, never following a symbolic link.
 class ShmFd {
  public:
-  ShmFd(const std::string& path, bool writable);  // throws not_found, corrupt (not a regular file), io
+  // Throws not_found, corrupt (not a regular file), permission_denied (not this user's alone), io.
+  ShmFd(const std::string& path, bool writable, Owners owners = Owners::us);
   ~ShmFd();
   ShmFd(const ShmFd&) = delete;
   ShmFd& operator=(const ShmFd&) = delete;

@@ -139,8 +139,8 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
   return open(path);
 }
 
-std::shared_ptr<Slab> Slab::open(const std::string& path) {
-  ShmFd file(path, false);
+std::shared_ptr<Slab> Slab::open(const std::string& path, Owners owners) {
+  ShmFd file(path, false, owners);
   if (file.size() < kPageBytes) throw Error(Code::corrupt, "slab: truncated header", path);
   const SlabHeader header = checked_header(read_header<HeaderPage>(file, path), file.size(), path);
   std::shared_ptr<Slab> slab(new Slab());
@@ -186,7 +186,7 @@ bool Slab::verify(uint64_t first, uint64_t count) const {
 
 void Slab::unlink() {
   if (impl_->unlinked.exchange(true)) return;
-  if (::unlink(impl_->path.c_str()) && errno != ENOENT)
+  if (!unlink_in_folder(impl_->path) && errno != ENOENT)
     throw errno_error(errno, "cannot remove slab", impl_->path);
 }
 

@@ -10,6 +10,7 @@
 
 #include "memory/image.h"
 #include "patch/base_view.h"
+#include "store/shm_file.h"
 
 namespace medes {
 
@@ -19,9 +20,9 @@ class Slab {
   // name, sealed, then renamed). Throws store_full, already_exists, io.
   static std::shared_ptr<Slab> create(const std::string& path, uint64_t base_id, const MemoryImage& image,
                                       std::span<const uint64_t> pages, Bytes meta = {});
-  // Maps an existing slab read-only; checks header checksum. Throws not_found, corrupt, unsupported (written
-  // by a newer version that says that this one cannot read it).
-  static std::shared_ptr<Slab> open(const std::string& path);
+  // Maps an existing slab read-only; checks header checksum. Throws not_found, corrupt, permission_denied,
+  // unsupported (written by a newer version that says that this one cannot read it).
+  static std::shared_ptr<Slab> open(const std::string& path, Owners owners = Owners::us);
   ~Slab();
 
   uint64_t base_id() const;
