@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import grp
 import math
 import os
 import re
@@ -35,7 +36,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medes.errors import InvalidArgumentError
-from medes.limits import NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX, SETTINGS_FILE_BYTES_MAX
+from medes.limits import (
+    NAME_CHARS_MAX,
+    NODE_CHARS_WITH_USERS_MAX,
+    PIDS_PER_SANDBOX_MAX,
+    SETTINGS_FILE_BYTES_MAX,
+)
 from medes.places import DEFAULT_AGENT_ADDRESS, DEFAULT_CONTROLLER_ADDRESS
 from medes.rpc.address import parse_address
 from medes.rpc.tls import TlsFiles
@@ -49,7 +55,7 @@ DRIVERS = ("live", "image")
 TRANSPORTS = ("auto", "local", "tcp", "rdma")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
-_MODE = re.compile(r"[67][067][067]")
+_MODE = re.compile(r"[67][06]0")
 # What Kubernetes tells every container about a service that is called "medes-agent" or "medes-controller".
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT.*)|PORT(_\d+_.*)?)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -135,7 +141,18 @@ class AgentSettings(Settings):
         DEFAULT_CONTROLLER_ADDRESS, "host:port of the controller; empty: none", address="optional"
     )
     listen: str = setting(DEFAULT_AGENT_ADDRESS, "the restore API's unix socket", address=True)
-    listen_mode: int = setting(0o600, "file mode of the unix socket", mode=True)
+    listen_mode: int = setting(
+        0o600, "file mode of the unix socket: who opens it commands every sandbox", mode=True
+    )
+    listen_group: str = setting(
+        "", "group whose members may open the unix socket too; empty: listen_mode alone decides"
+    )
+    user_socket: bool = setting(
+        False, "a second socket, for other users: for sandboxes of their own processes only"
+    )
+    user_sandboxes_max: int = setting(32, "sandboxes of one such user", minimum=1, maximum=100_000)
+    user_bytes_max: int = setting(4 * GIB, "memory of one such user's sandboxes when registered", minimum=1)
+    user_calls_max: int = setting(8, "calls of one such user under way", minimum=1, maximum=1024)
     listen_tcp: str = setting("", "host:port of the restore API over TCP; empty: none", address="optional")
     peer_address: str = setting("127.0.0.1:7071", "host:port of the peer service; port 0: any", address=True)
     peer_advertise: str = setting(
@@ -251,6 +268,14 @@ class AgentSettings(Settings):
                 hint="use listen_tcp for TCP",
             )
         _check_dir("agent.shm_dir", str(self.shm_path))
+        if self.user_socket and len(self.node) > NODE_CHARS_WITH_USERS_MAX:
+            raise InvalidArgumentError(
+                "the names of users' domains end with node_id: too long for that",
+                object="agent.node_id",
+                hint=f"at most {NODE_CHARS_WITH_USERS_MAX} characters",
+            )
+        if self.listen_group:
+            group_id(self.listen_group)
         check_periods(self.idle_period_s, self.keep_alive_period_s, "agent.keep_alive_period_s")
         for function, own in self.functions.items():
             if not own.disabled:
@@ -327,6 +352,14 @@ class ControllerSettings(Settings):
             )
 
 
+def group_id(name: str) -> int:
+    """The number of `listen_group`, a name or a number. Raises invalid_argument."""
+    try:
+        return int(name) if name.isascii() and name.isdigit() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise InvalidArgumentError(f"no such group: {name!r}", object="agent.listen_group") from None
+
+
 # --- checks ------------------------------------------------------------------------------------------------
 def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
     if value is None or "table" in rules:
@@ -344,7 +377,7 @@ def _check_field(name: str, value: Any, rules: Mapping[str, Any]) -> None:
         raise InvalidArgumentError(
             f"{value} is 0o{value:o}, no mode of a socket",
             object=name,
-            hint="0o600, 0o660 or 0o666, with the 0o",
+            hint="0o600 or 0o660, with the 0o; other users have a socket of their own: user_socket",
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidArgumentError("must be a finite number", object=name)

@@ -34,15 +34,18 @@ from medes.agent.peers import ReaderFactory
 from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, PeerServicer
 from medes.agent.store_identity import store_identity
 from medes.agent.timers import DriverEvents, Timers
-from medes.config import AgentSettings
+from medes.agent.user_servicer import UserServicer
+from medes.config import AgentSettings, group_id
 from medes.errors import InvalidArgumentError, MedesError
 from medes.folders import make_private_folder, make_socket_folder
 from medes.limits import API_REQUEST_BYTES_MAX
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
+from medes.places import user_socket_beside
 from medes.rpc.address import is_loopback, is_wildcard, parse_address, warn_if_open
 from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
 from medes.rpc.server import RpcServer
+from medes.rpc.user_socket import UserSocket
 from medes.transport.rdma import RdmaNode, open_rdma
 from medes.transport.streams import automatic_streams
 from medes.types import NodeEndpoints, NodeStatus
@@ -51,6 +54,7 @@ from medes.types import SandboxState as S
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
+USERS_SOCKET = "users.sock"  # in shm_dir, where nobody else gets
 TICK_S = 0.25
 JOURNAL_FILES = ("journal", "journal.lock")  # the lock goes last
 OWN_FILES = (*JOURNAL_FILES, LOCK_NAME)
@@ -76,6 +80,8 @@ class AgentDaemon:
         self._observe = rpc_metrics.observe
         self._servicer: AgentServicer | None = None
         self._api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
+        self._user_api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
+        self._users: UserSocket | None = None
         self._peer = RpcServer(observer=rpc_metrics.observe)
         self._metrics: MetricsServer | None = None
         self.peer_address = ""
@@ -139,6 +145,8 @@ class AgentDaemon:
         pages.grant_again()
         self._events.start()
         await self._api.start()
+        if settings.user_socket:
+            await self._serve_users(Path(parse_address(settings.listen).path))
         if settings.metrics_address:
             self._metrics = MetricsServer(settings.metrics_address, self.registry)
             self.metrics_address = self._metrics.address
@@ -180,7 +188,8 @@ class AgentDaemon:
         agent_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, self._api.server)
         self._api.add_service(AGENT_SERVICE)
         make_socket_folder(Path(parse_address(settings.listen).path).parent, self._made, other=OTHER_FOLDERS)
-        self._api.bind(settings.listen, unix_mode=settings.listen_mode)
+        mode, group = _who_may_open(settings)
+        self._api.bind(settings.listen, unix_mode=mode, group=group)
         if settings.listen_tcp:
             self.tcp_address = str(self._api.bind(settings.listen_tcp, settings.tls))
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(agent, pages), self._peer.server)
@@ -194,6 +203,17 @@ class AgentDaemon:
             self._store,
         )
         _refuse_local_addresses(settings, agent.endpoints)
+
+    async def _serve_users(self, main: Path) -> None:
+        inner = self.settings.shm_path / USERS_SOCKET
+        users = self._users = UserSocket(Path(user_socket_beside(str(main))), inner)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(
+            UserServicer(self.agent, users), self._user_api.server
+        )
+        self._user_api.add_service(AGENT_SERVICE)
+        self._user_api.bind(f"unix:{inner}")
+        await self._user_api.start()
+        users.start()
 
     def status(self) -> NodeStatus:
         return handlers.node_status(self.agent)
@@ -224,6 +244,9 @@ class AgentDaemon:
         agent.watch.close()
         if self._servicer is not None:
             self._servicer.end_streams()
+        if self._users is not None:
+            await self._users.stop()
+            await self._user_api.stop(STOP_GRACE_S)
         await self._api.stop(STOP_GRACE_S)
         await agent.drain(STOP_GRACE_S)
         await agent.controller.leave()
@@ -331,6 +354,13 @@ def _refuse_local_addresses(settings: AgentSettings, endpoints: NodeEndpoints) -
                 object=f"agent.{setting}",
                 hint="an address of this machine; advertise_local when all nodes are on this one",
             )
+
+
+def _who_may_open(settings: AgentSettings) -> tuple[int, int]:
+    """Mode and group of the main socket; a group below 0 is the agent's own."""
+    if not settings.listen_group:
+        return settings.listen_mode, -1
+    return settings.listen_mode | 0o060, group_id(settings.listen_group)
 
 
 def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:

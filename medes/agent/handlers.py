@@ -14,6 +14,7 @@ from medes.agent.processes import kill_all
 from medes.agent.registration import Registration, checked_spec
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.agent.states import require_dedup_allowed, require_restore_possible
+from medes.agent.users import owner_of, require_processes_of
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
@@ -198,6 +199,9 @@ async def _dedup(
                 if agent.stopping:
                     raise BusyError("the agent is stopping", object=entry.id)
                 require_dedup_allowed(entry.id, entry.state)
+                if (owner := owner_of(entry.id)) is not None:
+                    # Since Register one of them may have become somebody else's, by a set-uid program.
+                    await agent.in_ops(lambda: require_processes_of(owner, entry.spec.processes()))
                 entry.op_reason = reason
                 agent.move(entry, S.DEDUPING, reason)
                 return await _run_op(agent, entry, make_base, hold_frozen)
@@ -313,7 +317,7 @@ def _kill(spec: SandboxSpec) -> None:
         pids = spec.processes()
     except ProcessGoneError:
         return
-    kill_all(pids)
+    kill_all(pids, owner_of(spec.sandbox_id))
 
 
 # --- looking -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import json
 from typing import Any, Literal
 
 from medes.errors import DeadlineExceededError, FunctionError, MedesError
+from medes.rpc.user_socket import peer_of
 
 HOOK_TIMEOUT_S = 2.0
 HOOKS_PATH = "/hooks/"
@@ -24,13 +25,18 @@ Phase = Literal["before-dedup", "after-restore"]
 
 
 async def call(
-    hook_address: str, phase: Phase, body: dict[str, Any], timeout_s: float = HOOK_TIMEOUT_S
+    hook_address: str,
+    phase: Phase,
+    body: dict[str, Any],
+    timeout_s: float = HOOK_TIMEOUT_S,
+    *,
+    owner: int | None = None,
 ) -> None:
-    """Raises deadline_exceeded or function when the host did not take it."""
+    """Raises deadline_exceeded or function when the host did not take it; `owner`: the only user who may listen there."""
     socket_path = hook_address.removeprefix("unix:")
     try:
         status = await asyncio.wait_for(
-            _post(socket_path, HOOKS_PATH + phase, json.dumps(body).encode()), timeout_s
+            _post(socket_path, HOOKS_PATH + phase, json.dumps(body).encode(), owner), timeout_s
         )
     except TimeoutError:
         raise DeadlineExceededError(f"the {phase} hook did not answer", object=hook_address) from None
@@ -40,9 +46,11 @@ async def call(
         raise FunctionError(f"the {phase} hook answered {status}", object=hook_address)
 
 
-async def _post(socket_path: str, path: str, body: bytes) -> int:
+async def _post(socket_path: str, path: str, body: bytes, owner: int | None) -> int:
     reader, writer = await asyncio.open_unix_connection(socket_path, limit=_RESPONSE_BYTES_MAX)
     try:
+        if owner is not None and peer_of(writer.get_extra_info("socket")).uid != owner:
+            raise ValueError(f"who listens there is not user {owner}")
         head = (
             f"POST {path} HTTP/1.1\r\nHost: hooks\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -58,10 +66,10 @@ async def _post(socket_path: str, path: str, body: bytes) -> int:
         writer.close()
 
 
-async def try_call(hook_address: str, phase: Phase, body: dict[str, Any]) -> str:
+async def try_call(hook_address: str, phase: Phase, body: dict[str, Any], *, owner: int | None = None) -> str:
     """The same without raising: the empty string, or what went wrong."""
     try:
-        await call(hook_address, phase, body)
+        await call(hook_address, phase, body, owner=owner)
     except MedesError as error:
         return str(error)
     return ""

@@ -146,8 +146,9 @@ def _stat(pid: int) -> list[str]:
     return text[text.rfind(")") + 2 :].split()
 
 
-def kill(pid: int, start_time_ticks: int) -> None:
-    """SIGKILL to that very process; silently nothing when it is gone. Raises permission_denied."""
+def kill(pid: int, start_time_ticks: int, owner: int | None = None) -> None:
+    """SIGKILL to that very process, if it is the owner's where there is one; silently nothing when it is gone. Raises
+    permission_denied."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -156,7 +157,7 @@ def kill(pid: int, start_time_ticks: int) -> None:
         raise PermissionDeniedError(str(error), object=f"pid {pid}") from error
     try:
         # The descriptor holds on to whatever process has the pid now; only then is its identity checked.
-        if runs(pid, start_time_ticks):
+        if runs(pid, start_time_ticks) and (owner is None or users_of(pid) == {owner}):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
     except ProcessLookupError:
         return
@@ -166,8 +167,21 @@ def kill(pid: int, start_time_ticks: int) -> None:
         os.close(fd)
 
 
-def kill_all(pids: list[int]) -> None:
-    """Kills processes, children first, so that none of them sees its parent go and is adopted elsewhere."""
+def kill_all(pids: list[int], owner: int | None = None) -> None:
+    """Kills processes, of that owner only where there is one, children first, so that none of them sees its parent go
+    and is adopted elsewhere."""
     times = {pid: start_time(pid) for pid in pids}
     for pid in reversed(pids):
-        kill(pid, times[pid])
+        kill(pid, times[pid], owner)
+
+
+def users_of(pid: int) -> set[int]:
+    """Real, effective, saved and file-system user of a process. Raises ProcessLookupError when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    for line in status.splitlines():
+        if line.startswith(b"Uid:"):
+            return {int(word) for word in line.split()[1:]}
+    raise ProcessLookupError(pid)

@@ -14,6 +14,7 @@ from medes.agent.explain import explain
 from medes.agent.fingerprint_service import FingerprintService
 from medes.agent.peer_client import endpoint_from_proto, endpoint_to_proto, region_to_proto
 from medes.agent.registration import Registration
+from medes.agent.users import refuse_reserved
 from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
 from medes.rpc.identity import require_node
@@ -39,6 +40,10 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
         self._streams: set[asyncio.Task[Any]] = set()
 
     async def Register(self, request: Any, context: Any) -> Any:
+        refuse_reserved(request.sandbox_id)
+        return await self._register(request)
+
+    async def _register(self, request: Any) -> Any:
         registration = Registration(
             sandbox_id=request.sandbox_id,
             function=request.function,

@@ -39,6 +39,7 @@ class AsyncMedesClient(AioConnection):
     """
 
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
+    HAS_USER_SOCKET = True
     STUB = AgentServiceStub
 
     def _made(self) -> None:

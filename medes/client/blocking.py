@@ -39,6 +39,7 @@ class MedesClient(BlockingConnection):
     """
 
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
+    HAS_USER_SOCKET = True
     STUB = AgentServiceStub
 
     def _made(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from medes.errors import AgentUnreachableError, MedesError
 from medes.limits import RPC_TIMEOUT_S
+from medes.places import user_socket_beside
 from medes.rpc.channel import aio_channel, sync_channel
 from medes.rpc.tls import TlsFiles
 
@@ -15,6 +18,7 @@ class _Connection:
     DEFAULT_ADDRESS: ClassVar[str]
     STUB: ClassVar[Any]  # the service's generated calls
     UNREACHABLE: ClassVar[type[MedesError]] = AgentUnreachableError
+    HAS_USER_SOCKET: ClassVar[bool] = False
     _open: ClassVar[Any]
 
     def __init__(
@@ -23,12 +27,23 @@ class _Connection:
         """`address`: unix:/path or host:port, DEFAULT_ADDRESS without it. Raises invalid_argument for a malformed
         one."""
         self.address = self.DEFAULT_ADDRESS if address is None else address
+        if self.HAS_USER_SOCKET:
+            self.address = _admitted(self.address)
         self._channel: Any = self._open(self.address, tls, unreachable=self.UNREACHABLE, timeout_s=timeout_s)
         self.stub: Any = self.STUB(self._channel)
         self._made()
 
     def _made(self) -> None:
         """For what a client adds to its connection."""
+
+
+def _admitted(address: str) -> str:
+    """The address itself, or the agent's socket for users beside it where this process may not open the first."""
+    path = address.removeprefix("unix:")
+    if path == address or not Path(path).exists() or os.access(path, os.W_OK, effective_ids=True):
+        return address
+    beside = user_socket_beside(path)
+    return f"unix:{beside}" if Path(beside).exists() else address
 
 
 class BlockingConnection(_Connection):

@@ -53,15 +53,17 @@ class RpcServer:
         """Names a service (e.g. "medes.v1.ControllerService") for health and reflection."""
         self._services.append(full_name)
 
-    def bind(self, address: str, tls: TlsFiles | None = None, *, unix_mode: int = 0o600) -> Address:
+    def bind(
+        self, address: str, tls: TlsFiles | None = None, *, unix_mode: int = 0o600, group: int = -1
+    ) -> Address:
         """Listens on `address` (port 0: any free one) and returns the address it got.
 
-        A unix socket gets `unix_mode` (never TLS); one left by a dead process is replaced. Raises io when the
+        A unix socket gets `unix_mode` and `group` (never TLS); one left by a dead process is replaced. Raises io when the
         address cannot be had, already_exists when another process listens on the socket.
         """
         parsed = parse_address(address, allow_port_zero=True)
         if parsed.is_unix:
-            return self._bind_unix(parsed, unix_mode)
+            return self._bind_unix(parsed, unix_mode, group)
         credentials = server_credentials(tls) if tls else None
         if credentials is None:
             warn_if_open(parsed.host, tls, "gRPC")
@@ -78,7 +80,7 @@ class RpcServer:
             raise IoError("cannot listen there", object=address)
         return Address(host=parsed.host, port=port)
 
-    def _bind_unix(self, parsed: Address, unix_mode: int) -> Address:
+    def _bind_unix(self, parsed: Address, unix_mode: int, group: int) -> Address:
         path = Path(parsed.path)
         clear_stale_socket(path)
         if not path.parent.is_dir():
@@ -90,7 +92,7 @@ class RpcServer:
                     f"cannot make the socket's folder: {error.strerror}", object=str(path.parent)
                 ) from error
         # The socket must never be open to others, not even between bind and chmod.
-        previous = os.umask(0o777 & ~unix_mode)
+        previous = os.umask(0o177)
         try:
             self._grpc.add_insecure_port(parsed.target)
         except RuntimeError as error:
@@ -99,6 +101,8 @@ class RpcServer:
             os.umask(previous)
         try:
             info = path.lstat()
+            if group >= 0:
+                os.chown(path, -1, group)
             path.chmod(unix_mode)
         except OSError as error:
             raise PermissionDeniedError(str(error), object=parsed.path) from error

@@ -117,7 +117,7 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["600", "420", "0o1600", "0o620", "0o060", "0"])
+@pytest.mark.parametrize("text", ["600", "420", "0o1600", "0o620", "0o060", "0o666", "0o606", "0"])
 def test_a_mode_without_its_prefix_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="0o600"):
         load(AgentSettings, write(tmp_path, f"[agent]\nlisten_mode = {text}\n"), {})
@@ -125,7 +125,7 @@ def test_a_mode_without_its_prefix_is_refused(tmp_path: Path, text: str) -> None
 
 def test_modes_as_text_and_in_the_file(tmp_path: Path) -> None:
     assert load(AgentSettings, write(tmp_path, "[agent]\nlisten_mode = 0o660\n"), {}).listen_mode == 0o660
-    assert load(AgentSettings, None, {"MEDES_AGENT_LISTEN_MODE": "0o666"}).listen_mode == 0o666
+    assert load(AgentSettings, None, {"MEDES_AGENT_LISTEN_MODE": "0o660"}).listen_mode == 0o660
     with pytest.raises(InvalidArgumentError, match="write 0o660"):
         load(AgentSettings, None, {"MEDES_AGENT_LISTEN_MODE": "660"})
 
