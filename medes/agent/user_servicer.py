@@ -41,7 +41,7 @@ class UserServicer(AgentServicer):
         self._watches = users.CallsInFlight(USER_WATCHES_MAX)
         for method in agent_pb2.DESCRIPTOR.services_by_name[AGENT_SERVICE.rpartition(".")[2]].methods:
             if method.name not in ALLOWED:
-                refusal = _refuse_stream if method.server_streaming else _refuse
+                refusal: Any = _refuse_stream if method.server_streaming else _refuse
                 refusal = _no_stream_of_calls if method.client_streaming else refusal
                 setattr(self, method.name, refusal)
 
