@@ -110,6 +110,7 @@ class Agent:
             settings.transport,
         )
         self.peers.on_endpoints = self._remember_peer
+        self.peers.own_store = lambda: self.endpoints.store
         self.remote_index = RemoteIndex(
             self.peers.fingerprints,
             self.in_ops,

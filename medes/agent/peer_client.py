@@ -93,10 +93,12 @@ class PeerClient:
         request = peer_pb2.UnpinRequest(node_id=self._own_node, holder_id=holder, base_ids=list(base_ids))
         await self._stub.Unpin(request)
 
-    async def reconcile(self, pins: Mapping[str, tuple[str, Iterable[int]]]) -> tuple[set[int], str]:
+    async def reconcile(
+        self, pins: Mapping[str, tuple[str, Iterable[int]]], own_store: str
+    ) -> tuple[set[int], str]:
         """`pins`: holder → (domain, base ids), all that this node holds there. Returns the bases that the peer lacks, and
         whose store it has."""
-        request = peer_pb2.ReconcilePinsRequest(node_id=self._own_node)
+        request = peer_pb2.ReconcilePinsRequest(node_id=self._own_node, store=own_store)
         for holder, (domain, base_ids) in pins.items():
             request.pins.add(holder_id=holder, domain=domain, base_ids=list(base_ids))
         answer = await self._stub.ReconcilePins(request)

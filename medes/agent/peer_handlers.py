@@ -19,7 +19,15 @@ from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
 from medes.agent.journal import Record
 from medes.agent.peer_client import PageAccess
-from medes.errors import BusyError, InvalidArgumentError, LimitExceededError, MedesError, NotFoundError
+from medes.agent.store_identity import same_store
+from medes.errors import (
+    AlreadyExistsError,
+    BusyError,
+    InvalidArgumentError,
+    LimitExceededError,
+    MedesError,
+    NotFoundError,
+)
 from medes.limits import BASES_PER_NODE_MAX, NAME_CHARS_MAX, NODES_MAX, SANDBOXES_PER_NODE_MAX
 from medes.transport.rdma import NO_RDMA, RdmaNode
 from medes.types import BaseDescriptor
@@ -111,11 +119,40 @@ async def unpin(agent: Agent, node_id: str, holder_id: str, base_ids: list[int])
         free_base(agent, base_id)
 
 
-async def reconcile(agent: Agent, node_id: str, pins: Mapping[str, tuple[str, list[int]]]) -> list[int]:
-    """Makes `pins` (holder → domain, base ids) all that node pins here; returns the ids this node does not have."""
+async def _require_caller(agent: Agent, node_id: str, store: str) -> None:
+    """Raises already_exists when another store goes by that node's name, at the controller or as far as is known here: a
+    second agent of a name (a clone knows its original's peers) must not give up what the first one has pinned."""
+    resolved = await agent.controller.resolve(node_id)
+    for known in (resolved, agent.peers.endpoints.get(node_id)):
+        if known is None or not known.store:
+            continue
+        if known.store != store:
+            if agent.peers.is_news(node_id, store):
+                # The same store elsewhere is a machine that was started anew and has not joined yet, or a clone.
+                level = logging.WARNING if same_store(known.store, store) else logging.ERROR
+                log.log(
+                    level,
+                    "another agent than the one at %s calls itself node %s",
+                    known.grpc_address,
+                    node_id,
+                )
+            raise AlreadyExistsError(
+                "another agent has this name, or this one has not joined yet", object=f"node {node_id}"
+            )
+        return
+
+
+async def reconcile(
+    agent: Agent, node_id: str, pins: Mapping[str, tuple[str, list[int]]], store: str = ""
+) -> list[int]:
+    """Makes `pins` (holder → domain, base ids) all that node pins here; returns the ids this node does not have.
+
+    `store`: the caller's (see store_identity). Raises already_exists when that node's is another.
+    """
     _check_names(node_id)
     if node_id == agent.node_id:
         raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
+    await _require_caller(agent, node_id, store)
     _require_books(agent)
     wanted = {b for _, base_ids in pins.values() for b in base_ids}
     if wanted & agent.bases_waiting:

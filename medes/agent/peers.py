@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROBE_BYTES = 16
 PROBE_TIMEOUT_S = 2.0
+STRANGERS_MAX = 1000
 AWAY = (PeerUnreachableError, DeadlineExceededError)
 
 
@@ -61,6 +62,8 @@ class PeerTable:
         self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
         # (node, base id) → its bytes there and how many pin it, as its holder last said
         self.base_uses: dict[tuple[str, int], tuple[int, int]] = {}
+        self.own_store: Callable[[], str] = lambda: ""  # of NodeEndpoints
+        self._strangers: set[tuple[str, str]] = set()
         self.on_endpoints: Callable[[NodeEndpoints], None] = lambda endpoints: None
         # Told of a node that did not answer when it was asked for pins or told that its pages are read.
         self.on_away: Callable[[str], None] = lambda node_id: None
@@ -93,6 +96,14 @@ class PeerTable:
             for key in [key for key in self.base_uses if key[0] == node_id and key[1] not in uses]:
                 del self.base_uses[key]
         self.base_uses.update({(node_id, base_id): use for base_id, use in uses.items()})
+
+    def is_news(self, node_id: str, store: str) -> bool:
+        """True once for each agent that goes by another's name: it asks again and again."""
+        if len(self._strangers) >= STRANGERS_MAX:
+            self._strangers.clear()
+        news = (node_id, store) not in self._strangers
+        self._strangers.add((node_id, store))
+        return news
 
     # --- pins ----------------------------------------------------------------------------------------------
     async def pin(
@@ -131,7 +142,7 @@ class PeerTable:
         `pins` is asked when no pin is on its way to that peer, since it replaces what the peer knows.
         """
         async with self._pinning.setdefault(node_id, asyncio.Lock()):
-            missing, store = await self._client(node_id).reconcile(pins())
+            missing, store = await self._client(node_id).reconcile(pins(), self.own_store())
         if missing:
             await self._require_store(node_id, store)
         self._owed = {key: ids for key, ids in self._owed.items() if key[0] != node_id}

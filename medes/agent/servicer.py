@@ -187,7 +187,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         self._check_node(context, request.node_id)
         peer_handlers.check_pin_sets(request.node_id, request.pins)
         pins = {p.holder_id: (p.domain, list(p.base_ids)) for p in request.pins}
-        missing = await peer_handlers.reconcile(self._agent, request.node_id, pins)
+        missing = await peer_handlers.reconcile(self._agent, request.node_id, pins, request.store)
         return peer_pb2.ReconcilePinsResponse(missing_base_ids=missing, store=self._agent.endpoints.store)
 
     async def OpenPages(self, request: Any, context: Any) -> Any:

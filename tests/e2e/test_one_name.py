@@ -89,6 +89,33 @@ def test_an_impostor_is_refused_and_nobody_is_lost_on_its_word(
     assert refused and all(" error " in line for line in refused)
 
 
+@pytest.mark.live
+def test_a_clone_gives_up_nothing_that_its_original_has_pinned(
+    make_cluster: MakeCluster, make_app: MakeApp, tmp_path: Path
+) -> None:
+    """It knows its original's peers, has none of its sandboxes, and would tell them that nothing is needed there."""
+    cluster = make_cluster(nodes=2, controller_flags=LEASE)
+    holder, user = cluster.agents
+    held, app = make_app(seed=1), make_app(seed=2)
+    with holder.client() as one, user.client() as two:
+        register(one, held, "base")
+        one.dedup("base")
+        register(two, app, "a")
+        assert two.dedup("a").report.remote_pages_read > 0
+        pins = [b.pins for b in one.node().bases]
+        clone = another(cluster, tmp_path, state_of=user)
+        clone.set(node_id="n1")
+        try:
+            clone.start()
+            wait_until(lambda: "pins at n0: " in clone.log_tail(), "the clone has asked")
+            wait_until(lambda: "calls itself node n1" in holder.log_tail(), "the holder says so")
+            assert [b.pins for b in one.node().bases] == pins
+        finally:
+            clone.clean()
+        two.restore("a", eager=True)
+        app.ask()
+
+
 def _restored(client: MedesClient) -> None:
     def attempt() -> bool:
         try:
