@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -57,6 +58,13 @@ class ControllerMachine(RuleBasedStateMachine):
     @rule(node=NODES, incarnation=st.integers(1, 2))
     def join(self, node: str, incarnation: int) -> None:
         request = JoinNode(NodeEndpoints(node), 1, str(incarnation))
+        holder, beat_s = self.alive.get(node, (incarnation, 0.0))
+        if (
+            holder != incarnation and self.now_s - beat_s <= LEASE_S
+        ):  # another agent's name under a live lease
+            with pytest.raises(AlreadyExistsError):
+                handlers.join_node(request, self.state, self.now_s)
+            return
         handlers.join_node(request, self.state, self.now_s)
         if self.alive.get(node, (0, 0.0))[0] != incarnation:
             self.forget(node)
