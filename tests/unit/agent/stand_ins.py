@@ -113,7 +113,9 @@ class StandInDriver:
             raise self.fail_evict
         if cancel is not None and cancel.cancelled:
             raise CancelledError("cancelled")
-        return self._handle(file)
+        handle = self._handle(file)
+        handle.wake_prefetch = working_set
+        return handle
 
     def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> StandInHandle:
         return self._handle(file)
