@@ -26,6 +26,7 @@ from medes.errors import (
     MedesError,
     PeerUnreachableError,
     ProcessGoneError,
+    WrongStateError,
 )
 from medes.limits import DEDUPS_QUEUED_MAX, RESTORE_WAIT_S, SANDBOXES_PER_NODE_MAX
 from medes.types import (
@@ -198,6 +199,8 @@ async def _dedup(
                     return entry.last_dedup
                 if agent.stopping:
                     raise BusyError("the agent is stopping", object=entry.id)
+                if entry.leaving:
+                    raise WrongStateError("the sandbox is being purged", object=entry.id)
                 require_dedup_allowed(entry.id, entry.state)
                 if (owner := owner_of(entry.id)) is not None:
                     # Since Register one of them may have become somebody else's, by a set-uid program.
@@ -287,6 +290,14 @@ async def purge(agent: Agent, sandbox_id: str, reason: str = PURGE_ASKED) -> Non
 
 
 async def _purge(agent: Agent, entry: SandboxEntry, reason: str) -> None:
+    entry.leaving += 1  # no dedup op begins any more
+    try:
+        await _end(agent, entry, reason)
+    finally:
+        entry.leaving -= 1
+
+
+async def _end(agent: Agent, entry: SandboxEntry, reason: str) -> None:
     if entry.cancel is not None:
         entry.cancel.cancel()
     if entry.spec.purge_kills:
@@ -299,6 +310,8 @@ async def _purge(agent: Agent, entry: SandboxEntry, reason: str) -> None:
     async with entry.lock:
         if entry.state is S.PURGED:
             return
+        if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.spec.gone():
+            raise BusyError("an op came between", object=entry.id, hint="try again")
         restore_op.forget(agent, entry, reason, "asked" if reason == PURGE_ASKED else "timer")
 
 

@@ -167,6 +167,7 @@ class SandboxEntry:
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None
         self.pending: Pending | None = None
+        self.leaving = 0  # purges under way
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from medes.errors import (
     InvalidArgumentError,
     LimitExceededError,
     LostError,
+    MedesError,
     NotFoundError,
     StoreFullError,
     TracedError,
@@ -510,3 +513,50 @@ async def test_a_storm_of_restores_is_bounded_and_all_are_served(
     assert all(r.report.was_dedup for r in results)
     await until(lambda: all(s.state is S.WARM for s in handlers.list_sandboxes(daemon.agent)), "all warm")
     assert (daemon.agent.admission.running, daemon.agent.admission.queued) == (0, 0)
+
+
+async def test_no_dedup_op_comes_between_a_purge_and_its_end(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    """It would take the pages of a sandbox that is then forgotten."""
+    daemon = await make_agent()
+    app = make_app()
+    await register(daemon, app, "s1")
+    driver = daemon.driver  # type: ignore[attr-defined]
+    driver.capture_gate = threading.Event()
+    first = asyncio.create_task(handlers.dedup(daemon.agent, "s1"))
+    await until(driver.capturing.is_set, "the op is under way")
+    second = asyncio.create_task(handlers.dedup(daemon.agent, "s1"))
+    purge = asyncio.create_task(handlers.purge(daemon.agent, "s1"))
+    await asyncio.sleep(0)
+    driver.capture_gate.set()
+    with pytest.raises(CancelledError):
+        await first
+    with pytest.raises(WrongStateError):
+        await second
+    await purge
+    assert handlers.list_sandboxes(daemon.agent) == [] and app.alive()
+
+
+@pytest.mark.parametrize("kills", [True, False])
+async def test_a_purge_in_every_state_gives_everything_back(
+    make_agent: MakeAgent, make_app: MakeApp, kills: bool
+) -> None:
+    daemon = await make_agent(restores_concurrent_max=2)
+    agent, driver = daemon.agent, daemon.driver  # type: ignore[attr-defined]
+    for n in range(6):  # more than there are slots
+        await register(daemon, make_app(seed=n), f"s{n}", purge_kills=kills)
+        await handlers.dedup(agent, f"s{n}")
+        driver.hold_restores = n % 2 == 1
+        waking = asyncio.create_task(handlers.restore(agent, f"s{n}", eager=n % 2 == 1))
+        await until(lambda i=f"s{n}": handlers.get(agent, i).state is not S.DEDUP, "it restores")
+        purge = asyncio.create_task(handlers.purge(agent, f"s{n}"))
+        if not kills:  # nobody else gives it its pages
+            driver.handles[-1].finish()
+        await purge
+        with contextlib.suppress(MedesError):
+            await waking
+    assert handlers.list_sandboxes(agent) == []
+    await until(lambda: agent.admission.running == 0, "every slot is back")
+    assert agent.pins.peer_domains("") == set()
+    assert [p.name for p in daemon.settings.shm_path.glob("sandbox-*")] == []
