@@ -19,7 +19,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from medes import native
-from medes.agent import handlers, page_leases, recovery
+from medes.agent import handlers, page_leases, recovery, rights
 from medes.agent.base_op import retire_unneeded
 from medes.agent.controller_client import ControllerClient
 from medes.agent.core import Agent
@@ -401,6 +401,7 @@ async def run(
     settings: AgentSettings, *, purge_on_exit: bool = False, announce: Callable[[str], None] = print
 ) -> None:
     """Serves until SIGTERM or SIGINT. `announce` is told one line with the addresses once calls are answered."""
+    rights.restrict(settings)
     daemon = AgentDaemon(settings, purge_on_exit=purge_on_exit)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -12,6 +12,10 @@ DEFAULT_SAMPLES: int
 MAX_LOCATIONS: int
 
 def checksum64(data: bytes) -> int: ...
+def keep_only(capabilities: list[int]) -> None:
+    """Gives up every other capability, new privileges, core files and being traced by others than root, for good; for the
+    calling thread and what it starts. Raises io."""
+
 def error_codes() -> list[str]: ...
 def error_passes(code: str) -> bool:
     """As `medes.errors.passes`, of the native core."""

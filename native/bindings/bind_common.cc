@@ -2,6 +2,7 @@
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/limits.h"
+#include "common/rights.h"
 
 namespace medes::bindings {
 
@@ -21,6 +22,7 @@ void register_common(nb::module_& m) {
   m.attr("DEFAULT_SAMPLES") = kDefaultSamples;
   m.attr("MAX_LOCATIONS") = kMaxLocations;
   m.def("checksum64", [](const nb::bytes& b) { return checksum64(as_bytes(b)); }, nb::arg("data"));
+  m.def("keep_only", [](const std::vector<int>& kept) { keep_only(kept); }, nb::arg("capabilities"));
   m.def("error_passes", [](const std::string& code) {
     for (uint16_t i = 0; i <= static_cast<uint16_t>(Code::internal); ++i)
       if (code == code_name(static_cast<Code>(i))) return passes(static_cast<Code>(i));

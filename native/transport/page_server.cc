@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/rights.h"
 #include "common/checksum.h"
 
 namespace medes {
@@ -211,6 +212,7 @@ PageServerStats PageServer::stats() const {
 }
 
 void PageServer::Impl::accept_loop() {
+  drop_thread_capabilities();  // and those of the connections' threads, which begin here
   while (!stopping) {
     pollfd entries[2] = {{listener.get(), POLLIN, 0}, {wake.get(), POLLIN, 0}};
     if (poll(entries, 2, -1) < 0 && errno != EINTR) return;
