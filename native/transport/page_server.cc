@@ -15,8 +15,8 @@
 #include <thread>
 #include <vector>
 
-#include "common/rights.h"
 #include "common/checksum.h"
+#include "common/rights.h"
 
 namespace medes {
 
