@@ -26,6 +26,8 @@ namespace {
 // What the kernel calls a result that means: make the call again, unless a handler runs
 // (include/linux/errno.h).
 constexpr uint64_t kRestartNoHand = static_cast<uint64_t>(-514);
+// The same by way of restart_syscall, which knows what is left of a timeout.
+constexpr uint64_t kRestartBlock = static_cast<uint64_t>(-516);
 
 enum class Timeout : uint8_t { none, milliseconds, timespec, timeval, ring };
 
@@ -157,8 +159,13 @@ void InterruptedCalls::look(pid_t pid, pid_t tid) {
 void InterruptedCalls::make_again(const Tracee& thread) {
   user_regs_struct r = registers_of(thread);
   const long number = static_cast<long>(r.orig_rax);
-  if (static_cast<long>(r.rax) != -EINTR || number < 0 || r.cs != kUserCode64) return;
-  const auto call = call_of(number);
+  if (number < 0 || r.cs != kUserCode64) return;
+  // A poll without a timeout can do without: its number is not lost then, should its frame have to bring it
+  // back or the next stop want to know it.
+  const bool endless_poll =
+      r.rax == kRestartBlock && number == SYS_poll && static_cast<int>(argument(r, 2)) < 0;
+  if (static_cast<long>(r.rax) != -EINTR && !endless_poll) return;
+  const auto call = endless_poll ? std::optional(Call{}) : call_of(number);
   uint16_t instruction = 0;
   if (!call || !read_memory(thread.pid, r.rip - 2, &instruction, sizeof instruction) ||
       instruction != kSyscallInstruction)

@@ -48,6 +48,9 @@ class Behind {
     switch (static_cast<long>(r_.orig_rax)) {
       case SYS_poll:
       case SYS_ppoll: return array(a(0), a(1), 8);
+      // A poll that an earlier stop interrupted: its arguments are still there, its number is not. Of the other
+      // calls that go on like this none has a small number there and more than a few bytes behind the first.
+      case SYS_restart_syscall: return a(1) < kMaxPolled ? array(a(0), a(1), 8) : void();
       case SYS_select: return sets(false);
       case SYS_pselect6: return sets(true);
       case SYS_epoll_wait:
@@ -76,6 +79,7 @@ class Behind {
 
  private:
   static constexpr uint64_t kMaxBytes = 1u << 20;
+  static constexpr uint64_t kMaxPolled = 1u << 20;
   static constexpr size_t kMaxRanges = 1024, kMaxMessages = 64;
 
   uint64_t a(int index) const { return argument(r_, index); }

@@ -2,11 +2,42 @@
 #include "live/sandbox.h"
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "common/error.h"
+#include "memory/proc.h"
 
 namespace medes {
+namespace {
+
+constexpr std::chrono::milliseconds kSettleMost{100};
+
+// A parent that looks after its children by their signs of life (gunicorn) would take those that stood still
+// as long as itself for dead: so they get to act, until they sleep, before it does.
+void continue_all(std::span<const pid_t> pids) {
+  const auto stat_of = [](pid_t pid) {
+    try {
+      return read_stat(pid);
+    } catch (const Error&) {
+      return ProcessStat{};  // it has ended
+    }
+  };
+  std::vector<pid_t> roots, below;
+  for (const pid_t pid : pids) {
+    const bool is_root = std::find(pids.begin(), pids.end(), stat_of(pid).parent) == pids.end();
+    (is_root ? roots : below).push_back(pid);
+  }
+  for (auto pid = below.rbegin(); pid != below.rend(); ++pid) (void)kill(*pid, SIGCONT);
+  const auto deadline = std::chrono::steady_clock::now() + kSettleMost;
+  const auto acts = [&](pid_t pid) { return stat_of(pid).state == 'R'; };
+  while (std::any_of(below.begin(), below.end(), acts) && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  for (const pid_t pid : roots) (void)kill(pid, SIGCONT);
+}
+
+}  // namespace
 
 Sandbox::Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases)
     : host_(host),
@@ -162,8 +193,10 @@ void Sandbox::thaw() {
     if (!held_) return;
     held_ = false;
   }
+  std::vector<pid_t> pids;
   for (const auto& m : memories())
-    if (m->pid() != 0) (void)kill(m->pid(), SIGCONT);
+    if (m->pid() != 0) pids.push_back(m->pid());
+  continue_all(pids);
 }
 
 // From here on nothing is placed any more: threads that wait for a page wait on, and none ever runs on

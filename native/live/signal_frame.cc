@@ -1,5 +1,7 @@
 #include "live/signal_frame.h"
 
+#include <sys/syscall.h>
+
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -56,13 +58,16 @@ void apply_restart(user_regs_struct& r) {
   switch (-static_cast<long>(r.rax)) {
     case kRestartSys:
     case kRestartNoIntr:
-    case kRestartNoHand:
-      r.rax = r.orig_rax;
-      r.rip -= 2;  // back onto the `syscall` instruction
-      break;
-    case kRestartBlock: r.rax = static_cast<uint64_t>(-EINTR); break;
-    default: break;
+    case kRestartNoHand: break;
+    case kRestartBlock:
+      // What was left of its time is known to the kernel, which forgets it on the way back: all of it again.
+      if (static_cast<long>(r.orig_rax) != SYS_restart_syscall) break;
+      r.rax = static_cast<uint64_t>(-EINTR);
+      return;
+    default: return;
   }
+  r.rax = r.orig_rax;
+  r.rip -= 2;  // back onto the `syscall` instruction
 }
 
 }  // namespace

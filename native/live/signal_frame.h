@@ -21,8 +21,8 @@ struct SignalFrame {
 size_t signal_frame_bytes(size_t xstate_bytes);
 
 // A frame that ends below `top`. `return_to` is the address of an rt_sigreturn sequence. A call that was
-// interrupted to be restarted is set up to be made again (or to return EINTR where only the kernel itself
-// could restart it).
+// interrupted to be restarted is set up to be made again, with its whole timeout where only the kernel itself
+// knows what is left (and to return EINTR where it was restarted so before, and its number is lost).
 SignalFrame make_signal_frame(uint64_t top, uint64_t return_to, const user_regs_struct& registers,
                               uint64_t signal_mask, std::span<const std::byte> xstate);
 

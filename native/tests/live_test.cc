@@ -202,8 +202,11 @@ TEST(SignalFrame, InterruptedCallsBeginAnew) {
     EXPECT_EQ(word_at(frame, kRax), 202u);
   }
   const auto timed = make_signal_frame(0x7ffe0000, 1, registers(230, -516), 0, xstate);
-  EXPECT_EQ(word_at(timed, kRip), 0x5000u);
-  EXPECT_EQ(static_cast<long>(word_at(timed, kRax)), -EINTR);
+  EXPECT_EQ(word_at(timed, kRip), 0x4ffeu);
+  EXPECT_EQ(word_at(timed, kRax), 230u);
+  const auto again = make_signal_frame(0x7ffe0000, 1, registers(219, -516), 0, xstate);  // restart_syscall
+  EXPECT_EQ(word_at(again, kRip), 0x5000u);
+  EXPECT_EQ(static_cast<long>(word_at(again, kRax)), -EINTR);
   const auto plain = make_signal_frame(0x7ffe0000, 1, registers(-1, -512), 0, xstate);
   EXPECT_EQ(word_at(plain, kRip), 0x5000u);  // not in a call: a register that happens to hold -512
 }

@@ -1,0 +1,203 @@
+"""Stops that a program must not notice, whatever it is doing; and stops that cannot be had."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from medes.errors import BusyError, MedesError, UnsupportedError
+from tests.support.live import Deduper, Program
+
+pytestmark = pytest.mark.live
+WAIT_S = 30.0
+SOURCE = Path(__file__).with_name("stops.c")
+BLOCKED = ["epoll", "epoll-spec", "sigtimedwait", "ppoll", "poll", "select", "uring", "uring-time"]
+
+
+@pytest.fixture(scope="module")
+def stops(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("stops") / "stops"
+    subprocess.run(["cc", "-O1", "-pthread", "-o", str(path), str(SOURCE)], check=True)
+    return str(path)
+
+
+@pytest.fixture
+def deduper(tmp_path: Path) -> Iterator[Deduper]:
+    deduper = Deduper(tmp_path)
+    yield deduper
+    deduper.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def sleeps(pid: int) -> bool:
+    """All its threads wait in the kernel."""
+    return all(
+        (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    )
+
+
+@pytest.mark.parametrize("how", BLOCKED)
+def test_a_blocked_main_thread_neither_wakes_nor_wakes_the_sandbox(
+    stops: str, how: str, deduper: Deduper
+) -> None:
+    with Program([stops, how]) as program:
+        until(lambda: sleeps(program.pid))
+        for _ in range(3):
+            live = deduper.dedup([program.pid])
+            until(lambda: sleeps(program.pid))
+            assert live.state == "dormant"
+            live.restore(lazy=False)
+            assert live.wait_complete(WAIT_S)
+            program.tell("check")
+            assert program.hear() == "ok"  # and not "woke"
+
+
+@pytest.mark.parametrize("how", ["fiber", "altstack", "frame"])
+def test_no_byte_of_a_suspended_or_deep_stack_changes(stops: str, how: str, deduper: Deduper) -> None:
+    with Program([stops, how]) as program:
+        for _ in range(3):
+            live = deduper.dedup([program.pid])
+            program.tell("check")
+            assert program.hear() == "ok"
+            assert live.wait_complete(WAIT_S)
+        program.tell("on")
+        assert program.hear() == "ok"
+        program.tell("check")  # now its frame, too
+        assert program.hear() == "ok"
+
+
+def test_a_main_thread_that_ends_is_not_the_end(stops: str, deduper: Deduper) -> None:
+    with Program([stops, "leader"]) as program:
+        live = deduper.dedup([program.pid])
+        program.tell("on")  # wakes it, and the main thread ends while pages are out
+        assert program.hear() == "ok"
+        assert live.wait_complete(WAIT_S)
+        until(lambda: Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        assert native.is_alive(program.pid)
+        with pytest.raises(UnsupportedError, match="main thread has exited"):
+            deduper.dedup([program.pid])
+        program.tell("check")
+        assert program.hear() == "ok"
+
+
+# --- freezers --------------------------------------------------------------------------------------------
+
+
+class Freezer:
+    """A cgroup that can be frozen; v2 or v1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unified = (folder / "cgroup.freeze").exists()
+
+    def add(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def set(self, frozen: bool) -> None:
+        if self.unified:
+            (self.folder / "cgroup.freeze").write_text("1" if frozen else "0")
+        else:
+            (self.folder / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
+
+
+@pytest.fixture(params=["v2", "v1"])
+def freezer(request: pytest.FixtureRequest) -> Iterator[Freezer]:
+    roots = (
+        ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"] if request.param == "v2" else ["/sys/fs/cgroup/freezer"]
+    )
+    with _cgroup(
+        [Path(r) for r in roots], "cgroup.freeze" if request.param == "v2" else "freezer.state"
+    ) as folder:
+        freezer = Freezer(folder)
+        yield freezer
+        freezer.set(False)
+
+
+@contextmanager
+def _cgroup(roots: list[Path], file: str) -> Iterator[Path]:
+    for root in roots:
+        folder = root / f"medes-test-{secrets.token_hex(4)}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if not (folder / file).exists():
+            folder.rmdir()
+            continue
+        yield folder
+        deadline = time.monotonic() + WAIT_S
+        while folder.exists():
+            try:
+                folder.rmdir()
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        return
+    pytest.skip("no such cgroup can be made here")
+
+
+def test_a_frozen_sandbox_is_busy_by_name_and_others_go_on(
+    freezer: Freezer, stops: str, deduper: Deduper
+) -> None:
+    with Program([stops, "select"]) as program, Program([stops, "poll"]) as other:
+        freezer.add(program.pid)
+        freezer.set(True)
+        with pytest.raises(BusyError, match=r"its cgroup /.* is frozen"):
+            deduper.dedup([program.pid])
+        live = deduper.dedup([other.pid])
+        assert live.state == "dormant"
+        freezer.set(False)
+        program.tell("check")
+        assert program.hear() == "ok"
+        assert deduper.dedup([program.pid]).evict_result["evicted_pages"] > 0
+        for each in (program, other):
+            each.tell("check")
+            assert each.hear() == "ok"
+
+
+def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper) -> None:
+    """In the middle of the op: it ends while the sandbox is frozen, and after the thaw the sandbox is whole."""
+    choose = random.Random(int(os.environ.get("MEDES_SEED", "7")))
+    with Program([stops, "select"]) as program:  # which a freezer alone does not disturb
+        freezer.add(program.pid)
+        for _ in range(12):
+            outcome: list[object] = []
+
+            def op() -> None:
+                try:
+                    outcome.append(deduper.dedup([program.pid]))
+                except MedesError as error:
+                    outcome.append(error)
+
+            thread = threading.Thread(target=op)
+            thread.start()
+            time.sleep(choose.random() * 0.06)
+            freezer.set(True)
+            thread.join(WAIT_S)  # not thawed before
+            assert outcome, "an op without an end"
+            freezer.set(False)
+            if isinstance(outcome[0], MedesError):
+                assert isinstance(outcome[0], BusyError), outcome[0]
+                assert "is frozen" in str(outcome[0])
+            program.tell("check")
+            assert program.hear() == "ok"
+            if isinstance(outcome[0], native.LiveSandbox):
+                outcome[0].restore(lazy=False)
+                assert outcome[0].wait_complete(WAIT_S)
