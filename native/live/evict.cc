@@ -146,7 +146,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
   fault_point("evict.before_release");
   before_release();
   stop.release();
-  result_.stopped_us = us_since(begin);
+  result_.stopped_us = us_since(stop.since());
   fault_point("evict.released");
 }
 

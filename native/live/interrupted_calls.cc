@@ -209,6 +209,21 @@ InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& s
   return Clock::time_point(offset->second + std::chrono::nanoseconds(seen.asleep_ns));
 }
 
+void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_still) {
+  const user_regs_struct r = registers_of(thread);
+  const long number = static_cast<long>(r.orig_rax);
+  if (r.rax != kRestartNoHand || r.cs != kUserCode64) return;
+  if (number != SYS_select && number != SYS_pselect6 && number != SYS_ppoll) return;
+  const auto call = timed_call(number);
+  const uint64_t time = argument(r, call->index);
+  int64_t value[2] = {};
+  const int64_t unit = call->timeout == Timeout::timeval ? 1000 : 1;
+  if (time == 0 || !read_memory(thread.pid, time, value, sizeof value)) return;
+  const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - stood_still.count());
+  const int64_t rest[2] = {left / 1'000'000'000, left % 1'000'000'000 / unit};
+  (void)write_memory(thread.pid, time, rest, sizeof rest);  // the kernel read and wrote it, so it can be
+}
+
 void InterruptedCalls::shorten() noexcept {
   static std::atomic<size_t> next{0};
   size_t slot = next.load();

@@ -22,6 +22,9 @@ class InterruptedCalls {
   void look(pid_t pid, pid_t tid);
   // Of a thread that has stopped: its call is made again when it is let go, unless a handler runs first.
   void make_again(const Tracee& thread);
+  // The kernel counts no time in which a process stood still by SIGSTOP towards a select or ppoll: this much
+  // has passed. Their timeouts are where the kernel keeps what is left of them, in the program's memory.
+  static void age(const Tracee& thread, std::chrono::nanoseconds stood_still);
   // Just before all are let go: what is left of the timeouts, as of now.
   void shorten() noexcept;
 

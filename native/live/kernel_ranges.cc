@@ -48,8 +48,9 @@ class Behind {
     switch (static_cast<long>(r_.orig_rax)) {
       case SYS_poll:
       case SYS_ppoll: return array(a(0), a(1), 8);
-      // A poll that an earlier stop interrupted: its arguments are still there, its number is not. Of the other
-      // calls that go on like this none has a small number there and more than a few bytes behind the first.
+      // A poll that an earlier stop interrupted: its arguments are still there, its number is not. Of the
+      // other calls that go on like this none has a small number there and more than a few bytes behind the
+      // first.
       case SYS_restart_syscall: return a(1) < kMaxPolled ? array(a(0), a(1), 8) : void();
       case SYS_select: return sets(false);
       case SYS_pselect6: return sets(true);

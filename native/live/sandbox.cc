@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "common/error.h"
+#include "live/tracee.h"
 #include "memory/proc.h"
 
 namespace medes {
@@ -188,14 +189,17 @@ void Sandbox::set_ready() {
 }
 
 void Sandbox::thaw() {
+  Clock::time_point since;
   {
     const std::lock_guard lock(mutex_);
     if (!held_) return;
     held_ = false;
+    since = held_since_;
   }
   std::vector<pid_t> pids;
   for (const auto& m : memories())
     if (m->pid() != 0) pids.push_back(m->pid());
+  if (pids.size() > 1) count_standstill(pids, Clock::now() - since);
   continue_all(pids);
 }
 

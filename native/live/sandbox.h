@@ -32,6 +32,8 @@ class SandboxHost {
 };
 
 class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox> {
+  using Clock = std::chrono::steady_clock;
+
  public:
   Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
 
@@ -40,7 +42,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void add_child(std::shared_ptr<ProcessMemory> child);  // forked while pages were out: it is filled at once
   void set_evict_result(EvictResult result);
   void set_stopped_us(uint64_t us);
-  void set_held(bool held) { held_ = held; }
+  void set_held(bool held, Clock::time_point since = Clock::now()) { held_ = held, held_since_ = since; }
   const std::shared_ptr<SandboxFile>& file() const { return file_; }
   std::vector<std::shared_ptr<ProcessMemory>> memories() const;
   bool fills_children() const;  // pages of a forked child are out that we alone can bring
@@ -64,7 +66,6 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void handle_exit(ProcessMemory& memory);  // its pidfd became readable
 
  private:
-  using Clock = std::chrono::steady_clock;
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
   void wake_by_fault();
   void record(ProcessMemory& memory, uint64_t page);
@@ -116,7 +117,8 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   std::condition_variable changed_;
   std::vector<std::shared_ptr<ProcessMemory>> memories_;
   EvictResult evict_result_;
-  bool held_ = false;
+  bool held_ = false;  // by SIGSTOP
+  Clock::time_point held_since_{};
   std::vector<WorkingSetEntry> default_working_set_;
   std::vector<WorkingSetEntry> recorded_;
   std::string lost_reason_;

@@ -122,13 +122,14 @@ StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadli
       interrupted_(std::make_unique<InterruptedCalls>()) {
   try {
     look_at_sleepers();
+    since_ = std::chrono::steady_clock::now();
     // A running thread may make another while we look, so look again until nothing new is found.
     for (bool found = true; found;) {
       found = false;
       for (pid_t pid : pids) found |= seize_new_threads(pid);
       wait_for_stops(deadline);
     }
-    for (const auto& t : stopped()) interrupted_->make_again(t);
+    make_calls_again();
   } catch (...) {
     release();
     throw;
@@ -255,6 +256,18 @@ std::unique_ptr<StoppedProcesses> hold_threads(pid_t pid, std::chrono::microseco
   }
 }
 
+void count_standstill(std::span<const pid_t> pids, std::chrono::nanoseconds stood_still) {
+  constexpr std::chrono::milliseconds kPatience{200};
+  run_as_tracer([&] {
+    try {
+      const StoppedProcesses stop(pids, std::chrono::steady_clock::now() + kPatience, Sleepers::leave);
+      for (const auto& t : stop.stopped())
+        if (t.group_stopped) InterruptedCalls::age(t, stood_still);
+    } catch (const Error&) {  // a debugger, a process that has ended: it waits as after any SIGSTOP
+    }
+  });
+}
+
 StopOnDeath::StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop_note)
     : pid_(pid), stop_note_(stop_note) {
   // The death of an agent before us has stopped it, and that is to last.
@@ -292,6 +305,16 @@ std::vector<Tracee> StoppedProcesses::threads_of(pid_t pid) const {
   return out;
 }
 
+// Of those that have stopped since the last time.
+void StoppedProcesses::make_calls_again() noexcept {
+  for (; made_again_ < stopped_; ++made_again_) {
+    try {
+      interrupted_->make_again(threads_[made_again_]);
+    } catch (const Error&) {  // it was killed
+    }
+  }
+}
+
 void StoppedProcesses::release() noexcept {
   if (threads_.empty()) return;
   // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this tracing
@@ -302,17 +325,12 @@ void StoppedProcesses::release() noexcept {
     for (size_t i = stopped_; i < threads_.size(); ++i)
       if (poll_stop(threads_[i]) == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
   }
-  for (size_t i = 0; i < stopped_; ++i) {
-    try {
-      interrupted_->make_again(threads_[i]);
-    } catch (const Error&) {  // it was killed
-    }
-  }
+  make_calls_again();
   interrupted_->shorten();
   for (size_t i = 0; i < stopped_; ++i) (void)trace::request(PTRACE_DETACH, threads_[i].tid, 0, 0);
   threads_.clear();
   tids_.clear();
-  stopped_ = 0;
+  stopped_ = made_again_ = 0;
 }
 
 }  // namespace medes

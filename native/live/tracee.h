@@ -51,11 +51,13 @@ class StoppedProcesses {
   std::span<const Tracee> threads() const { return threads_; }
   std::span<const Tracee> stopped() const { return std::span(threads_).first(stopped_); }
   std::vector<Tracee> threads_of(pid_t pid) const;
-  bool complete() const;    // no thread is there that is not one of ours
-  void release() noexcept;  // idempotent
+  TimePoint since() const { return since_; }  // the first was told to stop
+  bool complete() const;                      // no thread is there that is not one of ours
+  void release() noexcept;                    // idempotent
 
  private:
   void look_at_sleepers();
+  void make_calls_again() noexcept;
   bool seize_new_threads(pid_t pid);
   void seize(pid_t pid, pid_t tid);
   void wait_for_stops(TimePoint deadline);
@@ -65,7 +67,9 @@ class StoppedProcesses {
   std::vector<Tracee> threads_;
   std::unordered_set<pid_t> tids_;  // theirs
   std::unique_ptr<InterruptedCalls> interrupted_;
-  size_t stopped_ = 0;  // threads_[0 … stopped_) have stopped
+  size_t stopped_ = 0;     // threads_[0 … stopped_) have stopped
+  size_t made_again_ = 0;  // of these, the calls of so many were seen to
+  TimePoint since_{};
 };
 
 // ptrace belongs to a thread, and ends with it: whatever `work` could not detach from in time (a thread
@@ -94,6 +98,10 @@ class StopOnDeath {
 };
 // A thread of this program (an eviction, say) traces one of the process's.
 bool traced_by_us(pid_t pid);
+
+// Of processes that stand still by SIGSTOP, before they are continued: what they wait for has come nearer by
+// that time, as it would have. Best effort.
+void count_standstill(std::span<const pid_t> pids, std::chrono::nanoseconds stood_still);
 
 user_regs_struct registers_of(const Tracee& thread);  // throws process_gone
 
