@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -201,3 +202,44 @@ def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper
             if isinstance(outcome[0], native.LiveSandbox):
                 outcome[0].restore(lazy=False)
                 assert outcome[0].wait_complete(WAIT_S)
+
+
+# --- held frozen -----------------------------------------------------------------------------------------
+APP = """
+heap = bytes(range(256)) * 40000
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"x"]
+"""
+
+
+def test_a_parent_held_longer_than_its_patience_keeps_its_children(deduper: Deduper, tmp_path: Path) -> None:
+    """gunicorn kills workers that have given no sign of life for its timeout: those that stood still give one first."""
+    pytest.importorskip("gunicorn")
+    (tmp_path / "app.py").write_text(APP)
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-w",
+        "3",
+        "-t",
+        "2",
+        "-b",
+        f"unix:{tmp_path}/socket",
+        "app:app",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as parent:
+        try:
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+            until(lambda: len(children.read_text().split()) == 3 and (tmp_path / "socket").exists())
+            until(lambda: all(sleeps(int(pid)) for pid in [parent.pid, *children.read_text().split()]))
+            before = children.read_text()
+            live = deduper.dedup(native.process_tree([parent.pid]), hold_frozen=True)
+            time.sleep(3.0)  # that is the shape
+            live.restore(lazy=False)
+            assert live.wait_complete(WAIT_S)
+            time.sleep(1.5)  # the parent looks once a second
+            assert children.read_text() == before
+        finally:
+            parent.terminate()
