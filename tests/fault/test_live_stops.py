@@ -173,6 +173,13 @@ def test_a_frozen_sandbox_is_busy_by_name_and_others_go_on(
             assert each.hear() == "ok"
 
 
+def _dedup_into(outcome: list[object], deduper: Deduper, pid: int) -> None:
+    try:
+        outcome.append(deduper.dedup([pid]))
+    except MedesError as error:
+        outcome.append(error)
+
+
 def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper) -> None:
     """In the middle of the op: it ends while the sandbox is frozen, and after the thaw the sandbox is whole."""
     choose = random.Random(int(os.environ.get("MEDES_SEED", "7")))
@@ -180,14 +187,7 @@ def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper
         freezer.add(program.pid)
         for _ in range(12):
             outcome: list[object] = []
-
-            def op() -> None:
-                try:
-                    outcome.append(deduper.dedup([program.pid]))
-                except MedesError as error:
-                    outcome.append(error)
-
-            thread = threading.Thread(target=op)
+            thread = threading.Thread(target=_dedup_into, args=(outcome, deduper, program.pid))
             thread.start()
             time.sleep(choose.random() * 0.06)
             freezer.set(True)
