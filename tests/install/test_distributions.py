@@ -39,7 +39,7 @@ with MedesClient(address) as medes:
     sandbox = medes.register("client", pids=[pid], lifecycle=LifecycleSettings(disabled=True))
     medes.begin(sandbox.sandbox_id)
     medes.end(sandbox.sandbox_id)
-    print(medes.dedup(sandbox.sandbox_id).report.saved_bytes > 0)
+    print(medes.dedup(sandbox.sandbox_id).report.gross_saved_bytes > 0)
     asyncio.run(restore(sandbox.sandbox_id))
     medes.purge(sandbox.sandbox_id)
     try:
