@@ -83,7 +83,7 @@ def test_what_an_index_shows(wheels: tuple[Path, Path]) -> None:
         assert (shown["License-Expression"], shown["License-File"]) == ("Apache-2.0", "LICENSE")
         assert "Operating System :: POSIX :: Linux" in shown.get_all("Classifier", [])
         text = shown.get_payload()
-        assert isinstance(text, str) and text.startswith("# ") and "MedesClient" in text
+        assert isinstance(text, str) and text.startswith("# ") and "medes-client" in text
         targets = re.findall(r"\]\(([^)]*)\)", text)
         assert [t for t in targets if not t.startswith("https://")] == []
     assert wheels[0].name.endswith("-py3-none-any.whl")
