@@ -26,7 +26,7 @@ GOLDEN = json.loads(VECTORS.read_text())
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for name, text in GOLDEN[request.param].items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_bytes(zlib.decompress(base64.b64decode(text)))
     return tmp_path
 
