@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medes.certs.folder import cluster_folder
 from medes.errors import InvalidArgumentError
 from medes.limits import (
     NAME_CHARS_MAX,
@@ -76,7 +77,7 @@ class Settings:
 
     tls: TlsFiles = field(
         default=TlsFiles(),
-        metadata={"help": "PEM files for gRPC over TCP; with a CA both sides are verified"},
+        metadata={"help": "PEM files for all that goes over TCP, instead of the cluster folder"},
     )
     log_level: str = setting("info", "debug, info, warning or error", choices=LOG_LEVELS)
     log_json: bool = setting(False, "one JSON object per log line")
@@ -84,8 +85,13 @@ class Settings:
         "", "host:port of the Prometheus endpoint; empty: none", address="optional"
     )
 
-    node_certificates: bool = setting(
-        False, "a node may speak only for a name in its client certificate (needs tls.ca)"
+    cluster_dir: str = setting(
+        "",
+        "folder of the cluster's CA, where no tls files are named; empty: MEDES_CLUSTER_DIR, else /var/lib/medes/cluster",
+        path="optional",
+    )
+    insecure_plaintext: bool = setting(
+        False, "no TLS: whoever reaches a port is served and believed; for laboratories"
     )
 
     def check(self) -> None:
@@ -93,10 +99,14 @@ class Settings:
         for f in dataclasses.fields(self):
             _check_field(f"{self.SECTION}.{f.name}", getattr(self, f.name), f.metadata)
         self.tls.check()
-        if self.node_certificates and not self.tls.ca:
+        if self.insecure_plaintext and self.tls.enabled:
             raise InvalidArgumentError(
-                "needs client certificates", object=f"{self.SECTION}.node_certificates", hint="set tls.ca"
+                "with tls files there is nothing plain", object=f"{self.SECTION}.insecure_plaintext"
             )
+
+    @property
+    def cluster_path(self) -> Path:
+        return cluster_folder(self.cluster_dir)
 
 
 @dataclass(frozen=True)
@@ -285,11 +295,11 @@ class AgentSettings(Settings):
                     filled.keep_alive_period_s or 0.0,
                     f"agent.functions.{function}.keep_alive_period_s",
                 )
-        if (self.peers or self.peer_domains != ALL_DOMAINS) and not self.node_certificates:
+        if (self.peers or self.peer_domains != ALL_DOMAINS) and self.insecure_plaintext:
             raise InvalidArgumentError(
                 "without certificates a node may call itself by any name: this would keep nobody out",
                 object="agent.peers" if self.peers else "agent.peer_domains",
-                hint="set node_certificates",
+                hint="not with insecure_plaintext",
             )
 
     def may_read(self, node_id: str, domain: str) -> bool:

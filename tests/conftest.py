@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medes import native
+from medes.certs.folder import VARIABLE
 from tests.support import seed
 from tests.support.cluster import Cluster
 from tests.support.counter_app import App
@@ -18,6 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis draws from the run's seed too, unless it is given one of its own."""
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = seed.SEED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One CA for all daemons and clients of a test run, in its own folder."""
+    folder = tmp_path_factory.mktemp("cluster")
+    folder.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(folder))
+        yield folder
 
 
 def pytest_report_header() -> str:

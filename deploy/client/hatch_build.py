@@ -19,6 +19,7 @@ FILES = (
     "types.py",
     "py.typed",
     "client/*.py",
+    "certs/*.py",
     "rpc/*.py",
 )
 SERVERS = ("rpc/identity.py", "rpc/server.py", "rpc/services.py")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medes import native
+from medes.certs.identity import Identity
+from medes.certs.parties import CONTROLLER_SERVER_NAME
 from medes.errors import ControllerUnreachableError
-from medes.rpc.channel import aio_channel
+from medes.rpc.calls import AioChannel
+from medes.rpc.channel import LastingStub, aio_channel
 from medes.rpc.convert import from_proto, to_proto
 from medes.rpc.gen import common_pb2, controller_pb2, controller_pb2_grpc
-from medes.rpc.tls import TlsFiles
 from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
 
 
@@ -36,10 +39,22 @@ class Lookup:
 class ControllerClient:
     """Raises catalogue errors; controller_unreachable when it does not answer."""
 
-    def __init__(self, address: str, tls: TlsFiles | None = None) -> None:
+    def __init__(self, address: str, identity: Identity | None = None) -> None:
         self.address = address
-        self._channel = aio_channel(address, tls, unreachable=ControllerUnreachableError)
-        self._stub = controller_pb2_grpc.ControllerServiceStub(self._channel)
+
+        def channel() -> AioChannel:
+            return aio_channel(
+                address,
+                identity,
+                server_name=CONTROLLER_SERVER_NAME,
+                unreachable=ControllerUnreachableError,
+            )
+
+        self._connection = LastingStub(controller_pb2_grpc.ControllerServiceStub, channel, identity)
+
+    @property
+    def _stub(self) -> Any:
+        return self._connection.stub
 
     async def join(
         self, endpoints: NodeEndpoints, memory_bytes: int, incarnation: str, timeout_s: float
@@ -121,4 +136,4 @@ class ControllerClient:
         await self._stub.AnnounceSandboxes(request)
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._connection.close()

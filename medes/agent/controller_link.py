@@ -17,7 +17,7 @@ from medes import native
 from medes.agent.clock import Clock
 from medes.agent.controller_client import ControllerClient, Joined, Lookup
 from medes.errors import AlreadyExistsError, ControllerUnreachableError, InvalidArgumentError, MedesError
-from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
+from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord, SandboxState
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ class ControllerLink:
         self._memory_bytes = memory_bytes
         self._endpoints = endpoints
         self._dirty: set[str] = set()
+        self._told: set[str] = set()  # sandboxes that the controller has heard of
+        self._announcing = asyncio.Lock()
         self._dirty_event = asyncio.Event()
         self._controller_incarnation = ""
         self._refused_s = -math.inf
@@ -79,10 +81,12 @@ class ControllerLink:
 
     async def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Lookup:
         client = self._ready()
+        await self._tell_of_new(client)
         return await client.lookup(self._endpoints().node_id, domain, hashes, samples_per_page)
 
     async def advise(self, function: str, domain: str, sandbox_id: str) -> tuple[bool, str]:
         client = self._ready()
+        await self._tell_of_new(client)
         return await client.advise(self._endpoints().node_id, function, domain, sandbox_id)
 
     async def publish(self, descriptor: BaseDescriptor, fingerprints: native.Fingerprints) -> None:
@@ -98,6 +102,11 @@ class ControllerLink:
             return (await self._ready().nodes()).get(node_id)
         except MedesError:
             return None
+
+    async def _tell_of_new(self, client: ControllerClient) -> None:
+        """A node hears only of domains in which it has sandboxes, so these must be known before it asks."""
+        if self._dirty - self._told:
+            await self._announce_dirty(client)
 
     def changed(self, sandbox_id: str) -> None:
         """Has the sandbox announced within ANNOUNCE_INTERVAL_S."""
@@ -148,7 +157,9 @@ class ControllerLink:
             await client.publish(descriptor, fingerprints)
             self._announcer.base_announced(descriptor.base_id)
         self._dirty.clear()
-        await client.announce(node_id, self._announcer.all_records(), full=True)
+        records = self._announcer.all_records()
+        await client.announce(node_id, records, full=True)
+        self._told = {r.sandbox_id for r in records}
         self.connected = True
         self._refused_s = -math.inf
         self.joined_once.set()
@@ -183,15 +194,25 @@ class ControllerLink:
             self._dirty_event.clear()
             if not self.connected:
                 continue  # joining announces everything
+            try:
+                await self._announce_dirty(client)
+            except MedesError as error:
+                log.info("announcing sandboxes: %s", error)
+
+    async def _announce_dirty(self, client: ControllerClient) -> None:
+        """Some of what changed; one call at a time, so that none overtakes another."""
+        async with self._announcing:
             taken = [self._dirty.pop() for _ in range(min(len(self._dirty), ANNOUNCED_AT_ONCE_MAX))]
             if self._dirty:
                 self._dirty_event.set()
             records = [r for r in map(self._announcer.record, taken) if r is not None]
             try:
                 await client.announce(self._endpoints().node_id, records, full=False)
-            except MedesError as error:
-                log.info("announcing sandboxes: %s", error)
+            except MedesError:
                 self._dirty.update(taken)
+                raise
+            self._told.update(r.sandbox_id for r in records)
+            self._told.difference_update(r.sandbox_id for r in records if r.state is SandboxState.PURGED)
 
     async def leave(self) -> None:
         """Tells the controller that this node goes; never raises."""

@@ -33,8 +33,9 @@ from medes.agent.remote_index import RemoteIndex
 from medes.agent.sandbox import SandboxEntry
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import WorkingSetStore
+from medes.certs.identity import Identity
 from medes.config import AgentSettings
-from medes.errors import MedesError, NotFoundError
+from medes.errors import MedesError, NotFoundError, PermissionDeniedError
 from medes.transport.rdma import RdmaNode
 from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxEvent, SandboxRecord
 from medes.types import SandboxState as S
@@ -60,6 +61,7 @@ class Agent:
         rdma: RdmaNode | None = None,
         clock: Clock | None = None,
         observer: Observer | None = None,
+        identity: Identity | None = None,
     ) -> None:
         """`missing`: what the live driver lacks here → how to get it."""
         self.settings = settings
@@ -100,9 +102,11 @@ class Agent:
         self._watches = ThreadPoolExecutor(settings.restores_concurrent_max + WATCH_THREADS, "medes-watch")
         k = int(journal.state.node.get("samples_per_page", settings.samples_per_page))
         self.bases = BaseStore(self.node_id, settings.shm_path, settings.base_store_limit_bytes, k, self.pins)
+        self._identity = identity
+        self._narrowed: dict[str, frozenset[str]] = {}  # node → domains its certificate narrows it to
         self.peers = PeerTable(
             self.node_id,
-            lambda address: PeerClient(self.node_id, address, settings.tls),
+            lambda node_id, address: PeerClient(self.node_id, node_id, address, identity),
             make_reader,
             self._resolve,
             self._restores,
@@ -128,6 +132,28 @@ class Agent:
             settings.memory_limit_bytes or _machine_bytes(),
             lambda: self.endpoints,
         )
+
+    def narrow(self, node_id: str, domains: frozenset[str] | None) -> None:
+        """What the certificate of another node says, as it last called; None: nothing."""
+        if domains is None:
+            self._narrowed.pop(node_id, None)
+        else:
+            self._narrowed[node_id] = domains
+
+    def may_read(self, node_id: str, domain: str) -> bool:
+        """Whether settings and its own certificate let another node have to do with this node's bases of a domain."""
+        narrowed = self._narrowed.get(node_id)
+        return self.settings.may_read(node_id, domain) and (narrowed is None or domain in narrowed)
+
+    def require_own_domain(self, domain: str) -> None:
+        """Raises permission_denied for a domain that this node's own certificate does not admit."""
+        party = self._identity.party if self._identity is not None else None
+        if party is not None and not party.admits(domain):
+            raise PermissionDeniedError(
+                "this node's certificate does not admit the domain",
+                object=f"domain {domain}",
+                hint=f"it admits {', '.join(sorted(party.domains or ()))}",
+            )
 
     async def _resolve(self, node_id: str) -> NodeEndpoints | None:
         return await self.controller.resolve(node_id)

@@ -31,10 +31,20 @@ from medes.agent.metrics import AgentObserver
 from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
 from medes.agent.peers import ReaderFactory
-from medes.agent.servicer import AGENT_SERVICE, PEER_SERVICE, AgentServicer, PeerServicer
+from medes.agent.servicer import (
+    AGENT_SERVICE,
+    API_ACCESS,
+    PEER_ACCESS,
+    PEER_SERVICE,
+    AgentServicer,
+    PeerServicer,
+)
 from medes.agent.store_identity import store_identity
 from medes.agent.timers import DriverEvents, Timers
 from medes.agent.user_servicer import UserServicer
+from medes.certs.identity import Identity
+from medes.certs.parties import Party, Role, node_server_name
+from medes.certs.sources import daemon_identity, keep_fresh, warn_of_plaintext
 from medes.config import AgentSettings, group_id
 from medes.errors import InvalidArgumentError, MedesError
 from medes.folders import make_private_folder, make_socket_folder
@@ -42,7 +52,7 @@ from medes.limits import API_REQUEST_BYTES_MAX
 from medes.obs.metrics import MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
 from medes.places import user_socket_beside
-from medes.rpc.address import is_loopback, is_wildcard, parse_address, warn_if_open
+from medes.rpc.address import is_loopback, is_wildcard, parse_address
 from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
 from medes.rpc.server import RpcServer
 from medes.rpc.user_socket import UserSocket
@@ -76,13 +86,17 @@ class AgentDaemon:
         self.agent: Agent
         self.recovered: recovery.Recovered
         self.registry = CollectorRegistry()
-        rpc_metrics = RpcMetrics(self.registry)
+        rpc_metrics = self._rpc_metrics = RpcMetrics(self.registry)
         self._observe = rpc_metrics.observe
         self._servicer: AgentServicer | None = None
-        self._api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
+        self._api = RpcServer(
+            observer=rpc_metrics.observe, access=API_ACCESS, receive_bytes_max=API_REQUEST_BYTES_MAX
+        )
         self._user_api = RpcServer(observer=rpc_metrics.observe, receive_bytes_max=API_REQUEST_BYTES_MAX)
         self._users: UserSocket | None = None
-        self._peer = RpcServer(observer=rpc_metrics.observe)
+        self._peer = RpcServer(observer=rpc_metrics.observe, access=PEER_ACCESS)
+        self.identity: Identity | None = None
+        self._shown: native.TlsIdentity | None = None
         self._metrics: MetricsServer | None = None
         self.peer_address = ""
         self.tcp_address = ""
@@ -103,9 +117,12 @@ class AgentDaemon:
         stop() then removes what this start has made."""
         settings = self.settings
         _use_all_descriptors()
-        make_reader = _reader_factory(settings)
-        encrypted = bool(settings.tls.certificate)
-        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=encrypted)
+        identity = self.identity = self._make_identity()
+        shown = self._shown = _shown(identity) if identity else None
+        if identity is not None:
+            self._rpc_metrics.watch_certificate(lambda: identity.expires_s)
+        make_reader = _reader_factory(settings, shown)
+        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=identity is not None)
         log.info(
             "base pages of peers are read over %s",
             f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
@@ -117,7 +134,7 @@ class AgentDaemon:
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._store = await store_identity(journal, Path(settings.state_dir))
         drivers, missing = make_drivers(settings)
-        client = ControllerClient(settings.controller, settings.tls) if settings.controller else None
+        client = ControllerClient(settings.controller, identity) if settings.controller else None
         observer = AgentObserver(self.registry)
         self.agent = Agent(
             settings,
@@ -128,13 +145,14 @@ class AgentDaemon:
             make_reader=make_reader,
             observer=observer,
             rdma=self._rdma,
+            identity=identity,
         )
         observer.watch(self.agent)
         for name, how in missing.items():
             log.warning("live driver: %s is missing: %s", name, how)
         if "live" in drivers and (limit := native.missing_seccomp_right())[0]:
             log.warning("live driver: no sandbox with a seccomp filter can be dedup'd: %s: %s", *limit)
-        pages = self._pages = _page_server(self.agent, self._rdma)
+        pages = self._pages = _page_server(self.agent, self._rdma, shown)
         observer.watch_pages(self.agent, pages)
         self._events = DriverEvents(self.agent)
         self._bind(pages)
@@ -155,6 +173,10 @@ class AgentDaemon:
             asyncio.create_task(Timers(self.agent, tick_s=self._tick_s()).run(), name="timers"),
             asyncio.create_task(page_leases.run(self.agent, pages), name="page leases"),
         ]
+        if identity is not None:
+            self._loops.append(
+                asyncio.create_task(keep_fresh(identity, self._show_anew), name="certificates")
+            )
         if self._rdma is not None:
             self._loops.append(asyncio.create_task(self._rdma.run(), name="rdma connections"))
         self.agent.spawn(recovery.reconcile_pins(self.agent), "reconcile pins")
@@ -164,6 +186,21 @@ class AgentDaemon:
             "agent %s serves %s, peers at %s, base pages at %s over %s",
             *(settings.node, settings.listen, at.grpc_address, at.page_address, " and ".join(at.transports)),
         )
+
+    def _make_identity(self) -> Identity | None:
+        """What this node shows of itself; None: nothing, by `insecure_plaintext`."""
+        settings = self.settings
+        party = Party(Role.NODE, settings.node)
+        if settings.insecure_plaintext:
+            warn_of_plaintext(str(party))
+            return None
+        hosts = [parse_address(a, allow_port_zero=True).host for a in (settings.listen_tcp,) if a]
+        return daemon_identity(settings.tls, settings.cluster_path, party, hosts)
+
+    def _show_anew(self, identity: Identity) -> None:
+        if self._shown is not None:
+            pem = identity.pem
+            self._shown.replace(pem.certificate, pem.private_key, pem.ca)
 
     def _lock_shm(self, owner: Owner) -> None:
         """What lies in shm_dir is one agent's: another would not know what it is for."""
@@ -191,10 +228,10 @@ class AgentDaemon:
         mode, group = _who_may_open(settings)
         self._api.bind(settings.listen, unix_mode=mode, group=group)
         if settings.listen_tcp:
-            self.tcp_address = str(self._api.bind(settings.listen_tcp, settings.tls))
+            self.tcp_address = str(self._api.bind(settings.listen_tcp, self.identity))
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(agent, pages), self._peer.server)
         self._peer.add_service(PEER_SERVICE)
-        bound = self.peer_address = str(self._peer.bind(settings.peer_address, settings.tls))
+        bound = self.peer_address = str(self._peer.bind(settings.peer_address, self.identity))
         agent.endpoints = NodeEndpoints(
             agent.node_id,
             settings.peer_advertise or bound,
@@ -363,25 +400,21 @@ def _who_may_open(settings: AgentSettings) -> tuple[int, int]:
     return settings.listen_mode | 0o060, group_id(settings.listen_group)
 
 
-def _page_server(agent: Agent, rdma: RdmaNode | None) -> PageAccessTable:
+def _shown(identity: Identity) -> native.TlsIdentity:
+    pem = identity.pem
+    return native.TlsIdentity(pem.certificate, pem.private_key, pem.ca)
+
+
+def _page_server(agent: Agent, rdma: RdmaNode | None, shown: native.TlsIdentity | None) -> PageAccessTable:
     settings = agent.settings
-    tls = settings.tls
-    server = native.PageServer(
-        settings.page_host,
-        settings.page_port,
-        certificate=tls.certificate,
-        private_key=tls.private_key,
-        ca=tls.ca,
-    )
-    warn_if_open(settings.page_host, settings.tls, "base pages")
+    server = native.PageServer(settings.page_host, settings.page_port, identity=shown)
     address = server.address
     if settings.page_advertise_host:
         address = f"{settings.page_advertise_host}:{address.rpartition(':')[2]}"
     return PageAccessTable(agent, server, address, rdma)
 
 
-def _reader_factory(settings: AgentSettings) -> ReaderFactory:
-    tls = settings.tls
+def _reader_factory(settings: AgentSettings, shown: native.TlsIdentity | None) -> ReaderFactory:
     streams = settings.page_streams or automatic_streams(len(os.sched_getaffinity(0)))
 
     def make(peer: NodeEndpoints, access: PageAccess) -> native.PageReader:
@@ -389,9 +422,8 @@ def _reader_factory(settings: AgentSettings) -> ReaderFactory:
             access.page_address,
             access.token,
             streams=streams,
-            ca=tls.ca,
-            certificate=tls.certificate,
-            private_key=tls.private_key,
+            identity=shown,
+            server_name=node_server_name(peer.node_id),
         )
 
     return make

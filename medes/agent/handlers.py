@@ -51,10 +51,12 @@ PURGE_ASKED = "asked for"
 async def register(agent: Agent, request: Registration) -> Sandbox:
     """Takes a sandbox on as warm. Registering the same processes under the same id again changes its settings.
 
-    Raises invalid_argument, not_found (unknown pid or cgroup), already_exists, limit_exceeded, unsupported.
+    Raises invalid_argument, not_found (unknown pid or cgroup), already_exists, limit_exceeded, unsupported,
+    permission_denied (a domain that this node's certificate does not admit).
     """
     # Many pids, or a cgroup to look for, are work of milliseconds: not in the event loop.
     spec = await agent.in_ops(checked_spec, agent.settings, agent.drivers, agent.missing, request)
+    agent.require_own_domain(spec.domain)
     known = agent.entries.get(spec.sandbox_id)
     if known is not None:
         if (known.spec.pids, known.spec.start_times, known.spec.cgroup) != (

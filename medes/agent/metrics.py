@@ -74,6 +74,10 @@ class AgentObserver(Observer):
         """The same for what peers read here and what is read from peers."""
         metrics = self._metrics
         metrics.page_server_bytes.set_function(lambda: float(pages.stats()["bytes"]))
+        for reason in ("certificate", "token", "node"):
+            metrics.refused_page_connections.labels(reason).set_function(
+                partial(_page_stat, pages, f"refused_{reason}s")
+            )
         metrics.fallback_reads.set_function(lambda: float(agent.peers.fallback_reads()))
         for side in ("server", "client"):
             metrics.rdma_connections.labels(side).set_function(
@@ -116,3 +120,7 @@ class AgentObserver(Observer):
 
     def activity_expired(self) -> None:
         self._metrics.activity_leases_expired.inc()
+
+
+def _page_stat(pages: PageAccessTable, name: str) -> float:
+    return float(pages.stats()[name])

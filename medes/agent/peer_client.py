@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from medes import native
+from medes.certs.identity import Identity
+from medes.certs.parties import node_server_name
 from medes.errors import CorruptError, PeerUnreachableError
-from medes.rpc.channel import aio_channel
+from medes.rpc.calls import AioChannel
+from medes.rpc.channel import LastingStub, aio_channel
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import peer_pb2, peer_pb2_grpc
-from medes.rpc.tls import TlsFiles
 from medes.transport.rdma import NO_RDMA, RdmaAnswer
 from medes.types import BaseDescriptor
 
@@ -68,15 +71,29 @@ class PageAccess:
 class PeerClient:
     """Raises catalogue errors; peer_unreachable when the agent does not answer within PEER_TIMEOUT_S."""
 
-    def __init__(self, own_node: str, address: str, tls: TlsFiles | None = None) -> None:
+    def __init__(self, own_node: str, node_id: str, address: str, identity: Identity | None = None) -> None:
+        """`node_id` is whom to reach at `address`: with an identity nobody else will do."""
         self._own_node = own_node
         self.address = address
         # (domain, regions) of pinned bases, where the peer serves them over RDMA
         self.on_regions: Callable[[str, list[native.RdmaRegion]], None] = lambda domain, regions: None
         # (base id → bytes, users; whether these are all that this node pins there)
         self.on_uses: Callable[[dict[int, tuple[int, int]], bool], None] = lambda uses, whole: None
-        self._channel = aio_channel(address, tls, unreachable=PeerUnreachableError, timeout_s=PEER_TIMEOUT_S)
-        self._stub = peer_pb2_grpc.PeerServiceStub(self._channel)
+
+        def channel() -> AioChannel:
+            return aio_channel(
+                address,
+                identity,
+                server_name=node_server_name(node_id),
+                unreachable=PeerUnreachableError,
+                timeout_s=PEER_TIMEOUT_S,
+            )
+
+        self._connection = LastingStub(peer_pb2_grpc.PeerServiceStub, channel, identity)
+
+    @property
+    def _stub(self) -> Any:
+        return self._connection.stub
 
     async def pin(self, holder: str, domain: str, base_ids: Iterable[int]) -> list[BaseDescriptor]:
         """All or none: raises not_found when one of the bases cannot be pinned."""
@@ -149,4 +166,4 @@ class PeerClient:
         return bytes(hashes), bytes(positions)
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._connection.close()

@@ -40,7 +40,7 @@ PAGE_ACCESS_MAX = NODES_MAX * 16
 
 def require_domain(agent: Agent, node_id: str, domain: str, base_ids: list[int]) -> None:
     """Raises not_found, as for a base that does not exist, when that node may not read the domain here."""
-    if not agent.settings.may_read(node_id, domain):
+    if not agent.may_read(node_id, domain):
         log.warning("%s asked for domain %s, which it may not read here", node_id, domain)
         name = f"base {base_ids[0]:016x}" if base_ids else f"domain {domain}"
         raise NotFoundError("this node has no such base", object=name)
@@ -161,7 +161,7 @@ async def reconcile(
     kept: dict[str, tuple[str, list[int]]] = {}
     for holder_id, (domain, base_ids) in pins.items():
         _check_names(holder_id, domain)
-        may_read = agent.settings.may_read(node_id, domain)
+        may_read = agent.may_read(node_id, domain)
         known = [b for b in base_ids if may_read and _has(agent, b, domain)]
         missing += set(base_ids).difference(known)
         kept[holder_id] = (domain, known)
@@ -219,7 +219,7 @@ class PageAccessTable:
     def grant_again(self) -> None:
         """After recovery: the tokens that peers with pins here were granted before."""
         for node_id, domain in self._agent.pins.peer_domains(self._agent.node_id):
-            if self._agent.settings.may_read(node_id, domain):
+            if self._agent.may_read(node_id, domain):
                 self._grant(node_id, domain)
 
     async def _load_secret(self) -> None:

@@ -39,7 +39,7 @@ class PeerTable:
     def __init__(
         self,
         own_node: str,
-        make_client: Callable[[str], PeerClient],
+        make_client: Callable[[str, str], PeerClient],
         make_reader: ReaderFactory,
         resolve: Callable[[str], Awaitable[NodeEndpoints | None]],
         executor: Executor,
@@ -85,7 +85,7 @@ class PeerTable:
             endpoints = self.endpoints.get(node_id)
             if endpoints is None or not endpoints.grpc_address:
                 raise PeerUnreachableError("no address of this node is known", object=node_id)
-            client = self._clients[node_id] = self._make_client(endpoints.grpc_address)
+            client = self._clients[node_id] = self._make_client(node_id, endpoints.grpc_address)
             client.on_uses = partial(self._uses_told, node_id)
             if self._rdma is not None:
                 client.on_regions = partial(self._rdma.add_regions, node_id)

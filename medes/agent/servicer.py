@@ -15,15 +15,34 @@ from medes.agent.fingerprint_service import FingerprintService
 from medes.agent.peer_client import endpoint_from_proto, endpoint_to_proto, region_to_proto
 from medes.agent.registration import Registration
 from medes.agent.users import refuse_reserved
+from medes.certs.parties import Role
 from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
-from medes.rpc.identity import require_node
+from medes.rpc.identity import RoleAccess, require_node
 from medes.rpc.services import Observer
 from medes.types import Activity, LifecycleSettings, Sandbox
 
 AGENT_SERVICE = "medes.v1.AgentService"
 PEER_SERVICE = "medes.v1.PeerService"
 LISTED_AT_ONCE = 100  # sandboxes made into messages before others get their turn: a few milliseconds
+
+# Who may call the restore API over TCP (whoever can open the unix socket may call everything), and who the peers.
+_LOOKS = frozenset({Role.RUNTIME, Role.OBSERVER})
+API_ACCESS = RoleAccess(
+    AGENT_SERVICE,
+    {
+        **dict.fromkeys(
+            agent_pb2.DESCRIPTOR.services_by_name["AgentService"].methods_by_name, frozenset({Role.RUNTIME})
+        ),
+        **dict.fromkeys(("Get", "List", "Watch", "GetNode"), _LOOKS),
+    },
+)
+PEER_ACCESS = RoleAccess(
+    PEER_SERVICE,
+    dict.fromkeys(
+        peer_pb2.DESCRIPTOR.services_by_name["PeerService"].methods_by_name, frozenset({Role.NODE})
+    ),
+)
 
 
 def _sandbox(sandbox: Sandbox) -> Any:
@@ -160,9 +179,10 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         ]
 
     def _check_node(self, context: Any, node_id: str) -> None:
-        """Who may speak for a node, where the settings ask for certificates."""
-        if self._agent.settings.node_certificates:
-            require_node(context, node_id)
+        """A node speaks for itself only, and of domains that its certificate does not exclude."""
+        party = require_node(context, node_id)
+        if party is not None:
+            self._agent.narrow(node_id, party.domains)
 
     async def Pin(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)

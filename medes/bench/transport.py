@@ -1,5 +1,5 @@
-"""Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`,
-bare verbs and perftest's `ib_read_bw` for `rdma`.
+"""Page reads by transport, beside what bounds them in the same run: memcpy for `local`, a bare socket for `tcp`, `tcp`
+for `tcp+tls`, bare verbs and perftest's `ib_read_bw` for `rdma`.
 
 A case is (transport, pages a batch, contiguous or scattered). Reference and transport take turns in short rounds, so
 that a busy neighbour hits both; figures are medians over the rounds. Latencies are of single batches, one in flight:
@@ -25,13 +25,16 @@ from typing import Any
 from medes import native
 from medes.bench import perftest
 from medes.bench.measure import spread
-from medes.config import TlsFiles
+from medes.certs.identity import FileIdentity, Identity, IssuedIdentity
+from medes.certs.parties import Party, Role
 from medes.errors import UnsupportedError
+from medes.rpc.tls import TlsFiles
 
 PAGE = native.PAGE_BYTES
 READ_BYTES_MAX = 8 << 20
 DOMAIN = "bench"
 BASE_ID = 1
+BENCH_NODE = "bench"
 TRANSPORTS = ("local", "tcp", "tcp-unchecked", "tcp+tls", "rdma")
 SETUP_REPEATS = 20
 LATENCY_BATCHES = 200
@@ -188,40 +191,53 @@ def _local(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None)
 
 
 def _tcp(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
-    return _over_sockets(stack, slab, "tcp", TlsFiles())
+    return _over_sockets(stack, slab, "tcp")
 
 
 def _tcp_unchecked(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
     """Without the reader's digests: what they cost is the difference."""
-    return _over_sockets(stack, slab, "tcp-unchecked", TlsFiles(), check_digests=False)
+    return _over_sockets(stack, slab, "tcp-unchecked", check_digests=False)
 
 
 def _tcp_tls(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
     """With throw-away certificates unless some are given."""
-    if tls is None or not tls.enabled:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medes-bench-")))
-        try:
-            from medes.bench.certificates import Authority
-        except ImportError as error:
-            raise UnsupportedError(
-                f"no certificates, and none can be made: {error}",
-                object="tcp+tls",
-                hint="pip install cryptography, or give --tls-certificate, --tls-private-key, --tls-ca",
-            ) from error
-        tls = Authority(folder).issue("bench")
-    return _over_sockets(stack, slab, "tcp+tls", tls)
+    party = Party(Role.NODE, BENCH_NODE)
+    if tls is not None and tls.enabled:
+        identity: Identity = FileIdentity(tls)
+        party = identity.party or party
+    else:
+        from medes.certs.authority import Authority
+
+        identity = IssuedIdentity(Authority.create("bench"), party)
+    pem = identity.pem
+    shown = native.TlsIdentity(pem.certificate, pem.private_key, pem.ca)
+    plain = _over_sockets(stack, slab, "tcp").reader
+
+    def time_tcp(
+        slab: native.Slab, offsets: list[int], length: int, rounds: int, depth: int
+    ) -> dict[str, Any]:
+        return native.time_reads(plain, slab, offsets, length, rounds, depth)
+
+    way = _over_sockets(stack, slab, "tcp+tls", shown, party)
+    way.reference = time_tcp
+    return way
 
 
 def _over_sockets(
-    stack: contextlib.ExitStack, slab: native.Slab, name: str, tls: TlsFiles, *, check_digests: bool = True
+    stack: contextlib.ExitStack,
+    slab: native.Slab,
+    name: str,
+    shown: native.TlsIdentity | None = None,
+    party: Party | None = None,
+    *,
+    check_digests: bool = True,
 ) -> Way:
-    server = native.PageServer(
-        "127.0.0.1", 0, certificate=tls.certificate, private_key=tls.private_key, ca=tls.ca
-    )
+    """The node reads from itself: `party` is whom its certificate is for."""
+    server = native.PageServer("127.0.0.1", 0, identity=shown)
     stack.callback(server.close)
     server.add_slab(slab, DOMAIN)
     token = os.urandom(32)
-    server.grant(token, DOMAIN, "bench")
+    server.grant(token, DOMAIN, party.name if party else BENCH_NODE)
 
     def connect() -> native.PageReader:
         return native.tcp_reader(
@@ -229,9 +245,8 @@ def _over_sockets(
             token,
             attempts=1,
             check_digests=check_digests,
-            certificate=tls.certificate,
-            private_key=tls.private_key,
-            ca=tls.ca,
+            identity=shown,
+            server_name=party.server_name if party else "",
         )
 
     reader = connect()

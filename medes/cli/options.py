@@ -13,7 +13,7 @@ import click
 
 from medes.errors import MedesError
 from medes.places import DEFAULT_AGENT_ADDRESS, DEFAULT_CONTROLLER_ADDRESS
-from medes.rpc.tls import TlsFiles
+from medes.rpc.tls import PLAINTEXT, Plaintext, TlsFiles
 
 if TYPE_CHECKING:  # only the daemons' commands have settings
     from medes.config import Settings
@@ -87,6 +87,12 @@ def _address_option(flag: str, variable: str, default: str, what: str) -> Callab
                 default="",
                 help=f"TLS {name}.",
             )(function)
+        function = click.option(
+            "--plaintext",
+            is_flag=True,
+            envvar=f"{variable}_PLAINTEXT",
+            help="No TLS, for a cluster that runs with insecure_plaintext.",
+        )(function)
         return click.option(
             flag, "address", envvar=variable, default=default, show_default=True, help=f"Address of {what}."
         )(function)
@@ -94,11 +100,12 @@ def _address_option(flag: str, variable: str, default: str, what: str) -> Callab
     return decorate
 
 
-def tls_from(options: dict[str, Any]) -> TlsFiles:
-    """The TLS files among a command's options (removes them from the dict)."""
-    return TlsFiles(
+def tls_from(options: dict[str, Any]) -> TlsFiles | Plaintext:
+    """What a command's options say of TLS (removes them from the dict); without any, the cluster folder is used."""
+    files = TlsFiles(
         **{f.name: options.pop(f"tls_{f.name}", None) or "" for f in dataclasses.fields(TlsFiles)}
     )
+    return PLAINTEXT if options.pop("plaintext", False) else files
 
 
 def jsonable(value: Any) -> Any:

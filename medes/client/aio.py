@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from medes.certs.parties import Role
 from medes.client.aio_activity import AioActivityCalls
 from medes.client.connection import AioConnection
 from medes.client.messages import (
@@ -41,6 +42,7 @@ class AsyncMedesClient(AioConnection):
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
     HAS_USER_SOCKET = True
     STUB = AgentServiceStub
+    ROLE = Role.RUNTIME
 
     def _made(self) -> None:
         self._activities = AioActivityCalls(self.stub, self._channel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from medes.certs.parties import Role
 from medes.client.activity import ActivityCalls
 from medes.client.connection import BlockingConnection
 from medes.client.messages import (
@@ -41,6 +42,7 @@ class MedesClient(BlockingConnection):
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
     HAS_USER_SOCKET = True
     STUB = AgentServiceStub
+    ROLE = Role.RUNTIME
 
     def _made(self) -> None:
         self._activities = ActivityCalls(self.stub, self._channel)

@@ -7,9 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from medes.certs.parties import Role
+from medes.certs.sources import TlsSource, client_identity
 from medes.errors import AgentUnreachableError, MedesError
 from medes.limits import RPC_TIMEOUT_S
 from medes.places import user_socket_beside
+from medes.rpc.address import parse_address
 from medes.rpc.channel import aio_channel, sync_channel
 from medes.rpc.tls import TlsFiles
 
@@ -19,17 +22,30 @@ class _Connection:
     STUB: ClassVar[Any]  # the service's generated calls
     UNREACHABLE: ClassVar[type[MedesError]] = AgentUnreachableError
     HAS_USER_SOCKET: ClassVar[bool] = False
+    ROLE: ClassVar[Role]
+    SERVER_NAME: ClassVar[str] = ""  # whom the server's certificate must be for; empty: its host
     _open: ClassVar[Any]
 
     def __init__(
-        self, address: str | None = None, *, tls: TlsFiles | None = None, timeout_s: float = RPC_TIMEOUT_S
+        self, address: str | None = None, *, tls: TlsSource = None, timeout_s: float = RPC_TIMEOUT_S
     ) -> None:
-        """`address`: unix:/path or host:port, DEFAULT_ADDRESS without it. Raises invalid_argument for a malformed
-        one."""
+        """`address`: unix:/path or host:port, DEFAULT_ADDRESS without it. `tls`, over TCP: certificate files; None for
+        one that the cluster folder of this machine issues; PLAINTEXT for a cluster without TLS.
+
+        Raises invalid_argument for a malformed address, unauthenticated where there is no certificate to show.
+        """
         self.address = self.DEFAULT_ADDRESS if address is None else address
         if self.HAS_USER_SOCKET:
             self.address = _admitted(self.address)
-        self._channel: Any = self._open(self.address, tls, unreachable=self.UNREACHABLE, timeout_s=timeout_s)
+        identity = None if parse_address(self.address).is_unix else client_identity(tls, self.ROLE)
+        own_name = tls.server_name if isinstance(tls, TlsFiles) else ""
+        self._channel: Any = self._open(
+            self.address,
+            identity,
+            server_name=own_name or self.SERVER_NAME,
+            unreachable=self.UNREACHABLE,
+            timeout_s=timeout_s,
+        )
         self.stub: Any = self.STUB(self._channel)
         self._made()
 

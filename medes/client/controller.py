@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medes.certs.parties import CONTROLLER_SERVER_NAME, Role
 from medes.client.connection import AioConnection, BlockingConnection
 from medes.client.messages import request
 from medes.errors import ControllerUnreachableError
@@ -17,6 +18,8 @@ class ControllerClient(BlockingConnection):
 
     DEFAULT_ADDRESS = DEFAULT_CONTROLLER_ADDRESS
     UNREACHABLE = ControllerUnreachableError
+    ROLE = Role.OBSERVER
+    SERVER_NAME = CONTROLLER_SERVER_NAME
     STUB = ControllerServiceStub
 
     def nodes(self) -> list[NodeRecord]:
@@ -38,6 +41,8 @@ class AsyncControllerClient(AioConnection):
 
     DEFAULT_ADDRESS = DEFAULT_CONTROLLER_ADDRESS
     UNREACHABLE = ControllerUnreachableError
+    ROLE = Role.OBSERVER
+    SERVER_NAME = CONTROLLER_SERVER_NAME
     STUB = ControllerServiceStub
 
     async def nodes(self) -> list[NodeRecord]:

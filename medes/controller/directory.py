@@ -16,6 +16,7 @@ class Directory:
     def __init__(self) -> None:
         self._nodes: dict[str, dict[str, SandboxRecord]] = {}
         self._dedup_counts: Counter[tuple[str, str]] = Counter()
+        self._hosted: Counter[tuple[str, str]] = Counter()  # (node, domain) → sandboxes
         self._lock = threading.Lock()
 
     def announce(self, node_id: str, sandboxes: tuple[SandboxRecord, ...], *, full: bool) -> None:
@@ -34,10 +35,10 @@ class Directory:
                 )
             if full:
                 for sandbox_id in known.keys() - changes.keys():
-                    self._set(known, sandbox_id, None)
+                    self._set(node_id, known, sandbox_id, None)
             table = self._nodes.setdefault(node_id, known)
             for sandbox_id, record in changes.items():
-                self._set(table, sandbox_id, record if sandbox_id in kept else None)
+                self._set(node_id, table, sandbox_id, record if sandbox_id in kept else None)
             if not table:
                 del self._nodes[node_id]
 
@@ -45,20 +46,37 @@ class Directory:
         with self._lock:
             table = self._nodes.pop(node_id, {})
             for sandbox_id in list(table):
-                self._set(table, sandbox_id, None)
+                self._set(node_id, table, sandbox_id, None)
 
-    def _set(self, table: dict[str, SandboxRecord], sandbox_id: str, record: SandboxRecord | None) -> None:
+    def _set(
+        self, node_id: str, table: dict[str, SandboxRecord], sandbox_id: str, record: SandboxRecord | None
+    ) -> None:
         """Replaces one record (None: removes it) and keeps the counts right."""
         old = table.pop(sandbox_id, None)
+        if old is not None:
+            _count_down(self._hosted, (node_id, old.domain))
         if old is not None and old.state is SandboxState.DEDUP:
-            key = (old.function, old.domain)
-            self._dedup_counts[key] -= 1
-            if not self._dedup_counts[key]:
-                del self._dedup_counts[key]  # functions come and go
+            _count_down(self._dedup_counts, (old.function, old.domain))
         if record is not None:
             table[sandbox_id] = record
+            self._hosted[node_id, record.domain] += 1
             if record.state is SandboxState.DEDUP:
                 self._dedup_counts[(record.function, record.domain)] += 1
+
+    def hosts(self, node_id: str, domain: str) -> bool:
+        """Whether a node has a sandbox in a domain."""
+        with self._lock:
+            return (node_id, domain) in self._hosted
+
+    def nodes_in(self, domains: set[str]) -> set[str]:
+        """The nodes with sandboxes in any of the domains."""
+        with self._lock:
+            return {node_id for node_id, domain in self._hosted if domain in domains}
+
+    def domains_of(self, node_id: str) -> set[str]:
+        """The domains in which a node has sandboxes."""
+        with self._lock:
+            return {domain for node, domain in self._hosted if node == node_id}
 
     def list(self, function: str = "", node_id: str = "") -> list[SandboxRecord]:
         """Records by node and id; empty arguments match all."""
@@ -81,3 +99,10 @@ class Directory:
         with self._lock:
             counts = Counter(r.state for table in self._nodes.values() for r in table.values())
         return {state: counts[state] for state in SandboxState if state is not SandboxState.UNSPECIFIED}
+
+
+def _count_down(counts: Counter[tuple[str, str]], key: tuple[str, str]) -> None:
+    """Functions, nodes and domains come and go: those without sandboxes must not stay behind."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from medes.certs.parties import Party, Role
 from medes.controller import checks
+from medes.controller.advisor import FIRST_BASE
 from medes.controller.requests import (
     Advice,
     AdviseBase,
@@ -25,10 +27,11 @@ from medes.controller.requests import (
     RetireBase,
 )
 from medes.controller.state import ControllerState
+from medes.controller.store import nothing_found
 from medes.errors import InvalidArgumentError, LimitExceededError, MedesError
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.rpc.address import is_remote, local_addresses
-from medes.types import NodeEndpoints, NodeRecord, SandboxRecord
+from medes.types import BaseDescriptor, NodeEndpoints, NodeRecord, NodeUsage, SandboxRecord
 
 log = logging.getLogger(__name__)
 
@@ -137,17 +140,29 @@ def _forget_node(node_id: str, state: ControllerState) -> int:
     return state.store.retire_node(node_id)
 
 
-def list_nodes(state: ControllerState, now_s: float) -> list[NodeRecord]:
-    return state.membership.records(now_s)
+def list_nodes(state: ControllerState, now_s: float, party: Party | None = None) -> list[NodeRecord]:
+    """All of them; to a node (`party`) only where those are that it may read from, and not what they hold."""
+    records = state.membership.records(now_s)
+    if party is None or party.role is not Role.NODE:
+        return records
+    hosted = {d for d in state.directory.domains_of(party.name) if party.admits(d)}
+    near = {b.node_id for b in state.store.bases() if b.domain in hosted}
+    near |= state.directory.nodes_in(hosted) | {party.name}
+    return [replace(r, usage=NodeUsage()) for r in records if r.endpoints.node_id in near]
 
 
 def lookup_fingerprints(
-    request: LookupFingerprints, state: ControllerState, clock: Callable[[], float]
+    request: LookupFingerprints,
+    state: ControllerState,
+    clock: Callable[[], float],
+    party: Party | None = None,
 ) -> Lookup:
     """The base locations of a whole image, and where their holders listen. Needs no membership: it is a hint."""
     checks.name(request.domain, "domain")
     checks.samples(request.samples_per_page, state.settings.samples_per_page)
     pages = checks.hashes(request.hashes, request.samples_per_page)
+    if not state.hosting.hears(party, request.domain):
+        return Lookup(*_nothing(pages * request.samples_per_page), ())
     start_s = clock()
     found = state.store.lookup(request.domain, request.hashes, request.samples_per_page)
     state.count_lookup(pages, clock() - start_s)
@@ -155,8 +170,14 @@ def lookup_fingerprints(
     return Lookup(found.locations, found.bases, holders)
 
 
-def publish_base(request: PublishBase, state: ControllerState) -> None:
+def _nothing(samples: int) -> tuple[bytes, tuple[BaseDescriptor, ...]]:
+    found = nothing_found(samples)
+    return found.locations, found.bases
+
+
+def publish_base(request: PublishBase, state: ControllerState, party: Party | None = None) -> None:
     """A live node offers a base. Repeating it is harmless."""
+    state.hosting.require(party, request.base.domain)
     checks.samples(request.samples_per_page, state.settings.samples_per_page)
     pages = checks.hashes(request.hashes, request.samples_per_page)
     checks.base(request.base, pages, request.positions, request.samples_per_page)
@@ -178,11 +199,15 @@ def retire_base(request: RetireBase, state: ControllerState) -> None:
     state.store.retire(request.base_id, request.node_id)
 
 
-def advise_base(request: AdviseBase, state: ControllerState, now_s: float) -> Advice:
+def advise_base(
+    request: AdviseBase, state: ControllerState, now_s: float, party: Party | None = None
+) -> Advice:
     """Should this sandbox become a base? A yes is a reservation: others of the function hear no meanwhile."""
     for what in ("node_id", "function", "domain", "sandbox_id"):
         checks.name(getattr(request, what), what)
     state.membership.require(request.node_id)
+    if not state.hosting.hears(party, request.domain):
+        return Advice(True, FIRST_BASE)  # what it would hear of an empty domain; nothing is reserved
     make, reason = state.advisor.advise(
         request.function,
         request.domain,
@@ -195,12 +220,15 @@ def advise_base(request: AdviseBase, state: ControllerState, now_s: float) -> Ad
     return Advice(make, reason)
 
 
-def announce_sandboxes(request: AnnounceSandboxes, state: ControllerState) -> None:
+def announce_sandboxes(
+    request: AnnounceSandboxes, state: ControllerState, party: Party | None = None
+) -> None:
     """A live node's sandboxes: all of them (full) or those that changed."""
     checks.name(request.node_id, "node_id")
     checks.sandboxes(request.sandboxes, request.node_id)
     state.membership.require(request.node_id)
-    records = tuple(replace(r, node_id=request.node_id) for r in request.sandboxes)
+    sandboxes = state.hosting.admitted(party, request.sandboxes)
+    records = tuple(replace(r, node_id=request.node_id) for r in sandboxes)
     state.directory.announce(request.node_id, records, full=request.full)
 
 

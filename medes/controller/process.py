@@ -12,19 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
+from medes.certs.identity import Identity
+from medes.certs.parties import Party, Role
+from medes.certs.sources import daemon_identity, keep_fresh, warn_of_plaintext
 from medes.config import ControllerSettings
 from medes.controller import handlers
+from medes.controller.access import ACCESS, SERVICE_NAME
 from medes.controller.servicer import ControllerServicer
 from medes.controller.state import ControllerState
 from medes.controller.store import MemoryStore, RegistryStore
 from medes.obs.metrics import ControllerMetrics, MetricsServer, RpcMetrics
 from medes.obs.systemd import notify
+from medes.rpc.address import parse_address
 from medes.rpc.gen import controller_pb2_grpc
 from medes.rpc.server import RpcServer
 
 log = logging.getLogger(__name__)
 
-SERVICE_NAME = "medes.v1.ControllerService"
 STOP_GRACE_S = 5.0
 
 
@@ -57,33 +61,53 @@ class Controller:
         self._executor = ThreadPoolExecutor(settings.lookup_threads, thread_name_prefix="registry")
         self._metrics: MetricsServer | None = None
         self._expiry: asyncio.Task[None] | None = None
+        self._fresh: asyncio.Task[None] | None = None
         self._server: RpcServer | None = None
         ControllerMetrics(
             self.registry,
             self.state.statistics,
             self.state.directory.state_counts,
             lambda: self.state.cluster_bytes(self.clock()),
+            lambda: self.state.hosting.withheld,
         )
 
     async def start(self) -> None:
         """Listens and serves. Raises io when an address cannot be had."""
-        server = RpcServer(observer=RpcMetrics(self.registry).observe)
+        identity = self._make_identity()
+        metrics = RpcMetrics(self.registry)
+        if identity is not None:
+            metrics.watch_certificate(lambda: identity.expires_s)
+        server = RpcServer(observer=metrics.observe, access=ACCESS)
         servicer = ControllerServicer(self.state, self._executor, self.clock)
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
         server.add_service(SERVICE_NAME)
-        self.address = server.bind(self.settings.listen, self.settings.tls).target
+        self.address = server.bind(self.settings.listen, identity).target
         if self.settings.metrics_address:
             self._metrics = MetricsServer(self.settings.metrics_address, self.registry)
             self.metrics_address = self._metrics.address
         await server.start()
         self._server = server
         self._expiry = asyncio.create_task(self._expire_for_ever())
+        if identity is not None:
+            self._fresh = asyncio.create_task(keep_fresh(identity))
         where = {
             "address": self.address,
             "metrics": self.metrics_address,
             "incarnation": self.state.incarnation,
         }
         log.info("controller listens", extra=where)
+
+    def _make_identity(self) -> Identity | None:
+        """What it shows of itself; None: nothing, on a unix socket or by `insecure_plaintext`."""
+        settings = self.settings
+        listen = parse_address(settings.listen, allow_port_zero=True)
+        if listen.is_unix:
+            return None
+        party = Party(Role.CONTROLLER, "controller")
+        if settings.insecure_plaintext:
+            warn_of_plaintext("the controller")
+            return None
+        return daemon_identity(settings.tls, settings.cluster_path, party, [listen.host])
 
     async def _expire_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,11 +121,11 @@ class Controller:
 
     async def stop(self) -> None:
         """Lets calls under way finish (up to STOP_GRACE_S), then closes everything."""
-        if self._expiry:
-            self._expiry.cancel()
+        for task in filter(None, (self._expiry, self._fresh)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._expiry
-            self._expiry = None
+                await task
+        self._expiry = self._fresh = None
         if self._server:
             await self._server.stop(STOP_GRACE_S)
             self._server = None

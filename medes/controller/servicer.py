@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from medes.certs.parties import Party
 from medes.controller import checks, handlers, requests
 from medes.controller.state import ControllerState
 from medes.errors import BusyError
@@ -17,7 +18,7 @@ from medes.limits import REGISTRY_CALLS_QUEUED_MAX
 from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import controller_pb2 as pb
 from medes.rpc.gen import controller_pb2_grpc
-from medes.rpc.identity import require_node
+from medes.rpc.identity import caller, require_node
 
 T = TypeVar("T")
 
@@ -43,68 +44,64 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         finally:
             self._store_calls -= 1
 
-    def _check_node(self, context: Any, node_id: str) -> None:
-        """Who may speak for a node, where the settings ask for certificates."""
-        if self._state.settings.node_certificates:
-            require_node(context, node_id)
-
     async def JoinNode(self, request: Any, context: Any) -> Message:
         checks.transport_count(len(request.endpoints.transports), request.endpoints.node_id)
         ask = from_proto(requests.JoinNode, request)
-        self._check_node(context, ask.endpoints.node_id)
+        require_node(context, ask.endpoints.node_id)
         answer = await self._in_executor(handlers.join_node, ask, self._state, self._clock(), context.peer())
         return to_proto(pb.JoinNodeResponse, answer)
 
     async def Heartbeat(self, request: Message, context: Any) -> Message:
         ask = from_proto(requests.Heartbeat, request)
-        self._check_node(context, ask.node_id)
+        require_node(context, ask.node_id)
         return to_proto(pb.HeartbeatResponse, handlers.heartbeat(ask, self._state, self._clock()))
 
     async def LeaveNode(self, request: Any, context: Any) -> Message:
-        self._check_node(context, request.node_id)
+        require_node(context, request.node_id)
         await self._in_executor(handlers.leave_node, request.node_id, self._state, request.incarnation)
         return pb.LeaveNodeResponse()
 
     async def ListNodes(self, request: Message, context: Any) -> Message:
         response = pb.ListNodesResponse()
-        for record in handlers.list_nodes(self._state, self._clock()):
+        party = caller(context)
+        for record in await self._in_executor(handlers.list_nodes, self._state, self._clock(), party):
             fill(response.nodes.add(), record)
         return response
 
     async def LookupFingerprints(self, request: Message, context: Any) -> Message:
         ask = from_proto(requests.LookupFingerprints, request)
-        self._check_node(context, ask.node_id)
-        answer = await self._in_executor(handlers.lookup_fingerprints, ask, self._state, self._clock)
+        party = require_node(context, ask.node_id)
+        answer = await self._in_executor(handlers.lookup_fingerprints, ask, self._state, self._clock, party)
         return to_proto(pb.LookupFingerprintsResponse, answer)
 
     async def PublishBase(self, request: Any, context: Any) -> Message:
         checks.range_count(len(request.base.ranges), request.base.base_id)
         ask = from_proto(requests.PublishBase, request)
-        self._check_node(context, ask.base.node_id)
-        await self._in_executor(handlers.publish_base, ask, self._state)
+        party = require_node(context, ask.base.node_id)
+        await self._in_executor(handlers.publish_base, ask, self._state, party)
         return pb.PublishBaseResponse()
 
     async def RetireBase(self, request: Message, context: Any) -> Message:
         ask = from_proto(requests.RetireBase, request)
-        self._check_node(context, ask.node_id)
+        require_node(context, ask.node_id)
         await self._in_executor(handlers.retire_base, ask, self._state)
         return pb.RetireBaseResponse()
 
     async def AdviseBase(self, request: Message, context: Any) -> Message:
         ask = from_proto(requests.AdviseBase, request)
-        self._check_node(context, ask.node_id)
-        answer = await self._in_executor(handlers.advise_base, ask, self._state, self._clock())
+        party = require_node(context, ask.node_id)
+        answer = await self._in_executor(handlers.advise_base, ask, self._state, self._clock(), party)
         return to_proto(pb.AdviseBaseResponse, answer)
 
     async def AnnounceSandboxes(self, request: Any, context: Any) -> Message:
-        self._check_node(context, request.node_id)
+        party = require_node(context, request.node_id)
         checks.sandbox_count(len(request.sandboxes), request.node_id)
         # A full announcement may hold 100,000 of them: heartbeats must not wait for that.
-        await self._in_executor(self._announce, request)
+        await self._in_executor(self._announce, request, party)
         return pb.AnnounceSandboxesResponse()
 
-    def _announce(self, request: Message) -> None:
-        handlers.announce_sandboxes(from_proto(requests.AnnounceSandboxes, request), self._state)
+    def _announce(self, request: Message, party: Party | None) -> None:
+        handlers.announce_sandboxes(from_proto(requests.AnnounceSandboxes, request), self._state, party)
 
     async def ListSandboxes(self, request: Message, context: Any) -> Message:
         return await self._in_executor(self._list, from_proto(requests.ListSandboxes, request))

@@ -8,6 +8,7 @@ import threading
 from medes.config import ControllerSettings
 from medes.controller.advisor import Advisor
 from medes.controller.directory import Directory
+from medes.controller.hosting import Hosting
 from medes.controller.latency import RecentLatencies
 from medes.controller.membership import Membership
 from medes.controller.store import RegistryStore
@@ -44,6 +45,7 @@ class ControllerState:
         self.membership = Membership(settings.lease_ms / 1000)
         self.refusals = Refusals()  # under node_changes
         self.directory = Directory()
+        self.hosting = Hosting(self.directory)
         self.advisor = Advisor(settings.base_threshold, settings.base_reservation_s)
         self.latencies = RecentLatencies()
         # Held over a change of membership and what follows from it: a node that comes back at the moment it is

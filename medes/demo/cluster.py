@@ -94,6 +94,7 @@ def _agent_options(folder: Path, name: str, shm: Path, controller: str, transpor
         *("--peer-address", "127.0.0.1:0"),
         *("--state-dir", f"{folder}/{name}"),
         *("--shm-dir", str(shm)),
+        *("--cluster-dir", f"{folder}/cluster"),
         *("--transport", transport),
         *("--idle-period-s", "86400"),
         *("--keep-alive-period-s", "172800"),

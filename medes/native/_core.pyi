@@ -271,17 +271,23 @@ class SandboxFile:
     def unlink(self) -> None: ...
 
 # --- transport --------------------------------------------------------------------------------------------
+class TlsIdentity:
+    """What a node shows of itself at TLS handshakes: PEM texts. Thread-safe; raises invalid_argument."""
+
+    def __init__(self, certificate: bytes, private_key: bytes, ca: bytes) -> None: ...
+    def replace(self, certificate: bytes, private_key: bytes, ca: bytes) -> None:
+        """From the next handshake on; connections that are open go on."""
+
 class PageServer:
-    """Serves slabs to peers over TCP (own C++ threads)."""
+    """Serves slabs to peers over mutual TLS, or over plain TCP without an identity (own C++ threads). With one a
+    token is taken only from the node it was granted to."""
 
     def __init__(
         self,
         host: str,
         port: int = 0,
         *,
-        certificate: str = "",
-        private_key: str = "",
-        ca: str = "",
+        identity: TlsIdentity | None = None,
     ) -> None: ...
     @property
     def address(self) -> str: ...
@@ -323,14 +329,14 @@ def tcp_reader(
     token: bytes,
     *,
     streams: int = 1,
-    ca: str = "",
-    certificate: str = "",
-    private_key: str = "",
+    identity: TlsIdentity | None = None,
+    server_name: str = "",
     connect_now: bool = True,
     check_digests: bool = True,
     attempts: int = 4,
 ) -> PageReader:
-    """(nogil) A reader over TCP, or mutual TLS where the three files are named. With connect_now raises
+    """(nogil) A reader over TCP, or mutual TLS with an identity; then the server's certificate must be for server_name
+    (empty: the address's host). With connect_now raises
     peer_unreachable or unauthenticated; without, the first read connects. Without check_digests damage on the way is only found when pages are rebuilt. Failed reads are tried `attempts` times."""
 
 def local_reader(slabs: list[Slab]) -> PageReader: ...

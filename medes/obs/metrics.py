@@ -50,6 +50,16 @@ class RpcMetrics:
         # Finding a series by its labels takes longer than adding to it. Methods are those that are served.
         self._known: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
+        self._expiry = Gauge(
+            "medes_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in use ends, in seconds since 1970; 0 without one.",
+            registry=registry,
+        )
+
+    def watch_certificate(self, expires_s: Callable[[], float]) -> None:
+        """`expires_s` is asked at every scrape."""
+        self._expiry.set_function(expires_s)
+
     def observe(self, method: str, status: str, seconds: float) -> None:
         known = self._known.get((method, status))
         if known is None:
@@ -88,8 +98,10 @@ class ControllerMetrics(Collector):
         statistics: Callable[[], Statistics],
         states: Callable[[], dict[SandboxState, int]],
         usage: Callable[[], dict[str, int]],
+        withheld: Callable[[], int] = lambda: 0,
     ) -> None:
         self._statistics = statistics
+        self._withheld = withheld
         self._states = states
         self._usage = usage
         registry.register(self)
@@ -100,6 +112,11 @@ class ControllerMetrics(Collector):
             yield GaugeMetricFamily(name, text, value=getattr(statistics, field))
         for name, field, text in self.COUNTERS:
             yield CounterMetricFamily(name, text, value=getattr(statistics, field))
+        yield CounterMetricFamily(
+            "medes_controller_withheld",
+            "Answers and announced sandboxes left out: of domains that the calling node does not host.",
+            value=self._withheld(),
+        )
         sandboxes = GaugeMetricFamily(
             "medes_controller_sandboxes", "Sandboxes in the directory by state.", labels=["state"]
         )
@@ -182,6 +199,11 @@ class AgentMetrics:
         )
         self.faults_demand = counter("faults_demand", "Page faults served on demand.")
         self.pages_prefetched = counter("pages_prefetched", "Pages placed ahead of their fault.")
+        self.refused_page_connections = gauge(
+            "refused_page_connections",
+            "Page connections refused by reason: certificate, token (unknown), node (another's token).",
+            "reason",
+        )
         self.base_pages_read = counter(
             "base_pages_read", "Base pages read from peers by transport.", "transport"
         )

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from medes.errors import AlreadyExistsError, InvalidArgumentError, IoError
-from medes.rpc.tls import TlsFiles
 from medes.types import NodeEndpoints
-
-log = logging.getLogger(__name__)
 
 # sockaddr_un holds 108 bytes with the terminating zero.
 UNIX_PATH_BYTES_MAX = 107
@@ -142,13 +138,3 @@ def is_remote(caller: str) -> bool:
         return False
     mapped = getattr(found, "ipv4_mapped", None)
     return not (mapped or found).is_loopback
-
-
-def warn_if_open(host: str, tls: TlsFiles | None, what: str) -> None:
-    """Logs a warning where others reach `host` and nothing says who they are."""
-    if not (tls and tls.ca) and not is_loopback(host):
-        log.warning(
-            "%s at %s without client certificates (tls.ca): whoever reaches it is served; see docs/threat-model.md",
-            what,
-            host,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,19 +13,28 @@ from grpc_reflection.v1alpha import reflection
 
 from medes.errors import IoError, PermissionDeniedError
 from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPCS_CONCURRENT_MAX
-from medes.rpc.address import Address, clear_stale_socket, parse_address, warn_if_open
+from medes.rpc.address import Address, clear_stale_socket, parse_address
+from medes.rpc.identity import Access
 from medes.rpc.services import Observer, Services, what_serves
-from medes.rpc.tls import TlsFiles, server_credentials
+from medes.rpc.tls import server_credentials
+
+if TYPE_CHECKING:
+    from medes.certs.identity import Identity
 
 
 class RpcServer:
     """A grpc.aio server on one or more addresses. Use from one event loop; stop() is idempotent.
 
-    `observer` is told of every finished call (method, code, seconds): the metrics.
+    `observer` is told of every finished call (method, code, seconds): the metrics. `access` refuses callers that may
+    not.
     """
 
     def __init__(
-        self, *, observer: Observer | None = None, receive_bytes_max: int = GRPC_MESSAGE_BYTES_MAX
+        self,
+        *,
+        observer: Observer | None = None,
+        access: Access | None = None,
+        receive_bytes_max: int = GRPC_MESSAGE_BYTES_MAX,
     ) -> None:
         """A request of more than `receive_bytes_max` is refused (limit_exceeded) before it is parsed."""
         self._grpc = grpc.aio.server(
@@ -39,7 +49,7 @@ class RpcServer:
             ],
             maximum_concurrent_rpcs=RPCS_CONCURRENT_MAX,
         )
-        self.server = Services(self._grpc, observer, self._what)  # what servicers are added to
+        self.server = Services(self._grpc, observer, self._what, access)  # what servicers are added to
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._services: list[str] = []
@@ -54,22 +64,25 @@ class RpcServer:
         self._services.append(full_name)
 
     def bind(
-        self, address: str, tls: TlsFiles | None = None, *, unix_mode: int = 0o600, group: int = -1
+        self,
+        address: str,
+        identity: Identity | None = None,
+        *,
+        unix_mode: int = 0o600,
+        group: int = -1,
     ) -> Address:
         """Listens on `address` (port 0: any free one) and returns the address it got.
 
-        A unix socket gets `unix_mode` and `group` (never TLS); one left by a dead process is replaced. Raises io when the
+        Without an identity TCP is plain: that is for `insecure_plaintext` alone. A unix socket gets `unix_mode` and
+        `group` (never TLS); one left by a dead process is replaced. Raises io when the
         address cannot be had, already_exists when another process listens on the socket.
         """
         parsed = parse_address(address, allow_port_zero=True)
         if parsed.is_unix:
             return self._bind_unix(parsed, unix_mode, group)
-        credentials = server_credentials(tls) if tls else None
-        if credentials is None:
-            warn_if_open(parsed.host, tls, "gRPC")
         try:
-            if credentials:
-                port = self._grpc.add_secure_port(parsed.target, credentials)
+            if identity:
+                port = self._grpc.add_secure_port(parsed.target, server_credentials(identity))
             else:
                 port = self._grpc.add_insecure_port(parsed.target)
         except RuntimeError as error:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from medes.errors import InternalError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.rpc.identity import Access
 from medes.rpc.status import error_metadata, status_of
 
 log = logging.getLogger(__name__)
@@ -67,11 +68,13 @@ class Services:
         server: grpc.aio.Server,
         observer: Observer | None = None,
         served: Callable[[], str] = lambda: "",
+        access: Access | None = None,
     ) -> None:
         """`served`: what this server is ("a controller"), for callers that ask it for what it does not have."""
         self._server = server
         self._observer = observer
         self._served = served
+        self._access = access
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         self._server.add_generic_rpc_handlers(tuple(_Wrapped(handler, self._wrap) for handler in handlers))
@@ -127,6 +130,7 @@ class Services:
         async def call(request: Any, context: Any) -> Any:
             start_s = time.monotonic()
             try:
+                self._admit(method, context)
                 refuse_malformed(request, method)
                 response = await behaviour(request, context)
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
@@ -143,6 +147,7 @@ class Services:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             start_s = time.monotonic()
             try:
+                self._admit(method, context)
                 refuse_malformed(request, method)
                 async for response in behaviour(request, context):
                     yield response
@@ -160,6 +165,7 @@ class Services:
         async def call(requests: Any, context: Any) -> None:
             start_s = time.monotonic()
             try:
+                self._admit(method, context)
                 await behaviour(requests, context)
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
@@ -168,6 +174,10 @@ class Services:
             self._observe(method, "OK", start_s)
 
         return call
+
+    def _admit(self, method: str, context: Any) -> None:
+        if self._access:
+            self._access(method, context)
 
     async def _fail(self, method: str, error: Exception, context: Any, start_s: float) -> None:
         if not isinstance(error, MedesError):

@@ -1,23 +1,24 @@
-"""TLS for gRPC: certificate files → server and channel credentials. With a CA both sides are verified (mTLS)."""
+"""TLS for gRPC: both sides show a certificate of the cluster's CA and verify the other's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from medes.errors import InvalidArgumentError, IoError
-from medes.limits import TLS_FILE_BYTES_MAX
+from medes.errors import InvalidArgumentError
 
 if TYPE_CHECKING:  # settings have TLS files and need no gRPC
     import grpc
 
+    from medes.certs.authority import Pem
+    from medes.certs.identity import Identity
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. Empty paths: no TLS. `ca` alone suffices for a client that shows no certificate.
+    """PEM files; all three, or none for what the cluster folder issues.
 
-    `server_name` replaces the host name a client checks the server's certificate against.
+    `server_name` replaces the name that a client checks the server's certificate against.
     """
 
     certificate: str = ""
@@ -30,85 +31,45 @@ class TlsFiles:
         return bool(self.certificate or self.private_key or self.ca)
 
     def check(self) -> None:
-        """Raises invalid_argument when the combination makes no sense (files are read later)."""
-        if bool(self.certificate) != bool(self.private_key):
+        """Raises invalid_argument for a part of the three (files are read later)."""
+        if self.enabled and not (self.certificate and self.private_key and self.ca):
             raise InvalidArgumentError(
-                "a certificate needs its private key and the other way round", object="tls"
+                "needs certificate, private_key and ca: both sides are verified, always", object="tls"
             )
 
 
-def _read(path: str, what: str) -> bytes | None:
-    if not path:
-        return None
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(TLS_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise IoError(f"cannot read the {what}: {error.strerror}", object=path) from error
-    if len(data) > TLS_FILE_BYTES_MAX or b"-----BEGIN" not in data:
-        raise InvalidArgumentError(f"the {what} is not a PEM file", object=path)
-    return data
+class Plaintext:
+    """Instead of TLS files: no TLS at all, for a cluster that runs with `insecure_plaintext`."""
 
 
-def _check_usable(tls: TlsFiles) -> None:
-    """Raises invalid_argument for a key that is not the certificate's, or files that OpenSSL cannot use: gRPC would
-    say no more than that it cannot listen, or cannot connect."""
-
-    import ssl  # 6 ms that only TLS has to pay
-
-    def no_password() -> str:
-        raise InvalidArgumentError("the private key needs a password", object=tls.private_key)
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if tls.certificate:
-        try:
-            context.load_cert_chain(tls.certificate, tls.private_key, no_password)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise InvalidArgumentError(
-                    f"is not the key of the certificate {tls.certificate}", object=tls.private_key
-                ) from None
-            raise InvalidArgumentError(
-                f"cannot be used with the key {tls.private_key}: {error.reason or error}",
-                object=tls.certificate,
-            ) from None
-    if tls.ca:
-        try:
-            context.load_verify_locations(tls.ca)
-        except ssl.SSLError as error:
-            raise InvalidArgumentError(f"holds no CA: {error.reason or error}", object=tls.ca) from None
+PLAINTEXT = Plaintext()
 
 
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials | None:
-    """None without TLS. With `ca`, clients must show a certificate it signed. Reads files."""
-    tls.check()
-    if not tls.enabled:
-        return None
-    key, certificate, ca = _read_all(tls)
-    if key is None or certificate is None:
-        raise InvalidArgumentError("a server needs certificate and private_key", object="tls")
-    _check_usable(tls)
+def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    """Clients must show a certificate of the CA. Each handshake uses what the identity has then."""
     import grpc
 
-    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=ca is not None)
+    given = identity.generation
 
+    def configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pem.private_key, pem.certificate)], pem.ca)
 
-def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials | None:
-    """None without TLS. Reads files."""
-    tls.check()
-    if not tls.enabled:
-        return None
-    key, certificate, ca = _read_all(tls)
-    _check_usable(tls)
-    import grpc
+    def newer() -> Any:  # a configuration, or None for no newer one: gRPC's types do not know that
+        nonlocal given
+        now = identity.generation
+        if now == given:
+            return None
+        given = now
+        return configuration(identity.pem)
 
-    return grpc.ssl_channel_credentials(ca, key, certificate)
-
-
-def _read_all(tls: TlsFiles) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Private key, certificate, CA."""
-    return (
-        _read(tls.private_key, "private key"),
-        _read(tls.certificate, "certificate"),
-        _read(tls.ca, "CA certificate"),
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(identity.pem), newer, require_client_authentication=True
     )
+
+
+def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
+    """What the identity has now; a channel is made anew for later certificates."""
+    import grpc
+
+    pem = identity.pem
+    return grpc.ssl_channel_credentials(pem.ca, pem.private_key, pem.certificate)

@@ -65,15 +65,15 @@ class _Accepted:
 def open_rdma(transport: str, devices: str = "", *, encrypted: bool) -> tuple[RdmaNode | None, str]:
     """This node's RDMA as the `transport` setting wants it, or None and why not. Blocks for some milliseconds.
 
-    `devices` are ports as device or device:port, separated by commas; empty: all that are active. `auto` keeps to TCP
-    where traffic between nodes is to be encrypted, which RDMA cannot do. Raises unsupported when `rdma` was asked for
+    `devices` are ports as device or device:port, separated by commas; empty: all that are active. `auto` uses those
+    that are named only, since RDMA does not encrypt: naming them says that the fabric is trusted. Raises unsupported when `rdma` was asked for
     by name and cannot run.
     """
     ports = parse_devices(devices)
     if transport not in ("auto", "rdma"):
         return None, f"the transport is set to {transport}"
-    if transport == "auto" and encrypted:
-        return None, "TLS is set, and RDMA does not encrypt"
+    if transport == "auto" and encrypted and not ports:
+        return None, "RDMA does not encrypt; where the fabric is the cluster's own, name rdma_devices"
     try:
         node = RdmaNode([native.RdmaContext(name, port) for name, port in ports or _active_ports()])
     except MedesError as error:
@@ -81,7 +81,7 @@ def open_rdma(transport: str, devices: str = "", *, encrypted: bool) -> tuple[Rd
             raise
         return None, str(error)
     if encrypted:
-        log.warning("transport rdma by setting: page bytes cross the fabric unencrypted in spite of TLS")
+        log.warning("RDMA by setting: page bytes cross the fabric unencrypted")
     return node, ""
 
 

@@ -111,8 +111,23 @@ void register_base_set(nb::module_& m) {
       .def("drop_remote", &BaseSet::drop_remote, nb::call_guard<nb::gil_scoped_release>());
 }
 
-TlsFiles tls_files(std::string certificate, std::string private_key, std::string ca) {
-  return {std::move(certificate), std::move(private_key), std::move(ca)};
+TlsPem tls_pem(const nb::bytes& certificate, const nb::bytes& private_key, const nb::bytes& ca) {
+  auto text = [](const nb::bytes& b) { return std::string(b.c_str(), b.size()); };
+  return {text(certificate), text(private_key), text(ca)};
+}
+
+void register_tls_identity(nb::module_& m) {
+  nb::class_<TlsIdentity>(m, "TlsIdentity")
+      .def(
+          "__init__",
+          [](TlsIdentity* self, const nb::bytes& certificate, const nb::bytes& private_key,
+             const nb::bytes& ca) { new (self) TlsIdentity(tls_pem(certificate, private_key, ca)); },
+          nb::arg("certificate"), nb::arg("private_key"), nb::arg("ca"))
+      .def(
+          "replace",
+          [](TlsIdentity& self, const nb::bytes& certificate, const nb::bytes& private_key,
+             const nb::bytes& ca) { self.replace(tls_pem(certificate, private_key, ca)); },
+          nb::arg("certificate"), nb::arg("private_key"), nb::arg("ca"));
 }
 
 nb::dict server_stats(const PageServer& server) {
@@ -121,6 +136,9 @@ nb::dict server_stats(const PageServer& server) {
   out["connections_open"] = s.connections_open;
   out["connections_total"] = s.connections_total;
   out["refused"] = s.refused;
+  out["refused_certificates"] = s.refused_certificates;
+  out["refused_tokens"] = s.refused_tokens;
+  out["refused_nodes"] = s.refused_nodes;
   out["malformed"] = s.malformed;
   out["batches"] = s.batches;
   out["reads"] = s.reads;
@@ -134,12 +152,10 @@ void register_page_server(nb::module_& m) {
   nb::class_<PageServer>(m, "PageServer")
       .def(
           "__init__",
-          [](PageServer* self, const std::string& host, int port, const std::string& certificate,
-             const std::string& private_key, const std::string& ca) {
-            new (self) PageServer(host, port, tls_files(certificate, private_key, ca));
+          [](PageServer* self, const std::string& host, int port, std::shared_ptr<TlsIdentity> identity) {
+            new (self) PageServer(host, port, std::move(identity));
           },
-          nb::arg("host"), nb::arg("port") = 0, nb::kw_only(), nb::arg("certificate") = "",
-          nb::arg("private_key") = "", nb::arg("ca") = "")
+          nb::arg("host"), nb::arg("port") = 0, nb::kw_only(), nb::arg("identity") = nb::none())
       .def_prop_ro("address", &PageServer::address)
       .def(
           "add_slab",
@@ -167,18 +183,19 @@ void register_page_server(nb::module_& m) {
 void register_readers(nb::module_& m) {
   m.def(
       "tcp_reader",
-      [](const std::string& address, const nb::bytes& token, size_t streams, const std::string& ca,
-         const std::string& certificate, const std::string& private_key, bool connect_now, bool check_digests,
-         int attempts) -> std::shared_ptr<PageReader> {
-        TcpReaderOptions options{address,     wire::token_from(as_bytes(token)),
-                                 streams,     tls_files(certificate, private_key, ca),
-                                 connect_now, check_digests};
+      [](const std::string& address, const nb::bytes& token, size_t streams,
+         std::shared_ptr<TlsIdentity> identity, const std::string& server_name, bool connect_now,
+         bool check_digests, int attempts) -> std::shared_ptr<PageReader> {
+        TcpReaderOptions options{address,      wire::token_from(as_bytes(token)),
+                                 streams,      std::move(identity),
+                                 server_name,  connect_now,
+                                 check_digests};
         nb::gil_scoped_release release;
         std::shared_ptr<PageReader> reader = std::make_shared<TcpReader>(std::move(options));
         return attempts > 1 ? make_retry_reader(std::move(reader), {.attempts = attempts}) : reader;
       },
-      nb::arg("address"), nb::arg("token"), nb::kw_only(), nb::arg("streams") = 1, nb::arg("ca") = "",
-      nb::arg("certificate") = "", nb::arg("private_key") = "", nb::arg("connect_now") = true,
+      nb::arg("address"), nb::arg("token"), nb::kw_only(), nb::arg("streams") = 1,
+      nb::arg("identity") = nb::none(), nb::arg("server_name") = "", nb::arg("connect_now") = true,
       nb::arg("check_digests") = true, nb::arg("attempts") = 4);
   m.def(
       "local_reader",
@@ -284,6 +301,7 @@ void register_transport(nb::module_& m) {
       .def_prop_ro("bytes_by_transport",
                    [](const PageReader& r) { return by_transport(r.stats().by_transport, 1); })
       .def("close", &PageReader::close, nb::call_guard<nb::gil_scoped_release>());
+  register_tls_identity(m);
   register_page_server(m);
   register_readers(m);
   register_loops(m);

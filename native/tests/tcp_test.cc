@@ -37,7 +37,7 @@ class TcpTest : public ::testing::Test {
     serve();
   }
   void serve() {
-    server = std::make_unique<PageServer>("127.0.0.1", 0, TlsFiles{});
+    server = std::make_unique<PageServer>("127.0.0.1", 0, nullptr);
     server->slabs().add(slab, "d");
     server->slabs().grant(token, "d", "test");
   }

@@ -121,14 +121,14 @@ struct PageServer::Impl {
 
   FileDescriptor listener, wake;
   std::string address;
-  std::unique_ptr<TlsContext> tls;
+  std::shared_ptr<TlsIdentity> identity;
   SlabDirectory slabs;
   std::atomic<bool> stopping{false};
   std::mutex connections_mutex;
   std::list<std::unique_ptr<Connection>> connections;
   std::thread acceptor;
-  std::atomic<uint64_t> total{0}, refused{0}, malformed{0}, batches{0}, reads{0}, bytes{0}, failed_reads{0},
-      cpu_us_ended{0};
+  std::atomic<uint64_t> total{0}, refused{0}, refused_certificates{0}, refused_tokens{0}, refused_nodes{0};
+  std::atomic<uint64_t> malformed{0}, batches{0}, reads{0}, bytes{0}, failed_reads{0}, cpu_us_ended{0};
 
   void signal() {
     const uint64_t one = 1;
@@ -145,9 +145,9 @@ struct PageServer::Impl {
   bool send_error(Stream& stream, uint64_t request_id, Code code);
 };
 
-PageServer::PageServer(const std::string& host, int port, const TlsFiles& tls)
+PageServer::PageServer(const std::string& host, int port, std::shared_ptr<TlsIdentity> identity)
     : impl_(std::make_unique<Impl>()) {
-  if (tls.enabled()) impl_->tls = std::make_unique<TlsContext>(tls, TlsContext::Side::server);
+  impl_->identity = std::move(identity);
   impl_->listener = listen_on(host, port);
   impl_->address = local_address(impl_->listener.get());
   impl_->wake = FileDescriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -194,6 +194,9 @@ PageServerStats PageServer::stats() const {
   PageServerStats out;
   out.connections_total = impl.total;
   out.refused = impl.refused;
+  out.refused_certificates = impl.refused_certificates;
+  out.refused_tokens = impl.refused_tokens;
+  out.refused_nodes = impl.refused_nodes;
   out.malformed = impl.malformed;
   out.batches = impl.batches;
   out.reads = impl.reads;
@@ -267,7 +270,10 @@ void PageServer::Impl::run(Connection& connection) noexcept {
   try {
     serve(connection);
   } catch (const Error& e) {
-    if (e.code == Code::unauthenticated) ++refused;
+    if (e.code == Code::unauthenticated) {
+      ++refused;
+      ++refused_certificates;
+    }
   } catch (const std::exception&) {
     // Out of memory for one request: this connection ends, the others go on.
   }
@@ -287,8 +293,8 @@ void PageServer::Impl::serve(Connection& connection) {
   FileDescriptor own(dup(descriptor));
   if (own.get() < 0) return;
   // The handshake runs on a duplicate, so that close() can end it through `accepted` meanwhile.
-  auto made =
-      tls ? tls->handshake(std::move(own), peer_address(descriptor), deadline) : plain_stream(std::move(own));
+  auto made = identity ? identity->server()->handshake(std::move(own), peer_address(descriptor), deadline)
+                       : plain_stream(std::move(own));
   Stream& stream = *made;
   {
     std::lock_guard lock(connection.mutex);
@@ -312,7 +318,15 @@ std::shared_ptr<Grant> PageServer::Impl::greet(Stream& stream, Input& input, Dea
   std::shared_ptr<Grant> grant;
   try {
     grant = slabs.authenticate(wire::parse_hello(data).token);
-    if (!grant) status = Code::unauthenticated;
+    if (!grant) {
+      ++refused_tokens;
+      status = Code::unauthenticated;
+    } else if (identity && stream.peer_node() != grant->peer) {
+      // A token is worth nothing to anybody else: it was overheard, or handed on.
+      ++refused_nodes;
+      grant = nullptr;
+      status = Code::unauthenticated;
+    }
   } catch (const Error& e) {
     status = e.code;
   }

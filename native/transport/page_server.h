@@ -14,8 +14,10 @@ namespace medes {
 
 struct PageServerStats {
   uint64_t connections_open = 0, connections_total = 0;
-  uint64_t refused = 0;    // wrong token, wrong certificate, too many connections
-  uint64_t malformed = 0;  // connections closed because of a broken or oversized frame
+  uint64_t refused = 0;  // all refused connections, of them:
+  uint64_t refused_certificates = 0, refused_tokens = 0,
+           refused_nodes = 0;  // another node's token; rest: full
+  uint64_t malformed = 0;      // connections closed because of a broken or oversized frame
   uint64_t batches = 0, reads = 0, bytes = 0;
   uint64_t failed_reads = 0;  // answered with a status other than ok
   uint64_t cpu_us = 0;        // CPU time of the connection threads
@@ -24,7 +26,8 @@ struct PageServerStats {
 class PageServer {
  public:
   // Listens at once; port 0 takes a free one. Throws invalid_argument, io.
-  PageServer(const std::string& host, int port, const TlsFiles& tls);
+  // Without an identity it speaks plain TCP; with one a token is taken only from the node it was granted to.
+  PageServer(const std::string& host, int port, std::shared_ptr<TlsIdentity> identity);
   ~PageServer();
   PageServer(const PageServer&) = delete;
   PageServer& operator=(const PageServer&) = delete;

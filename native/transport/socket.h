@@ -71,6 +71,9 @@ class Stream {
   virtual bool buffered() const { return false; }  // bytes are waiting that poll() does not see
   // The other side said that it does not want us, or is not who it should be; else it went without a word.
   virtual bool refused() const { return false; }
+  // The node whose certificate the other side has shown; empty where it is none of a node, or on plain TCP.
+  virtual std::string peer_node() const { return {}; }
+  virtual bool spent() const { return false; }  // it should be replaced by a new connection when it is idle
   virtual const char* transport_name() const = 0;
   int fd() const { return fd_.get(); }
   void shut_down();  // both directions, from any thread; calls under way return closed

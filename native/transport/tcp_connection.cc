@@ -64,6 +64,7 @@ bool TcpConnection::usable() const {
   std::lock_guard lock(mutex_);
   if (failed_) return false;
   if (!requests_.empty()) return true;
+  if (stream_->spent()) return false;
   // Not POLLIN: a TLS server sends session tickets on its own account.
   pollfd entry{stream_->fd(), POLLRDHUP, 0};
   return poll(&entry, 1, 0) == 0;

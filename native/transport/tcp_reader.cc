@@ -36,14 +36,15 @@ struct TcpReader::Impl {
   std::mutex target_mutex;
   std::string address;
   Token token{};
-  std::unique_ptr<TlsContext> tls;
+  std::shared_ptr<TlsIdentity> identity;
+  std::string server_name;
   std::vector<std::unique_ptr<Slot>> slots;
   std::atomic<size_t> turn{0};
   std::atomic<bool> closed{false};
   bool check_digests = true;
   std::atomic<uint64_t> batches{0}, reads{0}, bytes{0}, failures{0}, reconnects{0};
 
-  Transport transport() const { return tls ? Transport::tcp_tls : Transport::tcp; }
+  Transport transport() const { return identity ? Transport::tcp_tls : Transport::tcp; }
   std::shared_ptr<TcpConnection> dial(const Slot& slot);
   std::shared_ptr<TcpConnection> connection(Slot& slot, Code& failure);
 };
@@ -105,7 +106,8 @@ TcpReader::TcpReader(TcpReaderOptions options) : impl_(std::make_shared<Impl>())
   impl_->address = options.address;
   impl_->token = options.token;
   impl_->check_digests = options.check_digests;
-  if (options.tls.enabled()) impl_->tls = std::make_unique<TlsContext>(options.tls, TlsContext::Side::client);
+  impl_->identity = std::move(options.identity);
+  impl_->server_name = std::move(options.server_name);
   for (size_t i = 0; i < options.streams; ++i) impl_->slots.push_back(std::make_unique<Impl::Slot>());
   if (options.connect_now) {
     impl_->slots[0]->connection = impl_->dial(*impl_->slots[0]);
@@ -149,8 +151,9 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::dial(const Slot& slot) {
   }
   const Deadline deadline = Clock::now() + kConnectTimeout;
   FileDescriptor fd = connect_to(target, deadline);
+  const std::string name = server_name.empty() ? parse_address(target).host : server_name;
   auto stream =
-      tls ? tls->handshake(std::move(fd), parse_address(target).host, deadline) : plain_stream(std::move(fd));
+      identity ? identity->client()->handshake(std::move(fd), name, deadline) : plain_stream(std::move(fd));
   iovec part{&hello, sizeof hello};
   std::byte answer[sizeof(wire::HelloReply)];
   const bool sent = write_all(*stream, {&part, 1}, deadline);

@@ -14,10 +14,11 @@ namespace medes {
 struct TcpReaderOptions {
   std::string address;  // host:port of the page server
   Token token{};
-  size_t streams = 1;  // 1 … kMaxStreams
-  TlsFiles tls;
-  bool connect_now = true;    // false: the first batch connects
-  bool check_digests = true;  // false: damage on the way is only found when pages are rebuilt
+  size_t streams = 1;                     // 1 … kMaxStreams
+  std::shared_ptr<TlsIdentity> identity;  // null: plain TCP
+  std::string server_name;                // whom the server's certificate must be for; empty: its host
+  bool connect_now = true;                // false: the first batch connects
+  bool check_digests = true;              // false: damage on the way is only found when pages are rebuilt
 };
 
 inline constexpr size_t kMaxStreams = 16;

@@ -1,14 +1,19 @@
 #include "transport/tls.h"
 
 #include <openssl/bio.h>
+#include <openssl/crypto.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <string_view>
+
+#include "transport/tls_records.h"
 
 namespace medes {
 
@@ -58,108 +63,158 @@ BIO* socket_bio(int fd) {
   return bio;
 }
 
-class TlsStream final : public Stream {
- public:
-  TlsStream(FileDescriptor fd, SSL* ssl) : Stream(std::move(fd)), ssl_(ssl) {}
-  ~TlsStream() override { SSL_free(ssl_); }
-  const char* transport_name() const override { return "tcp+tls"; }
-  bool buffers() const override { return true; }
-  bool buffered() const override { return SSL_pending(ssl_) > 0; }
+std::unique_ptr<BIO, int (*)(BIO*)> memory_bio(const std::string& text) {
+  std::unique_ptr<BIO, int (*)(BIO*)> bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())),
+                                          BIO_free);
+  if (!bio) throw Error(Code::internal, "cannot make a TLS buffer");
+  return bio;
+}
 
-  IoResult read(std::span<iovec> into) override {
-    for (iovec& part : into) {
-      if (part.iov_len == 0) continue;
-      size_t n = 0;
-      ERR_clear_error();
-      if (SSL_read_ex(ssl_, part.iov_base, part.iov_len, &n)) return {IoStatus::progress, n};
-      return {status_of(0), 0};
-    }
-    return {IoStatus::progress, 0};
+std::unique_ptr<X509, void (*)(X509*)> next_certificate(BIO* bio) {
+  return {PEM_read_bio_X509(bio, nullptr, nullptr, nullptr), X509_free};
+}
+
+[[noreturn]] void refuse(const char* what) {
+  throw Error(Code::invalid_argument, std::string(what) + ": " + last_tls_error());
+}
+
+void load(SSL_CTX* context, const TlsPem& pem) {
+  const auto chain = memory_bio(pem.certificate);
+  const auto own = next_certificate(chain.get());
+  if (!own || SSL_CTX_use_certificate(context, own.get()) != 1) refuse("cannot load the certificate");
+  while (const auto more = next_certificate(chain.get()))
+    if (SSL_CTX_add1_chain_cert(context, more.get()) != 1) refuse("cannot load the certificate's chain");
+  const auto key_text = memory_bio(pem.private_key);
+  const std::unique_ptr<EVP_PKEY, void (*)(EVP_PKEY*)> key(
+      PEM_read_bio_PrivateKey(key_text.get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
+  if (!key || SSL_CTX_use_PrivateKey(context, key.get()) != 1) refuse("cannot load the private key");
+  if (SSL_CTX_check_private_key(context) != 1) refuse("key and certificate do not match");
+  const auto authorities = memory_bio(pem.ca);
+  size_t count = 0;
+  while (const auto authority = next_certificate(authorities.get())) {
+    if (X509_STORE_add_cert(SSL_CTX_get_cert_store(context), authority.get()) != 1)
+      refuse("cannot load the CA's certificate");
+    ++count;
   }
+  ERR_clear_error();  // the end of a PEM text is reported as an error
+  if (count == 0) refuse("no CA certificate");
+}
 
-  // One record a call. Small parts are gathered to a full record first: a record, and a send, for each
-  // 4 KiB page would cost twice the time. A retry gathers the same bytes again, as OpenSSL demands.
-  IoResult write(std::span<const iovec> from) override {
-    const void* data = nullptr;
-    size_t length = 0;
-    if (!from.empty() && from[0].iov_len >= sizeof record_) {
-      data = from[0].iov_base;
-      length = sizeof record_;
-    } else {
-      for (const iovec& part : from) {
-        const size_t n = std::min(part.iov_len, sizeof record_ - length);
-        if (n > 0) std::memcpy(record_ + length, part.iov_base, n);
-        length += n;
-        if (length == sizeof record_) break;
-      }
-      data = record_;
-    }
-    if (length == 0) return {IoStatus::progress, 0};
-    size_t n = 0;
-    ERR_clear_error();
-    if (SSL_write_ex(ssl_, data, length, &n)) return {IoStatus::progress, n};
-    return {status_of(0), 0};
+// The node that a certificate is for: of its URIs exactly one names a party, and that is medes://node/NAME
+// (medes/certs/parties.py). Empty otherwise.
+std::string node_of(SSL* ssl) {
+  const std::unique_ptr<X509, void (*)(X509*)> certificate(SSL_get1_peer_certificate(ssl), X509_free);
+  if (!certificate) return {};
+  constexpr std::string_view kScheme = "medes://", kNode = "medes://node/", kDomain = "medes://domain/";
+  auto* names = static_cast<GENERAL_NAMES*>(
+      X509_get_ext_d2i(certificate.get(), NID_subject_alt_name, nullptr, nullptr));
+  std::string node;
+  int parties = 0;
+  for (int i = 0; i < sk_GENERAL_NAME_num(names); ++i) {
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
+    if (name->type != GEN_URI) continue;
+    const ASN1_IA5STRING* value = name->d.uniformResourceIdentifier;
+    const std::string_view uri(reinterpret_cast<const char*>(ASN1_STRING_get0_data(value)),
+                               static_cast<size_t>(ASN1_STRING_length(value)));
+    if (!uri.starts_with(kScheme) || uri.starts_with(kDomain)) continue;
+    ++parties;
+    if (uri.starts_with(kNode)) node = uri.substr(kNode.size());
   }
+  GENERAL_NAMES_free(names);
+  return parties == 1 ? node : std::string();
+}
 
-  bool refused() const override { return refused_; }
+// Kept beside the SSL object while the handshake runs: OpenSSL tells traffic secrets to its key log only.
+int secrets_index() {
+  static const int index = SSL_get_ex_new_index(0, nullptr, nullptr, nullptr, nullptr);
+  return index;
+}
 
-  IoStatus status_of(int result) {
-    switch (SSL_get_error(ssl_, result)) {
-      case SSL_ERROR_WANT_READ: return IoStatus::want_read;
-      case SSL_ERROR_WANT_WRITE: return IoStatus::want_write;
-      case SSL_ERROR_ZERO_RETURN: return IoStatus::closed;
-      case SSL_ERROR_SSL:
-        refused_ = ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING;
-        break;
-      default: break;  // the connection ended
-    }
-    return IoStatus::failed;
+struct LoggedSecrets {
+  TrafficSecret client{}, server{};
+  bool has_client = false, has_server = false;
+  ~LoggedSecrets() {
+    OPENSSL_cleanse(client.data(), client.size());
+    OPENSSL_cleanse(server.data(), server.size());
   }
-
- private:
-  SSL* ssl_;
-  bool refused_ = false;
-  std::byte record_[16 * 1024];
 };
+
+bool parse_hex(std::string_view text, TrafficSecret& out) {
+  if (text.size() != 2 * out.size()) return false;
+  for (size_t i = 0; i < out.size(); ++i) {
+    const char* begin = text.data() + 2 * i;
+    if (std::from_chars(begin, begin + 2, out[i], 16).ptr != begin + 2) return false;
+  }
+  return true;
+}
+
+// Lines are "LABEL client-random secret".
+void keep_secret(const SSL* ssl, const char* line) {
+  auto* kept = static_cast<LoggedSecrets*>(SSL_get_ex_data(ssl, secrets_index()));
+  const std::string_view text(line);
+  const size_t label = text.find(' '), secret = text.rfind(' ');
+  if (!kept || label == std::string_view::npos || label == secret) return;
+  const std::string_view value = text.substr(secret + 1);
+  if (text.substr(0, label) == "CLIENT_TRAFFIC_SECRET_0") kept->has_client = parse_hex(value, kept->client);
+  if (text.substr(0, label) == "SERVER_TRAFFIC_SECRET_0") kept->has_server = parse_hex(value, kept->server);
+}
+
+// What the handshake needs next; `refused`: the other side does not want us, or is not who it should be.
+IoStatus status_of(SSL* ssl, int result, bool& refused) {
+  refused = false;
+  switch (SSL_get_error(ssl, result)) {
+    case SSL_ERROR_WANT_READ: return IoStatus::want_read;
+    case SSL_ERROR_WANT_WRITE: return IoStatus::want_write;
+    case SSL_ERROR_ZERO_RETURN: return IoStatus::closed;
+    case SSL_ERROR_SSL:
+      refused = ERR_GET_REASON(ERR_peek_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING;
+      break;
+    default: break;  // the connection ended
+  }
+  return IoStatus::failed;
+}
 
 }  // namespace
 
-TlsContext::TlsContext(const TlsFiles& files, Side side) : side_(side) {
-  if (files.certificate.empty() || files.private_key.empty() || files.ca.empty())
+TlsContext::TlsContext(const TlsPem& pem, Side side) : side_(side) {
+  if (pem.certificate.empty() || pem.private_key.empty() || pem.ca.empty())
     throw Error(Code::invalid_argument, "TLS needs a certificate, its private key and the CA's certificate");
   context_ = SSL_CTX_new(side == Side::server ? TLS_server_method() : TLS_client_method());
   if (!context_) throw Error(Code::internal, "cannot make a TLS context: " + last_tls_error());
-  auto fail = [&](const char* what, const std::string& file) {
-    const std::string text = std::string(what) + ": " + last_tls_error();
+  try {
+    SSL_CTX_set_min_proto_version(context_, TLS1_3_VERSION);
+    // One suite: the record layer's own (tls_records.h).
+    if (SSL_CTX_set_ciphersuites(context_, "TLS_AES_128_GCM_SHA256") != 1) refuse("no AES-GCM");
+    SSL_CTX_set_keylog_callback(context_, keep_secret);
+    SSL_CTX_set_verify(context_, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+    // Every connection proves who it is: a resumed session would outlive the certificate it was opened with.
+    SSL_CTX_set_num_tickets(context_, 0);
+    SSL_CTX_set_session_cache_mode(context_, SSL_SESS_CACHE_OFF);
+    load(context_, pem);
+  } catch (...) {
     SSL_CTX_free(context_);
-    throw Error(Code::invalid_argument, text, file);
-  };
-  SSL_CTX_set_min_proto_version(context_, TLS1_3_VERSION);
-  SSL_CTX_set_mode(context_, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  SSL_CTX_set_verify(context_, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
-  if (SSL_CTX_use_certificate_chain_file(context_, files.certificate.c_str()) != 1)
-    fail("cannot load certificate", files.certificate);
-  if (SSL_CTX_use_PrivateKey_file(context_, files.private_key.c_str(), SSL_FILETYPE_PEM) != 1)
-    fail("cannot load private key", files.private_key);
-  if (SSL_CTX_check_private_key(context_) != 1) fail("key and certificate do not match", files.private_key);
-  if (SSL_CTX_load_verify_locations(context_, files.ca.c_str(), nullptr) != 1)
-    fail("cannot load CA certificate", files.ca);
+    throw;
+  }
 }
 
 TlsContext::~TlsContext() { SSL_CTX_free(context_); }
 
-std::unique_ptr<Stream> TlsContext::handshake(FileDescriptor fd, const std::string& host, Deadline deadline) {
-  SSL* ssl = SSL_new(context_);
-  if (!ssl) throw Error(Code::internal, "cannot make a TLS session: " + last_tls_error());
+std::unique_ptr<Stream> TlsContext::handshake(FileDescriptor fd, const std::string& server_name,
+                                              Deadline deadline) {
+  const std::unique_ptr<SSL, void (*)(SSL*)> session(SSL_new(context_), SSL_free);
+  SSL* ssl = session.get();
+  LoggedSecrets secrets;
+  if (!ssl || SSL_set_ex_data(ssl, secrets_index(), &secrets) != 1)
+    throw Error(Code::internal, "cannot make a TLS session: " + last_tls_error());
   const int descriptor = fd.get();
-  auto stream = std::make_unique<TlsStream>(std::move(fd), ssl);
   BIO* bio = socket_bio(descriptor);
   SSL_set_bio(ssl, bio, bio);
   if (side_ == Side::client) {
     X509_VERIFY_PARAM* verify = SSL_get0_param(ssl);
-    if (X509_VERIFY_PARAM_set1_ip_asc(verify, host.c_str()) != 1) {
-      SSL_set_tlsext_host_name(ssl, host.c_str());
-      if (SSL_set1_host(ssl, host.c_str()) != 1) throw Error(Code::invalid_argument, "host name", host);
+    if (X509_VERIFY_PARAM_set1_ip_asc(verify, server_name.c_str()) != 1) {
+      SSL_set_tlsext_host_name(ssl, server_name.c_str());
+      if (SSL_set1_host(ssl, server_name.c_str()) != 1)
+        throw Error(Code::invalid_argument, "server name", server_name);
     }
     SSL_set_connect_state(ssl);
   } else {
@@ -168,18 +223,50 @@ std::unique_ptr<Stream> TlsContext::handshake(FileDescriptor fd, const std::stri
   for (;;) {
     ERR_clear_error();
     const int result = SSL_do_handshake(ssl);
-    if (result == 1) return stream;
-    const IoStatus status = stream->status_of(result);
+    if (result == 1) break;
+    bool refused = false;
+    const IoStatus status = status_of(ssl, result, refused);
     if (status == IoStatus::want_read || status == IoStatus::want_write) {
       if (wait_ready(descriptor, status, deadline)) continue;
-      throw Error(Code::peer_unreachable, "TLS handshake timed out", host);
+      throw Error(Code::peer_unreachable, "TLS handshake timed out", server_name);
     }
     // A peer that dies now has refused nobody: that may pass.
-    if (!stream->refused())
-      throw Error(Code::peer_unreachable, "connection ended during the TLS handshake", host);
-    throw Error(Code::unauthenticated, "TLS handshake refused: " + last_tls_error(), host,
-                "both nodes need certificates of the same CA that name their hosts");
+    if (!refused)
+      throw Error(Code::peer_unreachable, "connection ended during the TLS handshake", server_name);
+    const long verified = SSL_get_verify_result(ssl);
+    const std::string why = verified == X509_V_OK ? last_tls_error()
+                                                  : std::string("the other side's certificate: ") +
+                                                        X509_verify_cert_error_string(verified);
+    ERR_clear_error();
+    throw Error(Code::unauthenticated, "TLS handshake refused: " + why, server_name,
+                "both nodes need certificates of one CA, not expired, each for its own name");
   }
+  if (!secrets.has_client || !secrets.has_server || SSL_version(ssl) != TLS1_3_VERSION ||
+      SSL_has_pending(ssl))
+    throw Error(Code::internal, "the TLS handshake left no traffic keys", server_name);
+  const bool client = side_ == Side::client;
+  TrafficSecrets keys{client ? secrets.server : secrets.client, client ? secrets.client : secrets.server};
+  auto stream = tls_record_stream(std::move(fd), keys, node_of(ssl));
+  OPENSSL_cleanse(&keys, sizeof keys);
+  return stream;
+}
+
+void TlsIdentity::replace(const TlsPem& pem) {
+  auto server = std::make_shared<TlsContext>(pem, TlsContext::Side::server);
+  auto client = std::make_shared<TlsContext>(pem, TlsContext::Side::client);
+  std::lock_guard lock(mutex_);
+  server_ = std::move(server);
+  client_ = std::move(client);
+}
+
+std::shared_ptr<TlsContext> TlsIdentity::server() const {
+  std::lock_guard lock(mutex_);
+  return server_;
+}
+
+std::shared_ptr<TlsContext> TlsIdentity::client() const {
+  std::lock_guard lock(mutex_);
+  return client_;
 }
 
 }  // namespace medes

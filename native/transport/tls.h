@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "transport/socket.h"
@@ -10,27 +11,42 @@ struct ssl_ctx_st;
 
 namespace medes {
 
-struct TlsFiles {
-  std::string certificate, private_key, ca;  // PEM files; all three, or none for plain TCP
-  bool enabled() const { return !certificate.empty() || !private_key.empty() || !ca.empty(); }
+// PEM texts: a certificate (with its chain, if any), its private key, and the CA certificates to verify with.
+struct TlsPem {
+  std::string certificate, private_key, ca;
 };
 
-// Certificates of one node, loaded once. Thread-safe.
+// One side's use of a certificate, loaded once. Thread-safe.
 class TlsContext {
  public:
   enum class Side { server, client };
-  TlsContext(const TlsFiles& files, Side side);  // throws invalid_argument
+  TlsContext(const TlsPem& pem, Side side);  // throws invalid_argument
   ~TlsContext();
   TlsContext(const TlsContext&) = delete;
   TlsContext& operator=(const TlsContext&) = delete;
 
-  // Takes the non-blocking socket through the handshake. A client checks that the certificate names `host`.
-  // Throws unauthenticated, peer_unreachable.
-  std::unique_ptr<Stream> handshake(FileDescriptor fd, const std::string& host, Deadline deadline);
+  // Takes the non-blocking socket through the handshake. A client checks that the certificate is for
+  // `server_name`, a DNS name or an address; a server takes whom the CA signed (Stream::peer_node says who it
+  // is). Throws unauthenticated, peer_unreachable.
+  std::unique_ptr<Stream> handshake(FileDescriptor fd, const std::string& server_name, Deadline deadline);
 
  private:
   Side side_;
   ssl_ctx_st* context_ = nullptr;
+};
+
+// What a node shows of itself, shared by its page server and its readers. A replacement holds from the next
+// handshake on; connections that are open go on. Thread-safe.
+class TlsIdentity {
+ public:
+  explicit TlsIdentity(const TlsPem& pem) { replace(pem); }
+  void replace(const TlsPem& pem);  // throws invalid_argument, changing nothing
+  std::shared_ptr<TlsContext> server() const;
+  std::shared_ptr<TlsContext> client() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<TlsContext> server_, client_;
 };
 
 }  // namespace medes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -73,12 +72,6 @@ def test_what_cannot_run_is_skipped_unless_it_was_asked_for(monkeypatch: pytest.
         list(transport.measure(["rdma"], TINY))
     with pytest.raises(UnsupportedError):
         CliRunner().invoke(cli, ["--transport", "rdma"], catch_exceptions=False)
-
-
-def test_tls_without_the_means_is_an_error_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "medes.bench.certificates", None)
-    with pytest.raises(UnsupportedError, match="cryptography"):
-        list(transport.measure(["tcp+tls"], TINY))
 
 
 def test_perftest_is_asked_for_what_the_reader_sends_and_its_answer_is_read() -> None:

@@ -7,12 +7,15 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medes import errors, native
-from tests.support.certificates import Authority
+from medes.certs.authority import Pem
+from medes.certs.parties import Party, Role
+from tests.support.certificates import Authority, shown
 from tests.support.page_links import DOMAIN, SMALL, SlabWorld
 
 HELLO_MAGIC = b"MEDPAG1\0"
@@ -42,12 +45,14 @@ def receive(sock: socket.socket, length: int) -> bytes:
 
 
 class Server:
-    def __init__(self, world: SlabWorld) -> None:
+    def __init__(
+        self, world: SlabWorld, identity: native.TlsIdentity | None = None, peer: str = "test"
+    ) -> None:
         self.world = world
-        self.server = native.PageServer("127.0.0.1")
+        self.server = native.PageServer("127.0.0.1", identity=identity)
         world.publish(self.server)
         self.token = os.urandom(32)
-        self.server.grant(self.token, DOMAIN, "test")
+        self.server.grant(self.token, DOMAIN, peer)
         host, port = self.server.address.rsplit(":", 1)
         self.target = (host, int(port))
 
@@ -204,37 +209,78 @@ def test_unreachable_address_and_wrong_token(served: Server) -> None:
 
 
 def test_tls_refuses_strangers(tmp_path: Path) -> None:
-    ours, theirs = Authority(tmp_path), Authority(tmp_path, name="other")
-    server_files, stranger = ours.issue("server"), theirs.issue("stranger")
-    server = native.PageServer(
-        "127.0.0.1",
-        certificate=server_files.certificate,
-        private_key=server_files.private_key,
-        ca=server_files.ca,
-    )
+    ours, theirs = Authority(tmp_path), Authority(tmp_path)
+    server = native.PageServer("127.0.0.1", identity=shown(ours.pem("holder")))
     token = os.urandom(32)
-    server.grant(token, DOMAIN, "test")
-    with pytest.raises(errors.UnauthenticatedError):  # a certificate of another CA
-        native.tcp_reader(
-            server.address,
-            token,
-            ca=server_files.ca,
-            certificate=stranger.certificate,
-            private_key=stranger.private_key,
-        )
-    with pytest.raises(errors.UnauthenticatedError):  # a server of another CA
-        native.tcp_reader(
-            server.address,
-            token,
-            ca=stranger.ca,
-            certificate=stranger.certificate,
-            private_key=stranger.private_key,
-        )
+    server.grant(token, DOMAIN, "reader")
+    name = Party(Role.NODE, "holder").server_name
+
+    def read(pem: Pem, server_name: str = name) -> None:
+        native.tcp_reader(server.address, token, identity=shown(pem), server_name=server_name).close()
+
+    own, stranger = ours.pem("reader"), theirs.pem("reader")
+    read(own)
+    for refused in (
+        replace(stranger, ca=own.ca),  # a certificate of another CA
+        stranger,  # and a server of another CA, seen from there
+        ours.pem("reader", days=-0.01),  # expired
+    ):
+        with pytest.raises(errors.UnauthenticatedError):
+            read(refused)
+    with pytest.raises(errors.UnauthenticatedError):  # the right CA, but not who was to be reached
+        read(own, Party(Role.NODE, "another").server_name)
     with pytest.raises(errors.MedesError):  # no TLS at all
         native.tcp_reader(server.address, token)
     with pytest.raises(errors.InvalidArgumentError):
-        native.tcp_reader(server.address, token, ca=server_files.ca)
+        native.TlsIdentity(own.certificate, stranger.private_key, own.ca)
+    with pytest.raises(errors.InvalidArgumentError):
+        native.TlsIdentity(own.certificate, own.private_key, b"")
+    assert server.stats()["refused_certificates"] == 5, "those included that refused the server"
     server.close()
+
+
+def test_a_token_is_worth_nothing_to_others(tmp_path: Path) -> None:
+    """Overheard, or handed on: another node of the cluster, and a party that is no node, are refused with it."""
+    ours = Authority(tmp_path)
+    server = native.PageServer("127.0.0.1", identity=shown(ours.pem("holder")))
+    token = os.urandom(32)
+    server.grant(token, DOMAIN, "reader")
+    name = Party(Role.NODE, "holder").server_name
+    for pem in (ours.pem("other"), ours.pem("reader", Role.OBSERVER), ours.pem("reader", Role.CONTROLLER)):
+        with pytest.raises(errors.UnauthenticatedError, match="token"):
+            native.tcp_reader(server.address, token, identity=shown(pem), server_name=name)
+    assert server.stats()["refused_nodes"] == 3
+    with pytest.raises(errors.UnauthenticatedError, match="token"):
+        native.tcp_reader(
+            server.address, os.urandom(32), identity=shown(ours.pem("reader")), server_name=name
+        )
+    assert server.stats()["refused_tokens"] == 1 and server.stats()["refused"] == 4
+    server.close()
+
+
+def test_certificates_are_exchanged_under_open_connections(tmp_path: Path) -> None:
+    """A new CA on both sides: what is open goes on, what is opened later uses the new one."""
+    old, new = Authority(tmp_path), Authority(tmp_path)
+    holder, reading = shown(old.pem("holder")), shown(old.pem("reader"))
+    served = Server(SlabWorld(tmp_path), holder, "reader")
+    name = Party(Role.NODE, "holder").server_name
+
+    def reader() -> native.PageReader:
+        return native.tcp_reader(
+            served.server.address, served.token, attempts=1, identity=reading, server_name=name
+        )
+
+    early = reader()
+    for identity, party in ((holder, "holder"), (reading, "reader")):
+        pem = new.pem(party)
+        identity.replace(pem.certificate, pem.private_key, pem.ca)
+    for each in (early, reader()):
+        assert [status for status, _ in each.read_batch([(SMALL, 0, 16)])] == ["ok"]
+        each.close()
+    stranger = shown(old.pem("reader"))
+    with pytest.raises(errors.UnauthenticatedError):
+        native.tcp_reader(served.server.address, served.token, identity=stranger, server_name=name)
+    served.server.close()
 
 
 def test_server_address_in_use_is_an_error(served: Server) -> None:

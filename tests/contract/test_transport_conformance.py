@@ -30,8 +30,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def _tls(world: SlabWorld, authority: Authority, wrap: Wrap) -> Link:
-    files = (authority.issue("server"), authority.issue("reader"))
-    return tcp_link(world, tls=files, streams=2, wrap=wrap)
+    return tcp_link(world, tls=authority, streams=2, wrap=wrap)
 
 
 Open = Callable[[SlabWorld, Authority, Wrap], Link]

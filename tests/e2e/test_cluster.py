@@ -64,7 +64,7 @@ def test_dedup_and_restore_on_two_nodes(make_cluster: MakeCluster, make_app: Mak
             left = private_bytes(app)
             assert abs(left - report.resident_bytes) <= 64 * 4096
             assert left < 0.3 * report.warm_bytes
-        assert two.get("c").transport_by_peer == {"n0": "tcp"}
+        assert two.get("c").transport_by_peer == {"n0": "tcp+tls"}
         for client, sandbox_id, app in ((one, "a", apps[0]), (one, "b", apps[1]), (two, "c", apps[2])):
             result = client.restore(sandbox_id)
             assert result.report.was_dedup and result.sandbox.state in (S.RESTORING, S.WARM)

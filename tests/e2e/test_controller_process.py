@@ -99,7 +99,7 @@ async def test_a_silent_nodes_bases_leave_the_registry() -> None:
 
         await until(gone, "the silent node's base is gone")
         assert [b.base_id for b in (await alive.lookup(2, 5)).bases] == [2]
-        states = {n.endpoints.node_id: n.alive for n in await alive.client.nodes()}
+        states = {n.endpoints.node_id: n.alive for n in await alive.observer.nodes()}
         assert states == {"quiet": False, "alive": True}
         assert await quiet.beat()  # it was not dead after all, and brings its base back
         assert [b.base_id for b in (await alive.lookup(1, 5)).bases] == [1]
@@ -182,7 +182,7 @@ async def test_a_registry_in_redis_outlives_its_controller_but_not_its_nodes(tmp
 
             async def gone() -> bool:
                 return (await asker.lookup(1, 20)).bases[:] == [] and (
-                    await asker.client.statistics()
+                    await asker.observer.statistics()
                 ).bases == 0
 
             await until(gone, "the base of a node that never came back has left Redis")

@@ -17,63 +17,42 @@ from medes.rpc.tls import TlsFiles
 from medes.types import LifecycleSettings
 from tests.support.cluster import Cluster
 from tests.support.counter_app import App
-from tests.support.docs_blocks import ROOT, code_blocks
-
-SCRIPT = ROOT / "deploy" / "certificates.sh"
+from tests.support.docs_blocks import code_blocks
 
 
-def certificates(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=60)
-
-
-def made_for(folder: Path, *nodes: str) -> None:
-    assert certificates("ca", folder).returncode == 0
-    for node in nodes:
-        assert certificates("node", folder, node, "127.0.0.1", "localhost").returncode == 0
-
-
-def files(folder: Path, node: str) -> TlsFiles:
-    return TlsFiles(str(folder / f"{node}.crt"), str(folder / f"{node}.key"), str(folder / "ca.crt"))
-
-
-def test_the_scripts_certificates_join_a_cluster(
-    tmp_path: Path, make_cluster: Callable[..., Cluster], make_app: Callable[..., App]
+def test_the_readmes_certificates_join_a_cluster(
+    tmp_path: Path, make_cluster: Callable[..., Cluster]
 ) -> None:
-    pki = tmp_path / "pki"
-    made_for(pki, "controller", "n0")
-    assert {p.name for p in pki.glob("*.key") if p.stat().st_mode & 0o777 != 0o600} == set()
-    flags = ("--node-certificates", f"--tls-certificate={pki}/controller.crt")
-    flags += (f"--tls-private-key={pki}/controller.key", f"--tls-ca={pki}/ca.crt")
-    own = files(pki, "n0")
-    cluster = make_cluster(
-        nodes=1,
-        controller_flags=flags,
-        tls_certificate=own.certificate,
-        tls_private_key=own.private_key,
-        tls_ca=own.ca,
+    (block,) = (b for b in code_blocks("deploy/README.md", "sh", "Certificates") if "certs init" in b)
+    bin_ = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"}
+    subprocess.run(
+        ["bash", "-ec", block.replace("node-b", "n0")], env=environment, cwd=tmp_path, check=True, timeout=120
     )
-    with cluster.controller_client(own) as client:
+    out = tmp_path / "pki" / "out"
+    assert {p.name for p in out.glob("*.key") if p.stat().st_mode & 0o777 != 0o600} == set()
+
+    def files(name: str) -> dict[str, str]:
+        made = {"tls_certificate": f"{name}.crt", "tls_private_key": f"{name}.key", "tls_ca": "ca.crt"}
+        return {option: str(out / file) for option, file in made.items()}
+
+    flags = tuple(f"--{k.replace('_', '-')}={v}" for k, v in files("controller").items())
+    cluster = make_cluster(nodes=1, controller_flags=flags, **files("n0"))
+    operator = TlsFiles(*files("operator").values())
+    with cluster.controller_client(operator) as client:
         assert [n.endpoints.node_id for n in client.nodes() if n.alive] == ["n0"]
-
-
-def test_a_second_authority_does_not_replace_the_first(tmp_path: Path) -> None:
-    made_for(tmp_path)
-    again = certificates("ca", tmp_path)
-    assert again.returncode == 1 and "exists" in again.stderr
-    bad = certificates("node", tmp_path, "a/../b")
-    assert bad.returncode == 1 and "letters" in bad.stderr
 
 
 def test_the_readmes_settings_load(tmp_path: Path) -> None:
     (text,) = code_blocks("deploy/README.md", "toml", "Certificates")
     file = tmp_path / "medes.toml"
     file.write_text(text)
-    assert load(AgentSettings, file, {}).node_certificates
+    assert load(AgentSettings, file, {}).tls.enabled
     controller = load(ControllerSettings, file, {})
     # Where systemd puts what the unit's LoadCredential= names.
     assert Path(controller.tls.private_key).name.removeprefix("tls_") == "controller.key"
     assert set(tomllib.loads(text)) == {"agent", "controller"}
-    file.write_text(text.replace("node_certificates", "node_certificate"))
+    file.write_text(text.replace("private_key", "private_kee"))
     with pytest.raises(InvalidArgumentError):
         load(AgentSettings, file, {})
 

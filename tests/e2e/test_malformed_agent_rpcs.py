@@ -11,8 +11,10 @@ import grpc
 import pytest
 from medes.rpc.gen import agent_pb2, peer_pb2
 
+from medes.certs.parties import node_server_name
 from medes.errors import InternalError, MedesError
 from medes.rpc.channel import sync_channel
+from tests.support.certificates import of_run
 from tests.support.cluster import Cluster
 from tests.support.hostile import scramble
 
@@ -48,7 +50,8 @@ def test_hostile_requests(cluster: Cluster, service: Any, method: str) -> None:
     with cluster.controller_client() as controller:
         peer = controller.nodes()[0].endpoints.grpc_address
     rng = random.Random(f"{service.name}.{method}")
-    with sync_channel(agent.address if service is AGENT else peer) as channel:
+    node = dict(identity=of_run("n9"), server_name=node_server_name("n0"))
+    with sync_channel(agent.address) if service is AGENT else sync_channel(peer, **node) as channel:
         streams = service.methods_by_name[method].server_streaming
         open_call = channel.unary_stream if streams else channel.unary_unary
         call = open_call(f"/medes.v1.{service.name}/{method}")

@@ -17,12 +17,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medes.certs.folder import VARIABLE
+from medes.certs.sources import TlsSource
 from medes.client import ControllerClient, MedesClient
-from medes.rpc.tls import TlsFiles
 from tests.support.controller_process import ControllerProcess
 from tests.support.ports import free_port
 
@@ -89,7 +90,7 @@ class AgentProcess:
         """Starts the process and waits until it serves."""
         assert self.process is None or self.process.poll() is not None
         arguments = [f"--{k.replace('_', '-')}={v}" for k, v in self._flags.items()]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_") or k == VARIABLE}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, self.python, "-m", "medes", "agent", *arguments, *more],
@@ -155,8 +156,10 @@ class Cluster:
         controller: bool = True,
         controller_flags: tuple[str, ...] = (),
         controller_program: tuple[str, ...] = ("medes", "controller"),
+        node_flags: Mapping[str, Mapping[str, object]] | None = None,
         **flags: object,
     ) -> None:
+        """`flags` are settings of every agent, `node_flags` of single ones."""
         self.folder = folder
         self._controller_flags = (*CONTROLLER_FLAGS, *controller_flags)
         self._controller_program = controller_program
@@ -164,7 +167,14 @@ class Cluster:
         self._with_controller = controller
         self.controller: ControllerProcess | None = None
         self.agents = [
-            AgentProcess(folder, f"n{i}", self._listen if controller else "", **flags) for i in range(nodes)
+            AgentProcess(
+                folder,
+                f"n{i}",
+                self._listen if controller else "",
+                **flags,
+                **(node_flags or {}).get(f"n{i}", {}),
+            )
+            for i in range(nodes)
         ]
 
     def __enter__(self) -> Cluster:
@@ -191,7 +201,7 @@ class Cluster:
         self.controller.end(signal.SIGKILL)
 
     @contextlib.contextmanager
-    def controller_client(self, tls: TlsFiles | None = None) -> Iterator[ControllerClient]:
+    def controller_client(self, tls: TlsSource = None) -> Iterator[ControllerClient]:
         with ControllerClient(self._listen, tls=tls) as client:
             yield client
 

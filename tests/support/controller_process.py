@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from medes.certs.folder import VARIABLE
+
 PREFIX = "medes controller listening on "
 
 
@@ -22,7 +24,7 @@ class ControllerProcess:
         program: tuple[str, ...] = ("medes", "controller"),
         python: str = sys.executable,
     ) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_") or k == VARIABLE}
         self.process = subprocess.Popen(
             [python, "-m", *program, "--listen", listen, *arguments],
             stdout=subprocess.PIPE,

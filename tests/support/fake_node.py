@@ -10,21 +10,23 @@ from typing import Any
 from medes.rpc.gen import common_pb2
 from medes.rpc.gen import controller_pb2 as pb
 
+from medes.certs.identity import Identity
 from medes.client import AsyncControllerClient
-from medes.errors import MedesError
+from medes.errors import MedesError, NotFoundError
 from medes.rpc.convert import to_proto
-from medes.rpc.tls import TlsFiles
-from medes.types import AddressRange, BaseDescriptor, FunctionUsage, SandboxRecord
+from medes.types import AddressRange, BaseDescriptor, FunctionUsage, SandboxRecord, SandboxState
+from tests.support.certificates import of_run
 from tests.support.fingerprints import K, hashes, positions
 
 
 class FakeNode:
     """One node with bases (id → pages; the id seeds their hashes) and sandboxes. Use inside an event loop."""
 
-    def __init__(self, node_id: str, address: str, tls: TlsFiles | None = None) -> None:
+    def __init__(self, node_id: str, address: str, tls: Identity | None = None) -> None:
         self.node_id = node_id
         self.incarnation = secrets.token_hex(4)
-        self.client = AsyncControllerClient(address, tls=tls, timeout_s=10)
+        self.client = AsyncControllerClient(address, tls=tls or of_run(node_id), timeout_s=10)
+        self.observer = AsyncControllerClient(address, timeout_s=10)  # what a node may not ask
         self.bases: dict[int, int] = {}
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.functions: tuple[FunctionUsage, ...] = ()
@@ -78,7 +80,21 @@ class FakeNode:
             return True
         return False
 
+    async def host(self, domain: str = "d") -> None:
+        """A sandbox in the domain: a node hears of no other."""
+        record = SandboxRecord(f"{self.node_id}-in-{domain}", self.node_id, "f", domain, SandboxState.WARM)
+        await self.client.stub.AnnounceSandboxes(
+            pb.AnnounceSandboxesRequest(node_id=self.node_id, sandboxes=[to_proto(pb.SandboxRecord, record)])
+        )
+
     async def lookup(self, base_id: int, pages: int, domain: str = "d") -> Any:
+        own = any(s.domain == domain for s in self.sandboxes.values())
+        if not own and not self.client.address.startswith("unix:"):
+            try:
+                await self.host(domain)
+            except NotFoundError:  # not joined, or silent for too long
+                await self.join()
+                await self.host(domain)
         return await self.client.stub.LookupFingerprints(
             pb.LookupFingerprintsRequest(
                 node_id=self.node_id, domain=domain, samples_per_page=K, hashes=hashes(base_id, pages)
@@ -100,3 +116,4 @@ class FakeNode:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self.client.close()
+        await self.observer.close()

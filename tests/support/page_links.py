@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medes import native
-from medes.config import TlsFiles
+from medes.certs.parties import node_server_name
+from tests.support.certificates import Authority, shown
 
 DOMAIN = "tenant-a"
 SMALL, LARGE, FOREIGN, UNKNOWN = 101, 102, 201, 999
@@ -70,23 +71,26 @@ def local_link(world: SlabWorld) -> Link:
 def tcp_link(
     world: SlabWorld,
     *,
-    tls: tuple[TlsFiles, TlsFiles] | None = None,
+    tls: Authority | None = None,
     streams: int = 1,
     attempts: int = 1,
     wrap: Callable[[native.PageReader], native.PageReader] = lambda reader: reader,
 ) -> Link:
-    """Server and reader in this process; `tls` are the server's and the reader's files."""
-    server_files, reader_files = ({}, {})
-    if tls:
-        server_files, reader_files = (
-            {"certificate": f.certificate, "private_key": f.private_key, "ca": f.ca} for f in tls
-        )
-    server = native.PageServer("127.0.0.1", 0, **server_files)
+    """Server and reader in this process; `tls` signs the certificates of both."""
+    served_as, reading_as = (shown(tls.pem("server")), shown(tls.pem("reader"))) if tls else (None, None)
+    server = native.PageServer("127.0.0.1", 0, identity=served_as)
     world.publish(server)
     token = os.urandom(32)
     server.grant(token, DOMAIN, "reader")
     reader = wrap(
-        native.tcp_reader(server.address, token, streams=streams, attempts=attempts, **reader_files)
+        native.tcp_reader(
+            server.address,
+            token,
+            streams=streams,
+            attempts=attempts,
+            identity=reading_as,
+            server_name=node_server_name("server") if tls else "",
+        )
     )
 
     def close() -> None:

@@ -8,18 +8,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from medes.certs.identity import Identity
 from medes.rpc.server import RpcServer
-from medes.rpc.tls import TlsFiles
+from tests.support.certificates import of_run
 
 
 @contextlib.contextmanager
 def served(
     add: Callable[[Any], None],
     address: str,
-    tls: TlsFiles | None = None,
+    identity: Identity | None = None,
     service: str = "medes.v1.AgentService",
 ) -> Iterator[str]:
-    """Serves what `add(grpc_server)` adds, named `service`; yields the address."""
+    """Serves what `add(grpc_server)` adds, named `service`, over TCP as the node "fake" unless told; yields the
+    address."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     result: list[str] = []
@@ -31,7 +33,7 @@ def served(
         try:
             add(server.server)
             server.add_service(service)
-            result.append(server.bind(address, tls).target)
+            result.append(server.bind(address, identity or of_run("fake")).target)
             await server.start()
         except BaseException as error:
             failure.append(error)

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 
+from medes.certs.parties import Role
 from medes.client import AsyncMedesClient, ControllerClient, MedesClient
 from medes.errors import (
     AgentUnreachableError,
     AlreadyExistsError,
+    ControllerUnreachableError,
     InvalidArgumentError,
     LimitExceededError,
     NotFoundError,
@@ -27,6 +29,7 @@ from medes.errors import (
     WrongStateError,
 )
 from medes.types import LifecycleSettings, SandboxEvent, SandboxState
+from tests.support.certificates import of_run
 from tests.support.fake_agent import FakeAgent
 from tests.support.served import served
 
@@ -248,9 +251,16 @@ def test_a_forked_child_is_told_to_make_its_own(address: str) -> None:
 
 
 def test_the_wrong_daemon_says_what_it_is(address: str) -> None:
-    with ControllerClient(address) as controller, pytest.raises(UnsupportedError) as caught:
+    """Over TCP its certificate does: a node's is not a controller's."""
+    unix = address.startswith("unix:")
+    with (
+        ControllerClient(address) as controller,
+        pytest.raises(UnsupportedError if unix else ControllerUnreachableError) as caught,
+    ):
         controller.nodes()
-    assert "this is an agent's restore API, not a controller" in str(caught.value)
+    assert ("this is an agent's restore API, not a controller" if unix else "Hostname Verification") in str(
+        caught.value
+    )
 
 
 AS_NOBODY = """
@@ -295,7 +305,7 @@ def test_something_else_listens_there(tmp_path: Path) -> None:
         thread.start()
         port = listener.getsockname()[1]
         with (
-            MedesClient(f"127.0.0.1:{port}", timeout_s=20) as medes,
+            MedesClient(f"127.0.0.1:{port}", tls=of_run("r", Role.RUNTIME), timeout_s=20) as medes,
             pytest.raises(AgentUnreachableError, match="no agent answers here: "),
         ):
             medes.list()

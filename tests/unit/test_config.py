@@ -75,7 +75,7 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
         ('[agent]\nlog_json = "maybe"', r"true or false"),
         ('[agent]\nmemory_limit_bytes = "8 GiBi"', r"not a size"),
         ("[agent]\ntls = 5", r"must be a table"),
-        ('[agent.tls]\ncertificate = "/c"', r"private key"),
+        ('[agent.tls]\ncertificate = "/c"', r"private_key"),
         ("[agent.functions.f]\nkeep_alive_period_s = -3", r"agent.functions.f.keep_alive_period_s"),
         ("[agent]\nidle_period_s = 600", r"agent.keep_alive_period_s.*never be dedup'd"),
         (

@@ -148,10 +148,10 @@ async def test_another_node_reads_the_base_over_tcp_and_pins_it(
     report = (await handlers.dedup(user.agent, "b")).report
     assert report.base_bytes_added == 0
     assert report.remote_pages_read > 0
-    assert report.pages_by_transport == {"tcp": report.remote_pages_read}
+    assert report.pages_by_transport == {"tcp+tls": report.remote_pages_read}
     (base,) = holder.agent.bases.bases.values()
     assert holder.agent.pins.count(base.base_id) == 2
-    assert handlers.get(user.agent, "b").transport_by_peer == {"n0": "tcp"}
+    assert handlers.get(user.agent, "b").transport_by_peer == {"n0": "tcp+tls"}
     await handlers.restore(user.agent, "b", eager=True)
     await until(lambda: holder.agent.pins.count(base.base_id) == 1, "the pin is given back")
 

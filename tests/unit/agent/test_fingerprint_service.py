@@ -18,9 +18,10 @@ from medes.agent.bases import LocalBase
 from medes.agent.daemon import AgentDaemon
 from medes.agent.peer_client import PeerClient
 from medes.agent.registration import Registration
-from medes.errors import BusyError, CorruptError, InvalidArgumentError, NotFoundError
+from medes.errors import BusyError, CorruptError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from medes.types import BaseDescriptor
 from tests.support import fingerprints
+from tests.support.certificates import of_run
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
 
@@ -40,7 +41,7 @@ async def holder(make_agent: MakeAgent, make_app: Callable[..., App]) -> AgentDa
 
 @pytest.fixture
 async def client(holder: AgentDaemon) -> AsyncIterator[PeerClient]:
-    client = PeerClient("n1", holder.peer_address)
+    client = PeerClient("n1", "n0", holder.peer_address, of_run("n1"))
     yield client
     await client.close()
 
@@ -79,8 +80,8 @@ async def test_requests_that_make_no_sense_are_refused(holder: AgentDaemon, clie
     for domain in ("", "x" * 201):
         with pytest.raises(InvalidArgumentError, match="must be named"):
             await client.fingerprints(replace(descriptor, domain=domain), 8)
-    nameless = PeerClient("", holder.peer_address)
-    with pytest.raises(InvalidArgumentError, match="must be named"):
+    nameless = PeerClient("", "n0", holder.peer_address, of_run("n1"))
+    with pytest.raises(PermissionDeniedError, match="for another"):
         await nameless.fingerprints(descriptor, 8)
     await nameless.close()
 
@@ -140,7 +141,7 @@ async def test_an_answer_that_does_not_fit_the_base_is_corrupt(parts: list[tuple
     peer_pb2_grpc.add_PeerServiceServicer_to_server(_Answers(parts), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    client = PeerClient("n1", f"127.0.0.1:{port}")
+    client = PeerClient("n1", "n0", f"127.0.0.1:{port}")
     with pytest.raises(CorruptError):
         await client.fingerprints(BASE, 8)
     await client.close()

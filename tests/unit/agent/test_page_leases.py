@@ -10,7 +10,9 @@ from medes import native
 from medes.agent.daemon import AgentDaemon
 from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
+from medes.certs.parties import node_server_name
 from medes.errors import UnauthenticatedError
+from tests.support.certificates import shown_as
 from tests.support.manual_clock import ManualClock
 
 MakeAgent = Callable[..., Awaitable[AgentDaemon]]
@@ -35,9 +37,12 @@ async def pass_time(daemon: AgentDaemon, seconds: float) -> None:
     pages_of(daemon).reap()
 
 
-def connects(access: PageAccess) -> bool:
+def connects(access: PageAccess, node_id: str = "n1") -> bool:
+    identity, holder = shown_as(node_id), node_server_name("n0")
     try:
-        native.tcp_reader(access.page_address, access.token, attempts=1).close()
+        native.tcp_reader(
+            access.page_address, access.token, attempts=1, identity=identity, server_name=holder
+        ).close()
     except UnauthenticatedError:
         return False
     return True
@@ -49,7 +54,7 @@ async def test_a_silent_node_loses_its_token(holder: AgentDaemon) -> None:
     pages_of(holder).keep("n2", ["d", "never opened"], [])
     await pass_time(holder, 60)
     assert not connects(silent)
-    assert connects(kept)
+    assert connects(kept, "n2")
     again = pages_of(holder).open("n1", "d")
     assert again.token == silent.token and connects(again)
 

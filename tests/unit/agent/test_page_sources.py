@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from medes.agent.fingerprint_service import FingerprintService
 from medes.agent.peer_client import PageAccess
 from medes.agent.peer_handlers import PageAccessTable
 from medes.agent.registration import Registration
+from medes.certs.parties import Role, node_server_name
 from medes.cli.sandbox import cli
 from medes.config import AgentSettings, PeerOverrides
 from medes.controller.process import Controller
-from medes.errors import InvalidArgumentError, NotFoundError, PeerUnreachableError
+from medes.errors import InvalidArgumentError, MedesError, NotFoundError, PeerUnreachableError
 from medes.transport.streams import automatic_streams
 from medes.types import NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
-from tests.support.certificates import Authority
+from tests.support.certificates import Authority, shown_as
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
 
@@ -62,15 +64,15 @@ async def test_pages_are_booked_to_what_carried_them_with_mixed_peers(
     monkeypatch.setattr(user.agent.peers, "_make_reader", make_reader)
     report = await dedup(user, make_app(seed=2), "c")
     pages = report.pages_by_transport
-    assert set(pages) == {"tcp", "local"} and min(pages.values()) > 0
+    assert set(pages) == {"tcp+tls", "local"} and min(pages.values()) > 0
     assert sum(pages.values()) == report.remote_pages_read
     (reader, _), (mapped, _) = (user.agent.peers._readers[node, "default"] for node in ("n0", "n1"))
-    assert pages["tcp"] <= reader.bytes_by_transport["tcp"] // native.PAGE_BYTES + 1
+    assert pages["tcp+tls"] <= reader.bytes_by_transport["tcp+tls"] // native.PAGE_BYTES + 1
     assert pages["local"] <= mapped.bytes_by_transport["local"] // native.PAGE_BYTES + 1
     name = "medes_agent_base_pages_read_total"
     assert {t: metric(user, name, t) for t in pages} == pages
     assert handlers.node_status(user.agent).pages_read_by_transport == pages
-    assert handlers.get(user.agent, "c").transport_by_peer == {"n0": "tcp", "n1": "local"}
+    assert handlers.get(user.agent, "c").transport_by_peer == {"n0": "tcp+tls", "n1": "local"}
 
 
 def test_pages_since_leave_out_what_was_read_before() -> None:
@@ -147,7 +149,7 @@ def test_readers_get_the_streams_of_the_setting(
     asked: list[int] = []
     monkeypatch.setattr(native, "tcp_reader", lambda *a, streams, **more: asked.append(streams))
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    make = daemon_module._reader_factory(AgentSettings(page_streams=setting))
+    make = daemon_module._reader_factory(AgentSettings(page_streams=setting), None)
     make(NodeEndpoints("n0"), PageAccess(bytes(32), "127.0.0.1:1"))
     assert asked == [streams]
 
@@ -162,23 +164,22 @@ def pages_of(daemon: AgentDaemon) -> PageAccessTable:
     return daemon._pages
 
 
-def connects(daemon: AgentDaemon, access: PageAccess) -> bool:
-    tls = daemon.settings.tls
-    files = {"certificate": tls.certificate, "private_key": tls.private_key, "ca": tls.ca}
+def connects(node_id: str, access: PageAccess) -> bool:
+    identity, holder = shown_as(node_id), node_server_name("n0")
     try:
-        native.tcp_reader(access.page_address, access.token, attempts=1, **files).close()
+        native.tcp_reader(
+            access.page_address, access.token, attempts=1, identity=identity, server_name=holder
+        ).close()
     except Exception:
         return False
     return True
 
 
 async def test_a_node_gets_no_pin_and_no_token_of_a_domain_it_may_not_read(
-    make_agent: MakeAgent, make_app: MakeApp, tmp_path: Path
+    make_agent: MakeAgent, make_app: MakeApp
 ) -> None:
     daemon = await make_agent(
         "n0",
-        tls=Authority(tmp_path).issue("n0"),
-        node_certificates=True,
         peer_domains="other",
         peers={"friend": PeerOverrides("default, other"), "nobody": PeerOverrides("")},
     )
@@ -205,30 +206,29 @@ async def test_a_node_gets_no_pin_and_no_token_of_a_domain_it_may_not_read(
             await anext(fingerprints.parts(node, "default", base_id, 8))
         pins = {"h": ("default", [base_id])}
         assert await peer_handlers.reconcile(daemon.agent, node, pins) == [base_id]
-        assert not connects(daemon, PageAccess(pages._token(node, "default"), pages.address))
+        assert not connects(node, PageAccess(pages._token(node, "default"), pages.address))
     assert daemon.agent.pins.count(base_id) == 1, "its own sandbox's"
-    assert connects(daemon, pages.open("stranger", "other"))
+    assert connects("stranger", pages.open("stranger", "other"))
     with pytest.raises(NotFoundError):
         pages.open("nobody", "other")
-    assert connects(daemon, pages.open("friend", "default"))
+    assert connects("friend", pages.open("friend", "default"))
     await peer_handlers.pin(daemon.agent, "friend", "h", "default", [base_id])
     assert daemon.agent.pins.count(base_id) == 2
     assert await anext(fingerprints.parts("friend", "default", base_id, 8))
 
 
 async def test_a_domain_taken_from_a_node_is_not_granted_again_after_a_restart(
-    make_agent: MakeAgent, make_app: MakeApp, tmp_path: Path
+    make_agent: MakeAgent, make_app: MakeApp
 ) -> None:
-    more: dict[str, object] = {"tls": Authority(tmp_path).issue("n0"), "node_certificates": True}
-    daemon = await make_agent("n0", **more)
+    daemon = await make_agent("n0")
     await dedup(daemon, make_app(), "a")
     (base_id,) = daemon.agent.bases.bases
     await peer_handlers.pin(daemon.agent, "n1", "h", "default", [base_id])
     for peers, granted in (({}, True), ({"n1": PeerOverrides("other")}, False)):
         await daemon.stop()
-        daemon = await make_agent("n0", peers=peers, **more)
+        daemon = await make_agent("n0", peers=peers)
         access = PageAccess(pages_of(daemon)._token("n1", "default"), pages_of(daemon).address)
-        assert connects(daemon, access) == granted
+        assert connects("n1", access) == granted
 
 
 def test_domains_by_node() -> None:
@@ -237,28 +237,40 @@ def test_domains_by_node() -> None:
     some = AgentSettings(peer_domains="a, b", peers={"n1": PeerOverrides("*"), "n2": PeerOverrides()})
     asked = [some.may_read(node, domain) for node in ("n1", "n2", "n3") for domain in ("a", "c")]
     assert asked == [True, True, True, False, True, False]
+    some.check()
     with pytest.raises(InvalidArgumentError, match="any name"):
-        some.check()
+        replace(some, insecure_plaintext=True).check()
     with pytest.raises(InvalidArgumentError, match="not a name"):
         AgentSettings(peer_domains="a, b c").check()
 
 
-# --- who else can reach it ---------------------------------------------------------------------------------
-@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", 0), ("0.0.0.0", 2)])
-async def test_services_that_others_reach_without_certificates_are_warned_of(
-    make_agent: MakeAgent, caplog: pytest.LogCaptureFixture, host: str, warned: int
+# --- plaintext ---------------------------------------------------------------------------------------------
+async def test_plaintext_is_a_setting_of_its_own_and_loud(
+    make_agent: MakeAgent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "medes.rpc.address"):
-        await make_agent("n0", peer_address=f"{host}:0", page_host=host, controller="")
-    assert len([r for r in caplog.records if "without client certificates" in r.message]) == warned
+    daemon = await make_agent("n0", insecure_plaintext=True)
+    assert [r.levelno for r in caplog.records if "INSECURE" in r.message] == [logging.ERROR]
+    reader = native.tcp_reader(pages_of(daemon).address, pages_of(daemon).open("n1", "d").token, attempts=1)
+    assert reader.transport == "tcp"
+    reader.close()
 
 
-async def test_with_certificates_there_is_no_warning(
-    make_agent: MakeAgent, caplog: pytest.LogCaptureFixture, tmp_path: Path
+async def test_by_default_nothing_is_plain(make_agent: MakeAgent, caplog: pytest.LogCaptureFixture) -> None:
+    daemon = await make_agent("n0", peer_address="0.0.0.0:0", page_host="0.0.0.0", controller="")
+    assert "INSECURE" not in caplog.text
+    token = pages_of(daemon).open("n1", "d").token
+    with pytest.raises(MedesError):
+        native.tcp_reader(pages_of(daemon).address.replace("0.0.0.0", "127.0.0.1"), token, attempts=1)
+
+
+async def test_a_certificate_for_another_node_is_refused_at_the_start(
+    make_agent: MakeAgent, tmp_path: Path
 ) -> None:
-    tls = Authority(tmp_path).issue("n0")
-    await make_agent("n0", peer_address="0.0.0.0:0", page_host="0.0.0.0", tls=tls, controller="")
-    assert "without client certificates" not in caplog.text
+    ca = Authority(tmp_path)
+    for files in (ca.issue("n1"), ca.issue("n0", Role.OBSERVER)):
+        with pytest.raises(InvalidArgumentError, match="this is node n0"):
+            await make_agent("n0", tls=files)
+    await make_agent("n0", tls=ca.issue("n0"))
 
 
 # --- RDMA regions ------------------------------------------------------------------------------------------
