@@ -335,7 +335,7 @@ def test_an_agent_that_is_not_root_needs_few_rights(tmp_path: Path, capabilities
             os.chown(path, 65534, 65534)
         script = f'mount --bind {copy} {device} && exec "$@"'
         agent.prefix = ["unshare", "--mount", "sh", "-c", script, "sh", *user, *rights]
-        agent.set(state_dir=folder)
+        agent.set(state_dir=folder, cluster_dir=f"{folder}/cluster")
         sandbox = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
         try:
             agent.start()
