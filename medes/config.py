@@ -233,7 +233,8 @@ class AgentSettings(Settings):
         maximum=16,
     )
     rdma_devices: str = setting(
-        "", "RDMA ports to use: device or device:port, with commas; empty: all active ones"
+        "",
+        "RDMA ports to use: device or device:port, with commas; empty: none with transport auto, all active ones with rdma",
     )
     page_lease_s: float = setting(
         180.0, "a node silent this long loses its access to pages here", minimum=1.0, maximum=DURATION_S_MAX

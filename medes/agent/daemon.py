@@ -68,7 +68,9 @@ USERS_SOCKET = "users.sock"  # in shm_dir, where nobody else gets
 TICK_S = 0.25
 JOURNAL_FILES = ("journal", "journal.lock")  # the lock goes last
 OWN_FILES = (*JOURNAL_FILES, LOCK_NAME)
-OTHER_FOLDERS = "run as root, or name folders of your own: --state-dir, --shm-dir, --listen unix:/…"
+OTHER_FOLDERS = (
+    "run as root, or name folders of your own: --state-dir, --shm-dir, --cluster-dir, --listen unix:/…"
+)
 
 
 def _use_all_descriptors() -> None:
@@ -117,12 +119,8 @@ class AgentDaemon:
         stop() then removes what this start has made."""
         settings = self.settings
         _use_all_descriptors()
-        identity = self.identity = self._make_identity()
-        shown = self._shown = _shown(identity) if identity else None
-        if identity is not None:
-            self._rpc_metrics.watch_certificate(lambda: identity.expires_s)
-        make_reader = _reader_factory(settings, shown)
-        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=identity is not None)
+        encrypted = not settings.insecure_plaintext
+        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=encrypted)
         log.info(
             "base pages of peers are read over %s",
             f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
@@ -130,6 +128,11 @@ class AgentDaemon:
         # What lies there is memory of sandboxes, and what is put there comes into them.
         for path in (Path(settings.state_dir), settings.shm_path):
             make_private_folder(path, self._made, other=OTHER_FOLDERS)
+        identity = self.identity = self._make_identity()
+        shown = self._shown = _shown(identity) if identity else None
+        if identity is not None:
+            self._rpc_metrics.watch_certificate(lambda: identity.expires_s)
+        make_reader = _reader_factory(settings, shown)
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._store = await store_identity(journal, Path(settings.state_dir))

@@ -73,6 +73,12 @@ def test_ports_of_a_setting() -> None:
         open_rdma("tcp", "a:b", encrypted=False)
 
 
+def test_a_fabric_is_trusted_only_when_it_is_named() -> None:
+    """RDMA does not encrypt: by itself no page leaves TLS for it."""
+    node, why = open_rdma("auto", "", encrypted=True)
+    assert node is None and "name rdma_devices" in why
+
+
 def test_nearness_counts_common_bits_and_keeps_address_families_apart() -> None:
     assert nearness(v4(10, 9, 0, 1), v4(10, 9, 0, 1)) == 128
     assert nearness(v4(10, 9, 0, 1), v4(10, 9, 0, 2)) > nearness(v4(10, 9, 0, 1), v4(10, 9, 1, 2))

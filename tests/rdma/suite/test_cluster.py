@@ -73,7 +73,9 @@ def dedup_and_restore(cluster: Cluster, addresses: list[str], make_app: MakeApp)
 def test_restore_after_the_holder_was_killed_and_came_back(
     make_cluster: Callable[..., Cluster], make_app: MakeApp
 ) -> None:
-    cluster = make_cluster(nodes=2, controller=True, controller_flags=SLOW, transport="auto")
+    cluster = make_cluster(
+        nodes=2, controller=True, controller_flags=SLOW, transport="auto", rdma_devices=ports()
+    )
     apps = [make_app(megabytes=2, seed=n) for n in range(2)]
     with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
         one.register("counter", pids=[apps[0].pid], sandbox_id="base", lifecycle=HELD)
