@@ -92,7 +92,7 @@ def test_the_demo_saves_restores_and_verifies(functions: Path, tmp_path: Path, d
     assert process.returncode == 0, errors
     report = json.loads(output)
     assert set(report) == {"nodes", "transport", "functions", "cluster"}
-    assert (report["nodes"], report["transport"]) == (2, "tcp")
+    assert (report["nodes"], report["transport"]) == (2, "tcp+tls")
     assert [f["name"] for f in report["functions"]] == ["steady", "unsteady"]
     for function in report["functions"]:
         assert set(function) == FUNCTION_KEYS

@@ -74,7 +74,7 @@ def test_restore_after_the_holder_was_killed_and_came_back(
     make_cluster: Callable[..., Cluster], make_app: MakeApp
 ) -> None:
     cluster = make_cluster(
-        nodes=2, controller=True, controller_flags=SLOW, transport="auto", rdma_devices=ports()
+        nodes=2, controller=True, controller_flags=SLOW, transport="auto", rdma_devices="rxe0"
     )
     apps = [make_app(megabytes=2, seed=n) for n in range(2)]
     with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
