@@ -40,6 +40,7 @@ from medes.agent.servicer import (
     PeerServicer,
 )
 from medes.agent.store_identity import store_identity
+from medes.agent.store_key import KEY_NAME, forget_store_key, use_store_key
 from medes.agent.timers import DriverEvents, Timers
 from medes.agent.user_servicer import UserServicer
 from medes.certs.identity import Identity
@@ -67,7 +68,7 @@ STOP_GRACE_S = 5.0
 USERS_SOCKET = "users.sock"  # in shm_dir, where nobody else gets
 TICK_S = 0.25
 JOURNAL_FILES = ("journal", "journal.lock")  # the lock goes last
-OWN_FILES = (*JOURNAL_FILES, LOCK_NAME)
+OWN_FILES = (*JOURNAL_FILES, LOCK_NAME, KEY_NAME)
 OTHER_FOLDERS = (
     "run as root, or name folders of your own: --state-dir, --shm-dir, --cluster-dir, --listen unix:/…"
 )
@@ -135,6 +136,7 @@ class AgentDaemon:
         make_reader = _reader_factory(settings, shown)
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
+        self._use_store_key()
         self._store = await store_identity(journal, Path(settings.state_dir))
         drivers, missing = make_drivers(settings)
         client = ControllerClient(settings.controller, identity) if settings.controller else None
@@ -218,6 +220,10 @@ class AgentDaemon:
         journal = Journal(folder / "journal", owner)
         self._made += absent  # only now, under its lock: they may be another agent's as well
         return JournalWriter(journal)
+
+    def _use_store_key(self) -> None:
+        folders = Path(self.settings.state_dir), self.settings.shm_path
+        self._made += use_store_key(*folders)
 
     def _tick_s(self) -> float:
         return min(TICK_S, max(0.05, self.settings.idle_period_s / 4))
@@ -366,6 +372,7 @@ class AgentDaemon:
             base.slab.unlink()
         if held or pinned or agent.orphans:
             return
+        forget_store_key(Path(self.settings.state_dir), self.settings.shm_path)
         (self.settings.shm_path / LOCK_NAME).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.settings.shm_path.rmdir()

@@ -12,6 +12,12 @@ DEFAULT_SAMPLES: int
 MAX_LOCATIONS: int
 
 def checksum64(data: bytes) -> int: ...
+def set_store_key(folder: str, key: bytes) -> None:
+    """Files of the folder are sealed with the key (32 bytes) when written, and checked when opened, from now on."""
+
+def seal_existing(path: str) -> None:
+    """Seals a file that has no seal yet, in a folder with a key. Raises not_found, corrupt, io."""
+
 def keep_only(capabilities: list[int]) -> None:
     """Gives up every other capability, new privileges, core files and being traced by others than root, for good; for the
     calling thread and what it starts. Raises io."""

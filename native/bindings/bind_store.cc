@@ -3,6 +3,7 @@
 #include "fingerprint/fingerprint.h"
 #include "patch/encoder.h"
 #include "store/sandbox_file.h"
+#include "store/seal.h"
 #include "store/slab.h"
 #include "transport/base_set.h"
 
@@ -69,6 +70,11 @@ std::shared_ptr<Slab> create_slab(const std::string& path, uint64_t base_id,
 }
 
 void register_slab(nb::module_& m) {
+  m.def(
+      "set_store_key",
+      [](const std::string& folder, const nb::bytes& key) { set_store_key(folder, as_bytes(key)); },
+      nb::arg("folder"), nb::arg("key"));
+  m.def("seal_existing", &seal_existing, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Slab>(m, "Slab")
       .def_static("create", &create_slab, nb::arg("path"), nb::arg("base_id"), nb::arg("image"),
                   nb::arg("pages") = nb::none(), nb::arg("meta") = nb::bytes("", 0))

@@ -7,12 +7,12 @@
 
 #include "common/checksum.h"
 #include "common/error.h"
+#include "store/seal.h"
 #include "store/shm_file.h"
 
 namespace medes {
 namespace {
 
-constexpr uint64_t kChildMagic = 0x3148434453454Dull;  // "MEDSCH1\0"
 constexpr uint32_t kChildVersion = 1;
 constexpr uint64_t kRecordOffset = 64;
 constexpr uint64_t kStatesOffset = round_up(kRecordOffset + sizeof(ChangeRecord), 64);
@@ -70,6 +70,7 @@ std::shared_ptr<ChildFile> ChildFile::create(const std::string& sandbox_path, ui
   for (uint32_t i = 0; i < kept && i < ChangeRecord::kMaxMoves; ++i) record.moves[0][i] = moves[i];
   record.booked = ChangeRecord::pack(0, 0, kept);
   if (!states.empty()) std::memcpy(out + kPageBytes + kStatesOffset, states.data(), states.size());
+  seal(path, file.bytes().first(kPageBytes), {});
   file.commit(0600);
   return open(path);
 }
@@ -93,6 +94,7 @@ std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
   require(h.header_checksum == header_checksum(h), "header checksum");
   require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
   require(h.file_bytes == fd.size() && h.file_bytes == file_bytes_of(h.page_count), "file length");
+  check_seal(path, ShmMapping(fd.get(), 0, kPageBytes, false, path).bytes(), {});
   impl.changing = ShmMapping(fd.get(), kPageBytes, h.file_bytes - kPageBytes, true, path);
   impl.fd = std::move(opened);
   return file;

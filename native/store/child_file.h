@@ -19,6 +19,8 @@
 
 namespace medes {
 
+inline constexpr uint64_t kChildMagic = 0x3148434453454Dull;  // "MEDSCH1\0"
+
 struct ChildHeader {
   uint64_t magic;
   uint32_t version;

@@ -11,6 +11,7 @@
 #include "memory/proc.h"
 #include "store/child_file.h"
 #include "store/sandbox_format.h"
+#include "store/seal.h"
 #include "store/shm_file.h"
 
 namespace medes {
@@ -106,11 +107,17 @@ std::shared_ptr<SandboxFile> SandboxFile::create(const std::string& path, Bytes 
     const UffdRecord none;
     std::memcpy(out + header.mutable_offset + i * sizeof none, &none, sizeof none);
   }
+  seal(path, file.bytes().first(kPageBytes),
+       file.bytes().subspan(kPageBytes, header.mutable_offset - kPageBytes));
   file.commit(0600);
-  return open(path);
+  return read(path, Owners::us);
 }
 
 std::shared_ptr<SandboxFile> SandboxFile::open(const std::string& path, Owners owners) {
+  return read(path, owners, owners == Owners::us);
+}
+
+std::shared_ptr<SandboxFile> SandboxFile::read(const std::string& path, Owners owners, bool sealed) {
   ShmFd fd(path, true, owners);
   if (fd.size() < kPageBytes) throw Error(Code::corrupt, "sandbox file: truncated header", path);
   std::shared_ptr<SandboxFile> file(new SandboxFile());
@@ -121,6 +128,7 @@ std::shared_ptr<SandboxFile> SandboxFile::open(const std::string& path, Owners o
   check_header(h, fd.size(), path);
   impl.fixed = ShmMapping(fd.get(), 0, h.mutable_offset, false, path);
   impl.changing = ShmMapping(fd.get(), h.mutable_offset, h.file_bytes - h.mutable_offset, true, path);
+  if (sealed) check_seal(path, impl.fixed.bytes().first(kPageBytes), impl.fixed.bytes().subspan(kPageBytes));
   if (checksum64(file->meta()) != h.meta_checksum)
     throw Error(Code::corrupt, "sandbox file: checksum of the meta section", path);
   const Bytes layout_bytes = impl.section(h.layout_offset, h.layout_bytes);

@@ -68,6 +68,7 @@ class SandboxFile {
 
  private:
   SandboxFile();
+  static std::shared_ptr<SandboxFile> read(const std::string& path, Owners owners, bool sealed = false);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -20,12 +20,6 @@ std::string temporary_name(const std::string& name) {
   return name + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(counter.fetch_add(1));
 }
 
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 std::string name_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? path : path.substr(slash + 1);
@@ -52,6 +46,12 @@ UniqueFd open_folder(const std::string& path, Owners owners) {
 constexpr const char* kFullHint = "purge sandboxes, or give the store more shared memory";
 
 }  // namespace
+
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
 
 bool unlink_in_folder(const std::string& path) noexcept {
   try {

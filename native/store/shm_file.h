@@ -21,6 +21,8 @@ enum class Owners {
   anyone,  // for tools that only show what they find, and vouch for none of it
 };
 
+std::string folder_of(const std::string& path);
+
 // Removes a file by its name in its folder. False: errno says why, ENOENT among others.
 bool unlink_in_folder(const std::string& path) noexcept;
 

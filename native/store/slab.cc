@@ -11,6 +11,7 @@
 
 #include "common/checksum.h"
 #include "common/thread_pool.h"
+#include "store/seal.h"
 #include "store/shm_file.h"
 #include "store/slab_format.h"
 
@@ -133,13 +134,18 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
     std::memcpy(out + end_of_pages(header), meta.data(), meta.size());
   }
   std::memcpy(out, &header, sizeof header);  // the rest of its page is zero
+  seal(path, file.bytes().first(kPageBytes), file.bytes().subspan(kPageBytes));
   const uint64_t header_checksum = checksum64({out, kSlabChecksumOffset});
   std::memcpy(out + kSlabChecksumOffset, &header_checksum, sizeof header_checksum);
   file.commit(0400);
-  return open(path);
+  return read(path, Owners::us);
 }
 
 std::shared_ptr<Slab> Slab::open(const std::string& path, Owners owners) {
+  return read(path, owners, owners == Owners::us);
+}
+
+std::shared_ptr<Slab> Slab::read(const std::string& path, Owners owners, bool sealed) {
   ShmFd file(path, false, owners);
   if (file.size() < kPageBytes) throw Error(Code::corrupt, "slab: truncated header", path);
   const SlabHeader header = checked_header(read_header<HeaderPage>(file, path), file.size(), path);
@@ -148,6 +154,8 @@ std::shared_ptr<Slab> Slab::open(const std::string& path, Owners owners) {
   impl.path = path;
   impl.header = header;
   impl.mapping = ShmMapping(file.get(), 0, header.file_bytes, false, path);
+  if (sealed)
+    check_seal(path, impl.mapping.bytes().first(kPageBytes), impl.mapping.bytes().subspan(kPageBytes));
   if (checksum64(impl.mapping.bytes().subspan(kPageBytes, header.page_count * sizeof(uint64_t))) !=
       header.table_checksum)
     throw Error(Code::corrupt, "slab: checksum of the page checksums", path);

@@ -39,6 +39,7 @@ class Slab {
 
  private:
   Slab();
+  static std::shared_ptr<Slab> read(const std::string& path, Owners owners, bool sealed = false);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -61,6 +61,9 @@ def test_the_books_can_be_read(folder: Path) -> None:
     assert {i: s.phase for i, s in state.sandboxes.items()} == {"s0": DEDUP, "s1": DEDUP}
     (base,) = state.bases.values()
     assert int(base.descriptor["base_id"]) == slab.base_id
+    (folder / "working-sets").chmod(0o700)  # as agents have made it
+    for path in (folder / "working-sets").iterdir():
+        path.chmod(0o600)
     store = WorkingSetStore(folder / "working-sets")
     packed, _ = store.get("d", "f").prefetch()
     assert set(unpack_pages(packed)) <= {(1, 10), (1, 11), (2, 5)}

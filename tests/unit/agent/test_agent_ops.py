@@ -125,7 +125,7 @@ async def test_first_instance_becomes_a_base_and_the_second_is_patched_against_i
     assert handlers.node_status(daemon.agent).bases[0].pins == 1
     assert not (await handlers.restore(daemon.agent, "s2")).report.was_dedup
     files = sorted(p.name.split("-")[0] for p in daemon.settings.shm_path.iterdir())
-    assert files == ["base", "lock", "sandbox"]
+    assert files == ["base", "lock", "sandbox", "store.key"]
 
 
 async def holder_and_user(
@@ -476,7 +476,7 @@ async def test_an_unused_base_is_retired_and_freed(
     await handlers.restore(daemon.agent, "s1", eager=True)
     assert await retire_unused(daemon.agent, {("default", "f")}) == [], "its function still has a sandbox"
     assert await retire_unused(daemon.agent, set()) == [base]
-    assert [p.name for p in daemon.settings.shm_path.iterdir()] == ["lock"]
+    assert sorted(p.name for p in daemon.settings.shm_path.iterdir()) == ["lock", "store.key"]
     assert controller.store.stats().bases == 0
     assert daemon.agent.journal.state.bases == {}
 

@@ -93,7 +93,11 @@ async def test_a_running_agent_with_the_same_folders_loses_nothing(make_agent: M
     running = (await make_agent()).settings
     error = await refused(dataclasses.replace(running, listen=running.listen + "2"))
     assert error.code == "already_exists"
-    assert sorted(p.name for p in Path(running.state_dir).iterdir()) == ["journal", "journal.lock"]
+    assert sorted(p.name for p in Path(running.state_dir).iterdir()) == [
+        "journal",
+        "journal.lock",
+        "store.key",
+    ]
     assert running.shm_path.is_dir()
 
 
