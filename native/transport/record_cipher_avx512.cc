@@ -1,9 +1,11 @@
 // AES-128-GCM on 512-bit vectors (NIST SP 800-38D). 32 blocks a step: eight vectors of counters go through
 // the rounds while the 32 blocks of ciphertext before them are multiplied into the GHASH, so that both units
 // are busy. Nothing branches on keys or data, and no table is looked up: time tells nothing about either.
-#pragma GCC target("aes,pclmul,vaes,vpclmulqdq")
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"  // the intrinsics' own "undefined" operands (GCC 12)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <cpuid.h>
 #include <immintrin.h>
 #include <openssl/crypto.h>
 
@@ -254,9 +256,13 @@ class VectorCipher final : public RecordCipher {
 }  // namespace
 
 bool has_vector_cipher() {
-  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("vaes") && __builtin_cpu_supports("vpclmulqdq");
+  static const bool found = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kVaes = 1U << 9, kVpclmulqdq = 1U << 10;  // which not every compiler knows by name
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & kVaes) && (c & kVpclmulqdq) &&
+           __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  }();
   return found;
 }
 
