@@ -32,7 +32,6 @@ from medes.agent.memory_headroom import headroom_bytes
 from medes.agent.orphans import set_aside
 from medes.agent.processes import is_ending, namespace, runs
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
-from medes.agent.users import owner_of
 from medes.errors import (
     BusyError,
     CancelledError,
@@ -146,9 +145,7 @@ class DedupOp:
 
     async def _run_hook(self) -> None:
         body = {"sandbox_id": self.entry.id, "function": self.entry.spec.function}
-        problem = await hooks.try_call(
-            self.entry.spec.hook_address, "before-dedup", body, owner=owner_of(self.entry.spec.sandbox_id)
-        )
+        problem = await hooks.try_call(self.entry, "before-dedup", body)
         if problem:
             self._note(NoteCode.HOOK_FAILED, problem)
 

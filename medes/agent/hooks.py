@@ -13,10 +13,13 @@ import asyncio
 import json
 from typing import Any, Literal
 
+from medes.agent.sandbox import SandboxEntry
+from medes.agent.users import owner_of
 from medes.errors import DeadlineExceededError, FunctionError, MedesError
 from medes.rpc.user_socket import peer_of
 
 HOOK_TIMEOUT_S = 2.0
+LATE_HOOKS_COUNTED_MAX = 7  # then 16 ms: what any answer over a local socket takes
 HOOKS_PATH = "/hooks/"
 _RESPONSE_BYTES_MAX = 64 << 10
 
@@ -66,10 +69,17 @@ async def _post(socket_path: str, path: str, body: bytes, owner: int | None) -> 
         writer.close()
 
 
-async def try_call(hook_address: str, phase: Phase, body: dict[str, Any], *, owner: int | None = None) -> str:
-    """The same without raising: the empty string, or what went wrong."""
+async def try_call(entry: SandboxEntry, phase: Phase, body: dict[str, Any]) -> str:
+    """The same for a sandbox, without raising: the empty string, or what went wrong. Each call that is late halves what
+    the next may take: a host that never answers holds the ops of others for twice HOOK_TIMEOUT_S in all."""
+    spec = entry.spec
+    timeout_s = HOOK_TIMEOUT_S / 2**entry.hooks_late
     try:
-        await call(hook_address, phase, body, owner=owner)
+        await call(spec.hook_address, phase, body, timeout_s, owner=owner_of(spec.sandbox_id))
+    except DeadlineExceededError as error:
+        entry.hooks_late = min(entry.hooks_late + 1, LATE_HOOKS_COUNTED_MAX)
+        return str(error)
     except MedesError as error:
         return str(error)
+    entry.hooks_late = 0
     return ""

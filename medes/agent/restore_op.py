@@ -19,7 +19,6 @@ from medes.agent.core import Agent
 from medes.agent.dedup_op import add_remote, unpin
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, Previous, SandboxEntry
-from medes.agent.users import owner_of
 from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
     CancelledError,
@@ -95,9 +94,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
 async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     dedup_s = max(0.0, agent.clock.now_s() - evicted.since_s)
     body = {"sandbox_id": entry.id, "function": entry.spec.function, "dedup_seconds": dedup_s}
-    problem = await hooks.try_call(
-        entry.spec.hook_address, "after-restore", body, owner=owner_of(entry.spec.sandbox_id)
-    )
+    problem = await hooks.try_call(entry, "after-restore", body)
     if problem:
         outcomes.hook_failed(agent, entry, problem)
 

@@ -176,6 +176,7 @@ class SandboxEntry:
         self.dedup_count = 0
         self.restore_count = 0
         self.idle_wakes = 0
+        self.hooks_late = 0  # in a row
         self.dedup_failures = 0
         self.last_dedup: DedupReport | None = None
         self.last_restore: RestoreReport | None = None

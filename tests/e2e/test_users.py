@@ -189,7 +189,7 @@ def test_a_process_that_is_another_users_by_now_is_neither_read_nor_killed(
 
 
 def test_function_code_cannot_register_what_its_runtime_has(agent: AgentProcess, idle: Any) -> None:
-    parent = idle(ALICE, "if os.fork() == 0: signal.pause()")
+    parent = idle(ALICE, "if os.fork() == 0: ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); signal.pause()")
     child = int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
     with MedesClient(agent.address) as root:
         root.register("f", pids=[parent], sandbox_id="runtimes", tenant="bank")

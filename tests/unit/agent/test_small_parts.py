@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from medes.agent import hooks
 from medes.agent.admission import Admission
 from medes.agent.pressure import available_ratio, judge, psi_some_avg10
+from medes.agent.sandbox import SandboxEntry, SandboxSpec
 from medes.agent.watch import WatchHub
 from medes.agent.working_sets import (
     PROBE_PAGES,
@@ -20,7 +22,7 @@ from medes.agent.working_sets import (
     pack_pages,
     unpack_pages,
 )
-from medes.errors import BusyError, FunctionError, LimitExceededError
+from medes.errors import BusyError, DeadlineExceededError, FunctionError, LimitExceededError
 from medes.policy.lifecycle import Action, Periods, View, decide, under_pressure
 from medes.types import Sandbox, SandboxEvent
 from medes.types import SandboxState as S
@@ -243,6 +245,38 @@ async def hook_server(path: Path, status: str) -> tuple[asyncio.AbstractServer, 
     return await asyncio.start_unix_server(answer, path), calls
 
 
+def hooked(path: Path) -> SandboxEntry:
+    return SandboxEntry(SandboxSpec("s1", "f", hook_address=str(path)), "n0", S.WARM, 0.0)
+
+
+async def test_a_hook_that_never_answers_is_waited_for_less_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    async def late(address: str, phase: str, body: object, timeout_s: float, *, owner: int | None) -> None:
+        given.append(timeout_s)
+        if len(given) < 12:
+            raise DeadlineExceededError("late")
+
+    monkeypatch.setattr(hooks, "call", late)
+    entry = hooked(tmp_path / "hook.sock")
+    for _ in range(13):
+        await hooks.try_call(entry, "before-dedup", {})
+    assert given[:4] == [hooks.HOOK_TIMEOUT_S / 2**n for n in range(4)]
+    assert sum(given[:8]) < 2 * hooks.HOOK_TIMEOUT_S
+    assert min(given) == given[10] and given[12] == hooks.HOOK_TIMEOUT_S  # one that answers is forgiven
+
+
+async def test_who_listens_at_a_users_hook_is_asked_again_at_the_call(tmp_path: Path) -> None:
+    server, calls = await hook_server(tmp_path / "hook.sock", "204 No Content")
+    async with server:
+        with pytest.raises(FunctionError, match="not user 61001"):
+            await hooks.call(str(tmp_path / "hook.sock"), "before-dedup", {}, owner=61001)
+        await hooks.call(str(tmp_path / "hook.sock"), "before-dedup", {}, owner=os.geteuid())
+    assert len(calls) == 1
+
+
 async def test_the_hook_is_posted(tmp_path: Path) -> None:
     server, calls = await hook_server(tmp_path / "hook.sock", "204 No Content")
     async with server:
@@ -257,7 +291,7 @@ async def test_the_hook_is_posted(tmp_path: Path) -> None:
 async def test_a_host_need_not_have_every_hook(tmp_path: Path) -> None:
     server, calls = await hook_server(tmp_path / "hook.sock", "404 Not Found")
     async with server:
-        assert await hooks.try_call(str(tmp_path / "hook.sock"), "before-dedup", {}) == ""
+        assert await hooks.try_call(hooked(tmp_path / "hook.sock"), "before-dedup", {}) == ""
     assert len(calls) == 1
 
 
@@ -266,7 +300,7 @@ async def test_a_hook_that_fails_is_reported_and_not_raised(tmp_path: Path) -> N
     async with server:
         with pytest.raises(FunctionError, match="500"):
             await hooks.call(str(tmp_path / "hook.sock"), "after-restore", {})
-    assert "after-restore hook" in await hooks.try_call(str(tmp_path / "nobody"), "after-restore", {})
+    assert "after-restore hook" in await hooks.try_call(hooked(tmp_path / "nobody"), "after-restore", {})
 
 
 # --- decisions ---------------------------------------------------------------------------------------------
