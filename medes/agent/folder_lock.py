@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medes.errors import AlreadyExistsError, IoError
+from medes.folders import open_private
 
 LOCK_NAME = "lock"  # in shm_dir
 _OWNER_BYTES_MAX = 4096
@@ -37,12 +38,8 @@ class FolderLock:
     """Holds `path` locked until `close`, or until the process ends, however it ends."""
 
     def __init__(self, path: Path, what: str, owner: Owner | None = None) -> None:
-        """`what` names the folder's setting. Raises already_exists when another agent holds it, io."""
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            raise IoError(str(error), object=str(path)) from error
+        """`what` names the folder's setting. Raises already_exists when another agent holds it, io, permission_denied."""
+        self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -19,7 +19,8 @@ from typing import Any
 
 from medes import native
 from medes.agent.folder_lock import FolderLock, Owner
-from medes.errors import IoError
+from medes.errors import IoError, MedesError
+from medes.folders import open_private
 
 Record = dict[str, Any]
 
@@ -59,7 +60,8 @@ class Journal:
     """Append-only file of records; one agent at a time (flock). Not thread-safe: one thread appends."""
 
     def __init__(self, path: Path, owner: Owner | None = None) -> None:
-        """Opens or creates; raises already_exists when another agent holds it, io when it cannot be opened."""
+        """Opens or creates; raises already_exists when another agent holds it, io or permission_denied when it cannot be
+        opened (medes.folders)."""
         self.path = path
         self.damaged_lines = 0
         self.set_aside: Path | None = None  # where the journal of a newer agent is now
@@ -71,19 +73,18 @@ class Journal:
         self._lock = FolderLock(path.with_suffix(".lock"), "state_dir", owner)
         try:
             self._fd = self._open()
-        except IoError:
+        except MedesError:
             self._lock.close()
             raise
 
     def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise IoError(str(error), object=str(self.path)) from error
+        return open_private(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def read(self) -> list[Record]:
         """All intact records in order. Cuts a torn tail off, so that the next append starts a line."""
-        data = self.path.read_bytes()
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            data = file.read()
         records = []
         self.was_empty = not data
         *lines, tail = data.split(b"\n")
@@ -148,7 +149,7 @@ class Journal:
         """Replaces the journal's content by `records` (a snapshot of the same state), atomically."""
         fresh = self.path.with_suffix(".new")
         try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = open_private(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "wb") as file:
                 for record in (FORMAT, *records):
                     file.write(encode_line(record))
@@ -160,7 +161,7 @@ class Journal:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-        except OSError as error:
+        except (OSError, MedesError) as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)  # it takes room that is short
             raise IoError(str(error), object=str(self.path)) from error
