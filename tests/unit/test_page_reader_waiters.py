@@ -18,10 +18,9 @@ ROUNDS = 300
 @pytest.mark.timeout(
     60
 )  # a forgotten waiter sleeps for the whole ten seconds of its read's timeout, each time
-def test_no_waiter_is_forgotten() -> None:
+def test_no_waiter_is_forgotten(tmp_path: Path) -> None:
     image = native.MemoryImage.from_buffer(os.urandom(native.PAGE_BYTES * THREADS))
-    path = Path(f"/dev/shm/medes-test-{secrets.token_hex(6)}.slab")
-    slab = native.Slab.create(str(path), 77, image)
+    slab = native.Slab.create(str(tmp_path / "base.slab"), 77, image)
     server = native.PageServer("127.0.0.1", 0)
     token = secrets.token_bytes(32)
     server.add_slab(slab, "d")
@@ -48,4 +47,3 @@ def test_no_waiter_is_forgotten() -> None:
     finally:
         reader.close()
         server.close()
-        path.unlink()

@@ -76,8 +76,8 @@ def test_every_damaged_byte_of_header_meta_and_layout_is_noticed(tmp_path: Path,
     places = [*range(112), *range(4096, 4096 + 11), *range(4160, 4160 + 40)]
     for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
-        # Another version is somebody else's file, for all that can be told.
-        other_version = 8 <= place < 12 or 4164 <= place < 4168
+        # Another version is somebody else's file, for all that can be told. The layout's lies under a checksum.
+        other_version = 8 <= place < 12
         with pytest.raises(errors.UnsupportedError if other_version else errors.CorruptError):
             native.SandboxFile.open(str(path))
     path.write_bytes(good)
@@ -93,12 +93,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path, encoded: Encoded, length: i
         native.SandboxFile.open(str(path))
 
 
-def test_a_damaged_encoded_image_is_refused(tmp_path: Path, encoded: Encoded) -> None:
+def test_every_damaged_byte_of_the_encoded_images_header_is_noticed(tmp_path: Path, encoded: Encoded) -> None:
     path = tmp_path / "s.medes"
     create(path, encoded)
-    data = bytearray(path.read_bytes())
-    at = bytes(data).index(encoded[1].to_bytes()[:64])
-    data[at + 8] ^= 0xFF
-    path.write_bytes(bytes(data))
-    with pytest.raises(errors.CorruptError):
-        native.SandboxFile.open(str(path))
+    good = path.read_bytes()
+    start = good.index(encoded[1].to_bytes()[:64])
+    for at in range(224):
+        path.write_bytes(good[: start + at] + bytes([good[start + at] ^ 0xFF]) + good[start + at + 1 :])
+        with pytest.raises(errors.UnsupportedError if 8 <= at < 12 else errors.CorruptError):
+            native.SandboxFile.open(str(path))

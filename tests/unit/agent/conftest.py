@@ -21,7 +21,8 @@ MakeAgent = Callable[..., Awaitable[AgentDaemon]]
 
 @pytest.fixture
 async def controller() -> AsyncIterator[Controller]:
-    settings = ControllerSettings(listen="127.0.0.1:0", heartbeat_interval_ms=50, lease_ms=2000)
+    # A lease that no load of the machine outlasts.
+    settings = ControllerSettings(listen="127.0.0.1:0", heartbeat_interval_ms=50, lease_ms=60_000)
     async with Controller(settings) as running:
         yield running
 
