@@ -151,6 +151,22 @@ class ControllerUnreachableError(TransientError):
     grpc_status = "UNAVAILABLE"
 
 
+class HostUnreachableError(TransientError):
+    """No function host answers at this socket: it is not started, or listens elsewhere."""
+
+    code = "host_unreachable"
+    exit_code = 23
+    grpc_status = "UNAVAILABLE"
+
+
+class StoreUnreachableError(TransientError):
+    """The controller's Redis does not answer."""
+
+    code = "store_unreachable"
+    exit_code = 24
+    grpc_status = "UNAVAILABLE"
+
+
 class UnauthenticatedError(TransientError):
     """A token or certificate was refused: a new one may be accepted, as after a restart of the other side."""
 

@@ -46,6 +46,15 @@ class Activity(_Labelled):
     ENDED = 2
 
 
+class PurgeCause(_Labelled):
+    """Why a sandbox is PURGED."""
+
+    UNSPECIFIED = 0
+    ASKED = 1
+    TIMER = 2  # a period of its lifecycle is over
+    EXITED = 3  # its processes have
+
+
 class NoteCode(enum.IntEnum):
     """What a note of a report is about; numbers are those of the wire."""
 
@@ -195,7 +204,8 @@ class LifecycleSettings:
 @dataclass(frozen=True, slots=True)
 class DedupReport:
     """What one dedup op did. gross_saved = warm - patch - table - resident; saved = gross_saved - base_share, the
-    sandbox's share of the base pages it uses as of the op's end. Negative: more memory is held than before."""
+    sandbox's share of the base pages it uses as of the op's end. Negative: more memory is held than before. An older agent
+    tells neither gross_saved nor base_share (None); its saved is the gross one."""
 
     warm_bytes: int = 0
     patch_bytes: int = 0
@@ -211,8 +221,8 @@ class DedupReport:
     changed_pages: int = 0
     pages_by_transport: dict[str, int] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
-    base_share_bytes: int = 0
-    gross_saved_bytes: int = 0
+    base_share_bytes: int | None = None
+    gross_saved_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,8 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A sandbox as its agent reports it."""
+    """A sandbox as its agent reports it. Its share of base pages and what it saves are None where the agent does not tell:
+    in events and in answers to begin and end, and an older agent's."""
 
     sandbox_id: str
     function: str = ""
@@ -273,8 +284,8 @@ class Sandbox:
     lost_reason: str = ""
     waiting: str = ""  # why it is not taken back after a restart, though nothing is lost; "" when it is
     node_id: str = ""
-    base_share_bytes: int = 0
-    saved_bytes: int = 0
+    base_share_bytes: int | None = None
+    saved_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +323,7 @@ class SandboxEvent:
     previous: SandboxState
     reason: str
     sequence: int
+    purge_cause: PurgeCause = PurgeCause.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ configured, or it is away) the agent works on with what it knows itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -70,6 +71,14 @@ class ControllerLink:
         self._refused_s = -math.inf
         self.connected = False
         self.joined_once = asyncio.Event()
+
+    async def joined_within(self, timeout_s: float) -> bool:
+        """Waits until this node has joined, as long as there is a controller to join. Says whether it has."""
+        if self._client is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.joined_once.wait()
+        return self.joined_once.is_set()
 
     # --- calls ---------------------------------------------------------------------------------------------
     def _ready(self) -> ControllerClient:

@@ -37,7 +37,15 @@ from medes.certs.identity import Identity
 from medes.config import AgentSettings
 from medes.errors import MedesError, NotFoundError, PermissionDeniedError
 from medes.transport.rdma import RdmaNode
-from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxEvent, SandboxRecord
+from medes.types import (
+    BaseDescriptor,
+    FunctionUsage,
+    NodeEndpoints,
+    NodeUsage,
+    PurgeCause,
+    SandboxEvent,
+    SandboxRecord,
+)
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -232,8 +240,10 @@ class Agent:
     def driver_of(self, entry: SandboxEntry) -> Driver:
         return self.drivers[entry.spec.driver]
 
-    def move(self, entry: SandboxEntry, after: S, reason: str) -> None:
-        """Changes a sandbox's state and tells everybody who wants to know."""
+    def move(
+        self, entry: SandboxEntry, after: S, reason: str, cause: PurgeCause = PurgeCause.UNSPECIFIED
+    ) -> None:
+        """Changes a sandbox's state and tells everybody who wants to know. `cause`: of state PURGED."""
         now_s = self.clock.now_s()
         before = entry.move(after, now_s)
         entry.reason = reason
@@ -241,12 +251,15 @@ class Agent:
         level = logging.DEBUG if {before, after} == {S.RUNNING, S.WARM} else logging.INFO
         level = logging.ERROR if after is S.LOST else level
         log.log(level, "%s: %s → %s: %s", entry.id, before.label, after.label, reason)
-        self.tell(entry, before, reason)
+        self.tell(entry, before, reason, cause)
 
-    def tell(self, entry: SandboxEntry, before: S, reason: str) -> None:
+    def tell(
+        self, entry: SandboxEntry, before: S, reason: str, cause: PurgeCause = PurgeCause.UNSPECIFIED
+    ) -> None:
         sequence = self.watch.next_sequence()
         if self.watch.watched:
-            self.watch.publish(SandboxEvent(entry.view(self.clock.now_s()), before, reason, sequence))
+            view = entry.view(self.clock.now_s())
+            self.watch.publish(SandboxEvent(view, before, reason, sequence, cause))
         self.controller.changed(entry.id)
 
     def lose(self, entry: SandboxEntry, reason: str, *, final: bool = True) -> None:

@@ -36,6 +36,7 @@ from medes.types import (
     DedupResult,
     NodeStatus,
     OrphanFile,
+    PurgeCause,
     RestoreReport,
     RestoreResult,
     Sandbox,
@@ -43,8 +44,6 @@ from medes.types import (
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
-
-PURGE_ASKED = "asked for"
 
 
 # --- register ----------------------------------------------------------------------------------------------
@@ -283,23 +282,25 @@ def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
 
 
 # --- purge -------------------------------------------------------------------------------------------------
-async def purge(agent: Agent, sandbox_id: str, reason: str = PURGE_ASKED) -> None:
+async def purge(
+    agent: Agent, sandbox_id: str, reason: str = "asked for", cause: PurgeCause = PurgeCause.ASKED
+) -> None:
     """Forgets a sandbox, or ends its processes if it was registered so, whatever its state. One that is only forgotten gets
     all its pages back first: nobody else could give them to it later. Raises not_found, and what a restore raises."""
     entry = agent.entry(sandbox_id)
-    task = agent.spawn(_purge(agent, entry, reason), f"purge {sandbox_id}")
+    task = agent.spawn(_purge(agent, entry, reason, cause), f"purge {sandbox_id}")
     await asyncio.shield(task)
 
 
-async def _purge(agent: Agent, entry: SandboxEntry, reason: str) -> None:
+async def _purge(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause) -> None:
     entry.leaving += 1  # no dedup op begins any more
     try:
-        await _end(agent, entry, reason)
+        await _end(agent, entry, reason, cause)
     finally:
         entry.leaving -= 1
 
 
-async def _end(agent: Agent, entry: SandboxEntry, reason: str) -> None:
+async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause) -> None:
     if entry.cancel is not None:
         entry.cancel.cancel()
     if entry.spec.purge_kills:
@@ -314,7 +315,7 @@ async def _end(agent: Agent, entry: SandboxEntry, reason: str) -> None:
             return
         if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.spec.gone():
             raise BusyError("an op came between", object=entry.id, hint="try again")
-        restore_op.forget(agent, entry, reason, "asked" if reason == PURGE_ASKED else "timer")
+        restore_op.forget(agent, entry, reason, cause)
 
 
 async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:

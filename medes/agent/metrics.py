@@ -89,7 +89,7 @@ class AgentObserver(Observer):
         if report is not None:
             self._metrics.dedup_seconds.observe(report.total_us / 1e6)
             self._metrics.dedup_stopped_seconds.observe(report.stopped_us / 1e6)
-            self._metrics.dedup_gross_saved_bytes.inc(max(0, report.gross_saved_bytes))
+            self._metrics.dedup_gross_saved_bytes.inc(max(0, report.gross_saved_bytes or 0))
 
     def restore(self, outcome: str, report: RestoreReport | None = None) -> None:
         self._metrics.restores.labels(outcome).inc()

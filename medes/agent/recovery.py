@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LASTING = (UnsupportedError, CorruptError, NotFoundError)  # no file heals of itself
 RECONCILE_RETRY_S = 2.0
+JOIN_WAIT_S = 5.0
 RESCAN_S_FIRST, RESCAN_S_MAX = 1.0, 30.0
 
 
@@ -418,6 +419,9 @@ def own_pins_at(agent: Agent, node_id: str) -> dict[str, tuple[str, list[int]]]:
 async def reconcile_pins(agent: Agent) -> None:
     """Tells every known peer once which pins this node holds there; tries again until each has answered."""
     waiting = set(agent.peers.endpoints)
+    if waiting:
+        # A peer asks the controller who goes by this name: until this node has joined that is the one before.
+        await agent.controller.joined_within(JOIN_WAIT_S)
     while waiting and not agent.stopping:
         if not books_complete(agent):
             await agent.clock.sleep(RECONCILE_RETRY_S)  # what it would leave out, peers would give up

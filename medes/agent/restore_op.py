@@ -30,7 +30,7 @@ from medes.errors import (
     passes,
 )
 from medes.limits import RESTORE_READY_TIMEOUT_S
-from medes.types import RestoreReport
+from medes.types import PurgeCause, RestoreReport
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -314,18 +314,15 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
         agent.lose(entry, error.message if isinstance(error, LostError) else str(error))
 
 
-def forget(agent: Agent, entry: SandboxEntry, reason: str, kind: str = "exited") -> None:
-    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go.
-
-    `kind` is for the metrics: asked, timer or exited.
-    """
+def forget(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause = PurgeCause.EXITED) -> None:
+    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go."""
     evicted, entry.evicted = entry.evicted, None
     pending, entry.pending = entry.pending, None
     agent.journal.post({"t": "purged", "id": entry.id})
     if entry.state is not S.PURGED:
-        agent.move(entry, S.PURGED, reason)
+        agent.move(entry, S.PURGED, reason, cause)
     agent.entries.pop(entry.id, None)
-    agent.observer.purged(kind)
+    agent.observer.purged(cause.label)
     if evicted is not None:
         if evicted.live is not None:
             # The fault server knows sandboxes by their file's path, which the next one of this id will have too.

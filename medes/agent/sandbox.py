@@ -249,6 +249,6 @@ class SandboxEntry:
             lost_reason=self.lost_reason,
             waiting=f"{self.pending.error.code}: {self.pending.error}" if self.pending is not None else "",
             node_id=self.node_id,
-            base_share_bytes=base_share_bytes or 0,
-            saved_bytes=0 if base_share_bytes is None else self.freed_bytes - base_share_bytes,
+            base_share_bytes=base_share_bytes,
+            saved_bytes=None if base_share_bytes is None else self.freed_bytes - base_share_bytes,
         )

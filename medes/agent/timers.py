@@ -17,6 +17,7 @@ from medes.agent.sandbox import SandboxEntry
 from medes.agent.view import view_of
 from medes.errors import LostError, ProcessGoneError
 from medes.policy.lifecycle import Action, decide, under_pressure
+from medes.types import PurgeCause
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Timers:
         await handlers.dedup(self._agent, entry.id, reason=reason)
 
     async def _purge(self, entry: SandboxEntry, reason: str) -> None:
-        await handlers.purge(self._agent, entry.id, reason)
+        await handlers.purge(self._agent, entry.id, reason, PurgeCause.TIMER)
 
     async def _forget_gone(self) -> None:
         agent = self._agent

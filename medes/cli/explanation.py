@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medes.cli.format import bytes_text, duration_text
-from medes.types import Explanation, OpRecord, RestoreReport, SandboxState
+from medes.cli.format import bytes_text, duration_text, maybe_bytes_text
+from medes.types import DedupReport, Explanation, OpRecord, RestoreReport, SandboxState
 
 # Maps come over the wire in any order. fetch, apply and place are thread time within the others.
 _STAGES = (
@@ -27,6 +27,18 @@ def restored_text(report: RestoreReport) -> str:
     )
 
 
+def saved_text(report: DedupReport) -> str:
+    """What a dedup op saved. An agent that does not know shares of base pages tells what it saved without them."""
+    ratio = report.saved_bytes / report.warm_bytes if report.warm_bytes else 0.0
+    saved = f"{bytes_text(report.saved_bytes)} saved"
+    if report.gross_saved_bytes is None or report.base_share_bytes is None:
+        return f"{saved} gross ({ratio:.1%}), its share of base pages unknown (an older agent)"
+    return (
+        f"{saved} ({ratio:.1%}): {bytes_text(report.gross_saved_bytes)} gross, "
+        f"{bytes_text(report.base_share_bytes)} of base pages its share"
+    )
+
+
 def explanation(found: Explanation) -> list[str]:
     """Lines: state and reason, identity, memory, base pages, what is next, the last ops."""
     s = found.sandbox
@@ -44,7 +56,7 @@ def explanation(found: Explanation) -> list[str]:
             f"  base       {bytes_text(b.share_bytes)} of {b.base_id:016x} at {b.node_id} "
             f"({bytes_text(b.base_bytes)}, {users})"
         )
-    lines.append(f"  saved      {bytes_text(s.saved_bytes)}, its share of base pages taken off")
+    lines.append(f"  saved      {maybe_bytes_text(s.saved_bytes)}, its share of base pages taken off")
     lines.append(f"  next       {_next(found)}")
     lines.append(f"  periods    {_periods(found)}")
     if found.requests:

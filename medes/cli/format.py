@@ -21,6 +21,11 @@ def bytes_text(count: float) -> str:
     return f"{sign}{count:.1f} TiB"
 
 
+def maybe_bytes_text(count: float | None) -> str:
+    """As bytes_text; "?" for what the agent does not tell."""
+    return "?" if count is None else bytes_text(count)
+
+
 def duration_text(seconds: float) -> str:
     """0.0123 → "12.3 ms"."""
     if seconds < 0.001:

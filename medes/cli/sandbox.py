@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medes.cli.explanation import explanation, restored_text
-from medes.cli.format import bytes_text, duration_text, table
+from medes.cli.explanation import explanation, restored_text, saved_text
+from medes.cli.format import bytes_text, duration_text, maybe_bytes_text, table
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.errors import MedesError
 from medes.types import LifecycleSettings, Sandbox
@@ -68,8 +68,8 @@ def _row(s: Sandbox) -> list[str]:
         duration_text(s.state_age_ms / 1000),
         bytes_text(s.warm_bytes),
         bytes_text(s.kept_bytes),
-        bytes_text(s.base_share_bytes),
-        bytes_text(s.saved_bytes),
+        maybe_bytes_text(s.base_share_bytes),
+        maybe_bytes_text(s.saved_bytes),
         "yes" if s.is_base else "",
         str(s.dedup_count),
         str(s.restore_count),
@@ -173,10 +173,8 @@ def dedup(
         print_json(result)
         return
     report = result.report
-    share = report.saved_bytes / report.warm_bytes if report.warm_bytes else 0.0
     click.echo(
-        f"{sandbox_id}: {bytes_text(report.warm_bytes)} warm, {bytes_text(report.saved_bytes)} saved ({share:.1%}): "
-        f"{bytes_text(report.gross_saved_bytes)} gross, {bytes_text(report.base_share_bytes)} of base pages its share; "
+        f"{sandbox_id}: {bytes_text(report.warm_bytes)} warm, {saved_text(report)}; "
         f"{duration_text(report.total_us / 1e6)}, stopped for {duration_text(report.stopped_us / 1e6)}"
     )
     for note in report.notes:

@@ -33,7 +33,7 @@ STOP_GRACE_S = 5.0
 
 
 def open_store(settings: ControllerSettings) -> RegistryStore:
-    """The store the settings name. Raises unsupported or peer_unreachable where it cannot be had."""
+    """The store the settings name. Raises unsupported or store_unreachable where it cannot be had."""
     if settings.store == "memory":
         return MemoryStore()
     from medes.controller.redis_store import RedisStore

@@ -36,8 +36,8 @@ from medes.errors import (
     InvalidArgumentError,
     IoError,
     LimitExceededError,
-    PeerUnreachableError,
     PermissionDeniedError,
+    StoreUnreachableError,
     UnsupportedError,
 )
 from medes.types import AddressRange, BaseDescriptor
@@ -163,7 +163,7 @@ class RedisStore(RegistryStore):
     """Blocking; thread-safe. Several controllers may share one Redis."""
 
     def __init__(self, url: str) -> None:
-        """Connects. Raises unsupported without the redis package, peer_unreachable when nobody answers."""
+        """Connects. Raises unsupported without the redis package, store_unreachable when nobody answers."""
         try:
             import redis
             import redis.cluster
@@ -194,7 +194,11 @@ class RedisStore(RegistryStore):
         try:
             yield
         except (self._errors.ConnectionError, self._errors.TimeoutError) as error:
-            raise PeerUnreachableError(f"Redis does not answer: {error}", object="registry store") from error
+            raise StoreUnreachableError(
+                f"Redis does not answer: {error}",
+                object="registry store",
+                hint="is it running at the URL of controller.store?",
+            ) from error
         except self._errors.RedisError as error:
             raise IoError(f"Redis: {error}", object="registry store") from error
 

@@ -24,12 +24,13 @@ from urllib.parse import quote, unquote
 
 from medes.errors import (
     DeadlineExceededError,
+    HostUnreachableError,
     InvalidArgumentError,
     IoError,
     LimitExceededError,
     MedesError,
     NotFoundError,
-    PeerUnreachableError,
+    PermissionDeniedError,
     from_code,
 )
 from medes.faas import manifest, wire
@@ -163,7 +164,7 @@ def describe(host: FunctionHost) -> dict[str, Any]:
 
 
 async def call(path: Path, method: str, target: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One request to a host's control socket. Raises the error it answers, peer_unreachable when nobody listens,
+    """One request to a host's control socket. Raises the error it answers, host_unreachable when nobody listens,
     deadline_exceeded after the longest time an invocation may take."""
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -179,10 +180,14 @@ async def call(path: Path, method: str, target: str, body: dict[str, Any] | None
                 answer = json.loads(await reader.readexactly(_content_length(headers)))
             finally:
                 writer.close()
+    except PermissionError:
+        raise PermissionDeniedError(
+            "this user may not use the socket", object=str(path), hint="be the function host's user or root"
+        ) from None
     except TimeoutError:
         raise DeadlineExceededError("the function host did not answer", object=str(path)) from None
     except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-        raise PeerUnreachableError(
+        raise HostUnreachableError(
             f"no function host answers: {error}", object=str(path), hint="start one: medes function serve"
         ) from error
     if "function_error" in answer:

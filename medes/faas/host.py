@@ -28,7 +28,7 @@ from medes.faas.answers import InstanceFailedError
 from medes.faas.hosted import HostedInstance
 from medes.faas.manifest import FunctionSpec
 from medes.faas.nodes import NodeLink
-from medes.types import RestoreReport, Sandbox, SandboxState
+from medes.types import PurgeCause, RestoreReport, Sandbox, SandboxState
 
 log = logging.getLogger(__name__)
 INSTANCES_PER_FUNCTION_MAX = 100
@@ -348,13 +348,18 @@ class FunctionHost:
             self._on_process(instance.pid, False)
 
     def _on_exit(self, instance: HostedInstance) -> None:
-        log.warning("%s ended by itself: %s", instance.instance_id, instance.log_tail().strip()[-200:])
         self._forget(instance)
+        task = asyncio.create_task(self._after_exit(instance))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _after_exit(self, instance: HostedInstance) -> None:
         link = self.nodes.get(instance.node_id)
-        if link is not None:
-            task = asyncio.create_task(link.purge(instance))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        word = await link.ended(instance) if link is not None else None
+        if word is not None and word.purge_cause is PurgeCause.TIMER:
+            log.info("%s was ended by its agent: %s", instance.instance_id, word.reason)
+        else:
+            log.warning("%s ended by itself: %s", instance.instance_id, instance.log_tail().strip()[-200:])
 
     def _on_change(self, sandbox: Sandbox, reason: str) -> None:
         sandbox_id, state = sandbox.sandbox_id, sandbox.state

@@ -10,10 +10,19 @@ from collections.abc import Callable
 from medes.client import AsyncMedesClient
 from medes.errors import MedesError, NotFoundError
 from medes.faas.hosted import HostedInstance
-from medes.types import DedupResult, Explanation, NodeStatus, RestoreResult, Sandbox, SandboxState
+from medes.types import (
+    DedupResult,
+    Explanation,
+    NodeStatus,
+    RestoreResult,
+    Sandbox,
+    SandboxEvent,
+    SandboxState,
+)
 
 log = logging.getLogger(__name__)
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
+END_EVENT_S = 5.0
 
 
 class NodeLink:
@@ -34,6 +43,7 @@ class NodeLink:
         self._on_change = on_change
         self._watcher: asyncio.Task[None] | None = None
         self._purges_asked: set[str] = set()
+        self._ends: dict[str, asyncio.Future[SandboxEvent]] = {}  # of instances whose processes are gone
 
     async def connect(self) -> NodeStatus:
         """Asks the agent who it is and starts to follow it. Raises agent_unreachable."""
@@ -113,6 +123,21 @@ class NodeLink:
         except MedesError:
             self._purges_asked.discard(instance.instance_id)
 
+    async def ended(self, instance: HostedInstance) -> SandboxEvent | None:
+        """An instance's processes are gone: ends the agent's care for it. Returns the agent's word on its end, which comes
+        after theirs where the agent itself ended them; None where there is none within END_EVENT_S."""
+        word: asyncio.Future[SandboxEvent] = asyncio.get_running_loop().create_future()
+        self._ends[instance.instance_id] = word
+        try:
+            async with asyncio.timeout(END_EVENT_S):
+                with contextlib.suppress(NotFoundError):
+                    await self._client.purge(instance.instance_id)
+                return await word
+        except (TimeoutError, MedesError):
+            return None
+        finally:
+            del self._ends[instance.instance_id]
+
     async def close(self) -> None:
         """Stops following. Idempotent."""
         if self._watcher is not None:
@@ -137,8 +162,12 @@ class NodeLink:
                     self._on_change(sandbox, sandbox.lost_reason)
                 async for event in watch:
                     delay_s = RETRY_S_MIN
-                    if event.sandbox.state == SandboxState.PURGED and self._asked_for(event.sandbox):
-                        continue
+                    if event.sandbox.state == SandboxState.PURGED:
+                        word = self._ends.get(event.sandbox.sandbox_id)
+                        if word is not None and not word.done():
+                            word.set_result(event)
+                        if self._asked_for(event.sandbox):
+                            continue
                     self._on_change(event.sandbox, event.reason)
             except MedesError as error:
                 log.info("agent of %s: %s", self.node_id, error)

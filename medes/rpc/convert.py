@@ -28,8 +28,7 @@ class _Field:
     name: str
     proto_name: str
     read: Callable[[Any], Any]
-    is_message: bool  # a sub-message: present or not
-    may_be_none: bool
+    may_be_none: bool  # a sub-message or an `optional` field: present or not
     write: Callable[[Message, str, Any], None]
 
 
@@ -41,7 +40,6 @@ def _plan(cls: typing.Any) -> tuple[_Field, ...]:
             f.name,
             RENAMED.get((cls.__name__, f.name), f.name),
             _reader(hints[f.name]),
-            dataclasses.is_dataclass(_inner(hints[f.name])),
             type(None) in typing.get_args(hints[f.name]),
             _writer(hints[f.name]),
         )
@@ -111,10 +109,10 @@ def _write_messages(message: Message, name: str, values: Any) -> None:
 
 
 def from_proto(cls: type[T], message: Message) -> T:
-    """The dataclass `cls` of a message. An unset sub-message becomes None where the field allows it."""
+    """The dataclass `cls` of a message. What is absent becomes None where the field allows it."""
     values: list[Any] = []
     for field in _plan(typing.cast(typing.Hashable, cls)):
-        if field.may_be_none and field.is_message and not message.HasField(field.proto_name):
+        if field.may_be_none and not message.HasField(field.proto_name):
             values.append(None)
         else:
             values.append(field.read(getattr(message, field.proto_name)))
@@ -132,7 +130,7 @@ def fill(message: Message, value: Any) -> None:
     """Writes the dataclass's values into a message."""
     for field in _plan(typing.cast(typing.Hashable, type(value))):
         found = getattr(value, field.name)
-        if not found and type(found) in _UNSET:
+        if found is None or (not found and not field.may_be_none and type(found) in _UNSET):
             continue
         try:
             field.write(message, field.proto_name, found)

@@ -33,7 +33,16 @@ def test_message_says_what_where_and_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["agent_unreachable", "peer_unreachable", "controller_unreachable", "busy", "store_full", "cancelled"],
+    [
+        "agent_unreachable",
+        "peer_unreachable",
+        "controller_unreachable",
+        "host_unreachable",
+        "store_unreachable",
+        "busy",
+        "store_full",
+        "cancelled",
+    ],
 )
 def test_transient_errors_are_marked(code: str) -> None:
     assert errors.BY_CODE[code].transient

@@ -49,10 +49,15 @@ def test_fields_equal_the_messages(cls: Any, message: Any) -> None:
         (types.SandboxState, common_pb2.SandboxState),
         (types.Activity, agent_pb2.NotifyActivityRequest.Activity),
         (types.NoteCode, agent_pb2.NoteCode),
+        (types.PurgeCause, agent_pb2.PurgeCause),
     ],
 )
 def test_enums_equal(ours: Any, theirs: Any) -> None:
-    prefixes = {types.SandboxState: "SANDBOX_STATE_", types.NoteCode: "NOTE_CODE_"}
+    prefixes = {
+        types.SandboxState: "SANDBOX_STATE_",
+        types.NoteCode: "NOTE_CODE_",
+        types.PurgeCause: "PURGE_CAUSE_",
+    }
     prefix = prefixes.get(ours, "ACTIVITY_")
     assert {m.name: int(m) for m in ours} == {k.removeprefix(prefix): v for k, v in theirs.items()}
 
@@ -66,7 +71,7 @@ def test_values_survive_both_ways() -> None:
         notes=(types.Note(types.NoteCode.PAGES_STAY, "mlock"),),
     )
     sandbox = types.Sandbox("s", state=types.SandboxState.DEDUP, pids=(4, 5), last_dedup=report)
-    event = types.SandboxEvent(sandbox, types.SandboxState.DEDUPING, "idle", 9)
+    event = types.SandboxEvent(sandbox, types.SandboxState.DEDUPING, "idle", 9, types.PurgeCause.TIMER)
     for value, message in ((base, common_pb2.BaseDescriptor), (event, agent_pb2.SandboxEvent)):
         wire = to_proto(message, value).SerializeToString()
         assert from_proto(type(value), message.FromString(wire)) == value

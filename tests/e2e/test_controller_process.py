@@ -22,7 +22,7 @@ from medes.config import ControllerSettings
 from medes.controller import servicer
 from medes.controller.process import Controller
 from medes.controller.store import Found
-from medes.errors import BusyError, ControllerUnreachableError, IoError, PeerUnreachableError
+from medes.errors import BusyError, ControllerUnreachableError, IoError, StoreUnreachableError
 from medes.types import FunctionUsage, SandboxRecord, SandboxState
 from tests.support.controller_process import ControllerProcess, controller
 from tests.support.fake_node import FakeNode
@@ -205,7 +205,7 @@ def test_a_store_that_cannot_be_had_ends_the_controller(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == PeerUnreachableError.exit_code
+    assert done.returncode == StoreUnreachableError.exit_code
     assert "Redis does not answer" in done.stderr
     assert "Traceback" not in done.stderr
 

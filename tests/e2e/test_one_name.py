@@ -116,6 +116,31 @@ def test_a_clone_gives_up_nothing_that_its_original_has_pinned(
         app.ask()
 
 
+@pytest.mark.live
+def test_after_a_reboot_a_node_joins_before_it_tells_peers_of_its_pins(
+    make_cluster: MakeCluster, make_app: MakeApp, tmp_path: Path
+) -> None:
+    """Its store is in another place by then (here: a copy of the folder), as a clone's is until it has joined."""
+    cluster = make_cluster(nodes=2)
+    holder, user = cluster.agents
+    held, app = make_app(seed=1), make_app(seed=2)
+    with holder.client() as one, user.client() as two:
+        register(one, held, "base")
+        one.dedup("base")
+        register(two, app, "a")
+        assert two.dedup("a").report.remote_pages_read > 0
+        user.kill()
+        shutil.copytree(user.state_dir, tmp_path / "copy")
+        shutil.rmtree(user.state_dir)
+        (tmp_path / "copy").rename(user.state_dir)
+        user.start()
+        wait_until(lambda: two.node().controller_connected, "joined")
+        two.restore("a", eager=True)
+        app.ask()
+    assert "calls itself node n1" not in holder.log_tail()
+    assert "pins at n0: " not in user.log_tail()
+
+
 def _restored(client: MedesClient) -> None:
     def attempt() -> bool:
         try:

@@ -20,6 +20,7 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
     def __init__(self) -> None:
         self.sandboxes: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.knows_shares = True  # as agents since 0.1.0 are
         self.held: asyncio.Event | None = None  # what Dedup waits for
         self._watchers: list[asyncio.Queue[Any]] = []
         self._sequence = 0
@@ -84,6 +85,10 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             stage_us={"encode": 9},
             notes=[pb.Note(code=pb.NOTE_CODE_PAGES_STAY, text="1 page is mlocked")],
         )
+        if not self.knows_shares:
+            report.saved_bytes = report.gross_saved_bytes
+            report.ClearField("gross_saved_bytes")
+            report.ClearField("base_share_bytes")
         sandbox.last_dedup.CopyFrom(report)
         sandbox.dedup_count += 1
         return pb.DedupResponse(sandbox=self._move(sandbox, SandboxState.DEDUP, "asked"), report=report)

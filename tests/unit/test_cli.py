@@ -68,6 +68,20 @@ def test_a_sandbox_from_register_to_rm(agent: FakeAgent, capsys: pytest.CaptureF
     assert (code, json.loads(out)) == (0, {"removed": ["sb-0"]})
 
 
+def test_what_an_older_agent_does_not_tell_is_unknown(
+    agent: FakeAgent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(capsys, "sandbox", "register", "f", "--pid", "7", "--id", "a")
+    agent.knows_shares = False
+    _, out, _ = call(capsys, "sandbox", "dedup", "a")
+    assert "90.0 MiB saved gross (90.0%), its share of base pages unknown (an older agent); 250.0 ms" in out
+    _, out, _ = call(capsys, "sandbox", "ls", "--json")
+    row = json.loads(out)[0]
+    assert (row["saved_bytes"], row["last_dedup"]["gross_saved_bytes"]) == (None, None)
+    _, out, _ = call(capsys, "sandbox", "ls")
+    assert out.splitlines()[-1].split().count("?") == 2
+
+
 def test_rm_tries_every_sandbox_it_is_given(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "c"):
         call(capsys, "sandbox", "register", "f", "--pid", "7", "--id", name)

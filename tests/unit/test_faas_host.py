@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from medes.errors import (
     AlreadyExistsError,
     BusyError,
     DeadlineExceededError,
+    HostUnreachableError,
     InvalidArgumentError,
     LostError,
     NotFoundError,
@@ -22,7 +24,7 @@ from medes.errors import (
 from medes.faas import control, manifest, nodes
 from medes.faas.answers import HandlerError, InstanceFailedError
 from medes.faas.host import FunctionHost
-from medes.types import DedupResult, NodeStatus, RestoreReport, Sandbox, SandboxEvent
+from medes.types import DedupResult, NodeStatus, PurgeCause, RestoreReport, Sandbox, SandboxEvent
 from medes.types import SandboxState as S
 
 CODE = """
@@ -115,10 +117,10 @@ class FakeAgent:
     async def close(self) -> None:
         pass
 
-    def report(self, sandbox_id: str, state: S) -> None:
+    def report(self, sandbox_id: str, state: S, cause: PurgeCause = PurgeCause.UNSPECIFIED) -> None:
         """As the agent's Watch would."""
         sandbox = self._move(sandbox_id, state)
-        self.events.put_nowait(SandboxEvent(sandbox, S.WARM, "test", 1))
+        self.events.put_nowait(SandboxEvent(sandbox, S.WARM, "test", 1, cause))
 
 
 @pytest.fixture
@@ -296,6 +298,33 @@ async def test_an_instance_that_ends_by_itself_is_dropped(host: FunctionHost, sp
     await until(lambda: not host.functions["probe"].instances and not agents["fake:a"].sandboxes)
 
 
+@pytest.mark.parametrize(
+    ("cause", "level", "text"),
+    [
+        (PurgeCause.TIMER, logging.INFO, "was ended by its agent: test"),
+        (PurgeCause.EXITED, logging.WARNING, "ended by itself"),
+        (PurgeCause.ASKED, logging.WARNING, "ended by itself"),
+    ],
+)
+async def test_the_log_says_who_ended_an_instance(
+    host: FunctionHost, spec, agents, caplog, cause: PurgeCause, level: int, text: str
+) -> None:
+    """An agent that ends one at the end of a period says so after its processes are gone."""
+    (one,) = await host.deploy(spec, 1)
+    agent = agents["fake:a"]
+
+    async def purge(sandbox_id: str) -> None:
+        agent.report(sandbox_id, S.PURGED, cause)
+        del agent.sandboxes[sandbox_id]
+
+    agent.purge = purge
+    with caplog.at_level(logging.INFO):
+        one._spawned.process.kill()
+        await until(lambda: f"{one.instance_id} " in caplog.text)
+    (record,) = [r for r in caplog.records if r.getMessage().startswith(f"{one.instance_id} ")]
+    assert (record.levelno, text in record.getMessage()) == (level, True)
+
+
 async def test_busy_when_every_place_is_taken(host: FunctionHost, spec, monkeypatch) -> None:
     monkeypatch.setattr("medes.faas.host.INSTANCES_PER_FUNCTION_MAX", 1)
     (one,) = await host.deploy(spec, 1)
@@ -372,5 +401,5 @@ async def test_a_second_host_is_refused(host: FunctionHost, tmp_path: Path) -> N
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    with pytest.raises(PeerUnreachableError, match="function serve"):
+    with pytest.raises(HostUnreachableError, match="function serve"):
         await control.call(tmp_path / "none.sock", "GET", "/functions")

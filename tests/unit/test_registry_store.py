@@ -19,8 +19,8 @@ from medes.errors import (
     AlreadyExistsError,
     LimitExceededError,
     MedesError,
-    PeerUnreachableError,
     PermissionDeniedError,
+    StoreUnreachableError,
 )
 from medes.types import AddressRange, BaseDescriptor
 from tests.support.fingerprints import K, hashes, located, positions
@@ -273,7 +273,7 @@ class TestRedisStore(StoreContract):
         assert {k for k in self.keys(store) if not k.endswith(":next")} == set()
 
     def test_no_redis_is_an_error_of_the_catalogue(self, tmp_path: Path) -> None:
-        with pytest.raises(PeerUnreachableError, match="Redis does not answer"):
+        with pytest.raises(StoreUnreachableError, match="Redis does not answer"):
             RedisStore(f"unix://{tmp_path}/none.sock")
 
 
