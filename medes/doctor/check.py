@@ -19,10 +19,10 @@ class Check:
 
 def examine() -> list[Check]:
     """Runs all probes. A probe that fails itself becomes a finding; nothing is raised."""
-    from medes.doctor import certificates, kernel, libraries, machine, rdma, tracing, userfault
+    from medes.doctor import agent, certificates, kernel, libraries, machine, rdma, tracing, userfault
 
     checks: list[Check] = []
-    for module in (machine, userfault, tracing, kernel, rdma, libraries, certificates):
+    for module in (machine, userfault, tracing, kernel, rdma, libraries, certificates, agent):
         try:
             checks.extend(module.probe())
         except Exception as error:  # a probe must not hide the others' findings

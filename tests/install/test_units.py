@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,7 +96,7 @@ def settings(stage: Path) -> Iterator[str]:
     file = stage / "etc" / "medes" / "medes.toml"
     installed, node = file.read_text(), f"unit-{uuid.uuid4().hex[:8]}"
     text = installed
-    for port in ("7070", "9470", "9471"):
+    for port in ("9470", "9471"):
         text = text.replace(f":{port}", f":{free_port()}")
     text = text.replace("[agent]\n", f'[agent]\nnode_id = "{node}"\npeer_address = "127.0.0.1:0"\n')
     file.write_text(text)
@@ -108,10 +107,6 @@ def settings(stage: Path) -> Iterator[str]:
         left.unlink()
     if shared.is_dir():
         shared.rmdir()
-
-
-def controller_address(stage: Path) -> str:
-    return str(tomllib.loads((stage / "etc/medes/medes.toml").read_text())["controller"]["listen"])
 
 
 @pytest.mark.live
@@ -125,7 +120,7 @@ def test_daemons_under_their_units_dedup_a_filtered_process(
         service(stage, "medes-agent.service", tmp_path) as agent,
         App(prefix=CONTAINED) as app,
         MedesClient(f"unix:{tmp_path}/run/medes/agent.sock") as medes,
-        ControllerClient(controller_address(stage)) as cluster,
+        ControllerClient(f"unix:{tmp_path}/run/medes-controller/controller.sock") as cluster,
     ):
         assert status(controller.pid)["Uid"].split()[0] != "0"
         assert (status(controller.pid)["CapBnd"], status(controller.pid)["Seccomp"]) == ("0" * 16, "2")

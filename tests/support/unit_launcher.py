@@ -166,6 +166,7 @@ class Launch:
             layers = f"lowerdir={place},upperdir={scratch}/upper{name},workdir={scratch}/work{name}"
             mount("-t", "overlay", "overlay", "-o", layers, place)
         writable = ["/dev", "/proc", "/sys", *self.own_folders()]
+        self.show_other_runtime_folders(writable)
         self.give_credentials()
         if self.unit.on("PrivateTmp") or self.unit.on("DynamicUser"):
             for place in ("/tmp", "/var/tmp"):
@@ -209,6 +210,14 @@ class Launch:
                 made.append(str(target))
                 self.environment[directive.replace("Directory", "_DIRECTORY").upper()] = str(target)
         return made
+
+    def show_other_runtime_folders(self, own: list[str]) -> None:
+        """Of services that were started before with the same FOLDER: their sockets are there for everybody."""
+        for source in (self.folder / "run").glob("*"):
+            target = Path("/run") / source.name
+            if str(target) not in own:
+                target.mkdir(exist_ok=True)
+                mount("--bind", str(source), str(target))
 
     def give_credentials(self) -> None:
         if "LoadCredential" not in self.unit.service:
