@@ -301,12 +301,12 @@ class AgentDaemon:
         await asyncio.gather(*self._loops, return_exceptions=True)
         if self._events is not None:
             self._events.stop()
-        await self._detach_all()
+        # While peers can still be read: forked children get their pages first, the rest waits for the next agent.
+        for driver in agent.drivers.values():
+            await agent.in_restores(driver.close)
         await self._peer.stop(STOP_GRACE_S)
         await agent.peers.close()
         await agent.controller.close()
-        for driver in agent.drivers.values():
-            driver.close()
         if self._pages is not None:
             self._pages.close()
         if self._metrics is not None:
@@ -342,12 +342,6 @@ class AgentDaemon:
             await retire_unneeded(self.agent, 0.0)
         except MedesError as error:
             log.warning("bases are left: %s", error)
-
-    async def _detach_all(self) -> None:
-        for entry in self.agent.entries.values():
-            if entry.evicted is not None and entry.evicted.live is not None:
-                with contextlib.suppress(MedesError):
-                    await self.agent.in_restores(entry.evicted.live.detach)
 
     async def _purge_all(self) -> None:
         results = await asyncio.gather(

@@ -175,6 +175,9 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         evicted = entry.evicted
         if entry.state is not S.DEDUP or evicted is None:
             return
+        # It was said of the handle before this one.
+        if evicted.live is None or evicted.live.state == "dormant":
+            return
         entry.op_reason, evicted.stage_us = "woken by a fault of its own", {}
         agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
         agent.move(entry, S.RESTORING, entry.op_reason)

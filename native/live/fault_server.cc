@@ -108,7 +108,7 @@ struct FaultServer::Impl : SandboxHost {
   void emit(const std::string& path, const char* event) override;
   void enqueue(std::function<void()> job, bool urgent) override;
   void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) override;
-  void forget(const std::string& path) override;
+  void forget(const Sandbox& sandbox) override;
   void watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
   void fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
                    uint64_t address) override;
@@ -257,11 +257,11 @@ void FaultServer::Impl::run_later_jobs() {
   }
 }
 
-void FaultServer::Impl::forget(const std::string& path) {
+void FaultServer::Impl::forget(const Sandbox& sandbox) {
   std::vector<Watched> dropped;  // destroyed outside the lock
   const std::lock_guard lock(mutex);
   for (auto it = watched.begin(); it != watched.end();) {
-    if (it->second.sandbox->file()->path() == path) {
+    if (it->second.sandbox.get() == &sandbox) {
       // The sandbox keeps the same open file, so closing our copy alone would leave the entry behind.
       const int fd = it->second.process ? it->second.process->get() : it->second.memory->fd();
       if (fd >= 0) (void)epoll_ctl(epoll.get(), EPOLL_CTL_DEL, fd, nullptr);
@@ -271,7 +271,12 @@ void FaultServer::Impl::forget(const std::string& path) {
       ++it;
     }
   }
-  sandboxes.erase(path);
+  // The next one of this id has the same path, and may be served already.
+  if (const auto it = sandboxes.find(sandbox.file()->path());
+      it != sandboxes.end() && it->second.get() == &sandbox) {
+    dropped.push_back({std::move(it->second), nullptr, nullptr});
+    sandboxes.erase(it);
+  }
 }
 
 void FaultServer::Impl::watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) {

@@ -345,7 +345,10 @@ void release(const Holder& holder, uint64_t inode) {
     const std::lock_guard lock(r.mutex);
     if (r.owner == getpid() && r.keeper.pid == holder.pid &&
         r.keeper.start_time_ticks == holder.start_time_ticks) {
-      std::erase_if(r.left_open, [&](const Running::LeftOpen& left) { return left.fd.get() == holder.fd; });
+      std::erase_if(r.left_open, [&](const Running::LeftOpen& left) {
+        // The number may be another one's by now.
+        return left.fd.get() == holder.fd && (inode == 0 || inode_of(left.fd.get()) == inode);
+      });
       return;
     }
   }

@@ -427,9 +427,9 @@ Code ProcessMemory::place_zero(uint64_t address) {
 Code ProcessMemory::place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done) {
   const std::shared_lock lock(mutex_);
   done = 0;
-  if (!uffd_) return Code::process_gone;
   while (done < count && state(page + done) != PageState::evicted) ++done;
   if (done > 0) return Code::ok;
+  if (!uffd_) return Code::process_gone;
   const PageRun& run = layout_.run_of(page);
   const auto where = segments_.place_of(run.address + (page - run.first_page) * kPageBytes);
   if (where.bytes == 0) {
@@ -554,6 +554,10 @@ void ProcessMemory::wake_all() {
 
 void ProcessMemory::close() {
   const std::unique_lock lock(mutex_);
+  close_locked();
+}
+
+void ProcessMemory::close_locked() {
   if (file_) file_->set_done();
   told_when_gone_ = {};
   uffd_.close();
@@ -568,13 +572,16 @@ bool ProcessMemory::look_whether_gone() {
 
 void ProcessMemory::put_aside() {
   const std::unique_lock lock(mutex_);
-  if (uffd_ && !gone())
-    keeper::leave_open(uffd_.release(), file_, std::move(told_when_gone_));
-  else
-    uffd_.close();
+  if (!uffd_) return;
+  // A child that has all its pages needs nobody; the kernel alone serves it from then on.
+  if (gone() || (pid_ == 0 && missing() == 0)) return close_locked();
+  keeper::leave_open(uffd_.release(), file_, std::move(told_when_gone_));
 }
 
 std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
+  // Whatever fails from here on, the descriptor is left open and not closed (~ProcessMemory).
+  auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
+  child->count_missing();
   // `evicting` is only met while an interrupted eviction is cleared up: the page may be there or not, and
   // placing finds out.
   std::vector<std::byte> states(states_.size());
@@ -583,18 +590,20 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
     states[i] = static_cast<std::byte>(s == PageState::evicting ? PageState::evicted : s);
   }
   for (const uint64_t page : wiped_pages()) states[page] = static_cast<std::byte>(PageState::resident);
-  const auto file = keep_child(uffd, states);
-  if (file && file->record().sets() > 0) return of_child(layout_, file, std::move(uffd), sandbox_path_);
-  auto child = std::make_shared<ProcessMemory>(0, process_, layout_, std::move(uffd), states_);
-  if (file) {
-    child->states_ = file->page_states();
-    child->keep_in(file, sandbox_path_);
-  } else {
-    child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
-    for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
-    child->states_ = child->own_states_;
-  }
+  child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
+  for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
+  child->states_ = child->own_states_;
   child->segments_ = segments_;
+  child->count_missing();
+  const auto file = keep_child(child->uffd_, states);
+  if (!file) return child;
+  if (file->record().sets() > 0) {
+    child->segments_ = {};
+    child->take_up_file(file, sandbox_path_);
+    return child;
+  }
+  child->states_ = file->page_states();
+  child->keep_in(file, sandbox_path_);
   child->count_missing();
   return child;
 }
@@ -659,14 +668,19 @@ std::shared_ptr<ProcessMemory> ProcessMemory::of_child(const ImageLayout& layout
                                                        const std::string& sandbox_path) {
   if (file->page_states().size() != layout.page_count || file->process() >= layout.processes.size())
     throw Error(Code::corrupt, "a child file is of another image", sandbox_path);
-  hold(*file, keeper::holder_of(uffd.fd()));
   auto child =
       std::make_shared<ProcessMemory>(0, file->process(), layout, std::move(uffd), file->page_states());
-  child->keep_in(std::move(file), sandbox_path);
-  child->add_mappings_of_layout();
-  child->take_up_moves();
-  child->count_missing();
+  child->take_up_file(std::move(file), sandbox_path);
   return child;
+}
+
+void ProcessMemory::take_up_file(std::shared_ptr<ChildFile> file, const std::string& sandbox_path) {
+  states_ = file->page_states();
+  count_missing();
+  hold(*file, keeper::holder_of(fd()));
+  keep_in(std::move(file), sandbox_path);
+  add_mappings_of_layout();
+  take_up_moves();
 }
 
 }  // namespace medes

@@ -44,6 +44,8 @@ class ProcessMemory : public Placer {
   // `states`: one a page of the image, outliving this object. `pid` 0: a forked child.
   ProcessMemory(pid_t pid, uint32_t process, const ImageLayout& layout, Uffd uffd,
                 std::span<std::atomic<uint8_t>> states);
+  // Whoever drops it early, by an error as well: missing pages never read as zeros (put_aside).
+  ~ProcessMemory() override { put_aside(); }
 
   pid_t pid() const { return pid_; }
   uint32_t process() const { return process_; }
@@ -107,7 +109,7 @@ class ProcessMemory : public Placer {
   // the descriptor any more.
   void unregister_all();
   void close();
-  // Nobody serves it from here on, and its pages are not in: what only we have of it is left open.
+  // Nobody serves it from here on: what only we have of it is left open while pages are missing. Idempotent.
   void put_aside();
   void mark_gone() { gone_ = true; }
   bool look_whether_gone();  // asks the kernel: of forked children nothing else tells
@@ -119,6 +121,8 @@ class ProcessMemory : public Placer {
   std::vector<uint64_t> wiped_pages() const;
   static void hold(ChildFile& file, const Holder& here);
   void keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
+  void take_up_file(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
+  void close_locked();
   std::shared_ptr<ChildFile> keep_child(const Uffd& uffd, std::span<const std::byte> states) const;
   void add_mappings_of_layout();
   void take_up_moves();

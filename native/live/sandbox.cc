@@ -153,8 +153,23 @@ void Sandbox::detach() {
     detached_ = true;
   }
   changed_.notify_all();
-  host_.forget(file_->path());
-  for (const auto& m : memories()) m->put_aside();
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !settling_; });
+  }
+  end_serving(&ProcessMemory::put_aside);
+}
+
+// (blocks) A thread with a fork event in its hands is about to add the child: that one's only userfaultfd
+// must be dealt with like the others'. Nothing can be read any more from those that were.
+void Sandbox::end_serving(void (ProcessMemory::*how)()) {
+  for (size_t ended = 0;;) {
+    host_.forget(*this);
+    const auto all = memories();
+    for (; ended < all.size(); ++ended) (*all[ended].*how)();
+    while (draining_ > 0) std::this_thread::yield();
+    if (memories().size() == ended) return;
+  }
 }
 
 void Sandbox::restore(const RestoreOptions& options) {
@@ -208,7 +223,8 @@ void Sandbox::thaw() {
 void Sandbox::lose(Code code, const std::string& why) {
   {
     const std::lock_guard lock(mutex_);
-    if (lost_code_ != Code::ok || state() == LiveState::complete) return;
+    // One that was let go of may be served by another handle, and has lost nothing.
+    if (lost_code_ != Code::ok || state() == LiveState::complete || detached_) return;
     lost_code_ = code;
     lost_reason_ = why + " (" + code_name(code) + ")";
     state_ = LiveState::lost;

@@ -25,7 +25,7 @@ class SandboxHost {
   virtual void emit(const std::string& path, const char* event) = 0;
   virtual void enqueue(std::function<void()> job, bool urgent) = 0;  // on a restore thread
   virtual void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) = 0;
-  virtual void forget(const std::string& path) = 0;  // the sandbox needs no serving any more
+  virtual void forget(const class Sandbox& sandbox) = 0;  // it needs no serving any more
   virtual void watch(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
   virtual void fault_later(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
                            uint64_t address) = 0;
@@ -99,6 +99,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void work(Fill& fill, size_t until);
   void finish(Fill& fill);
   void settle();  // completes when nothing is missing any more
+  void end_serving(void (ProcessMemory::*how)());
   void set_ready();
   void thaw();
   void lose(Code code, const std::string& why);
@@ -124,6 +125,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   std::string lost_reason_;
   Code lost_code_ = Code::ok;
   bool ready_ = false;
+  bool settling_ = false;  // a thread completes it
   RestoreStats stats_;
   Clock::time_point restore_called_{};
   std::optional<MemoryRoom> room_;  // once a child was forked while pages were missing

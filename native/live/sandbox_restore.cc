@@ -110,6 +110,7 @@ void Sandbox::add_child(std::shared_ptr<ProcessMemory> child) {
   add_memory(child);
   {
     const std::lock_guard lock(mutex_);
+    if (detached_) return;  // whoever lets go of it waits for us, and puts the child aside
     if (!room_) room_.emplace(memories_.front()->pid());
   }
   host_.watch(shared_from_this(), child);
@@ -155,6 +156,7 @@ void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebu
 // A process may end as soon as its last fork was read, while another thread still takes the child in: only
 // with nothing on its way is it known that none is left.
 void Sandbox::handle_exit(ProcessMemory& memory) {
+  if (detached_) return;  // it is out of our hands, which says nothing of the process
   memory.mark_gone();
   if (!all_gone()) return;
   while (draining_ > 0) std::this_thread::yield();
@@ -532,15 +534,24 @@ void Sandbox::settle() {
     if (!m->gone() && m->missing() > 0) return;
   {
     const std::lock_guard lock(mutex_);
-    if (state() != LiveState::restoring || running_ > 0) return;
+    if (state() != LiveState::restoring || running_ > 0 || detached_) return;
     ++running_;  // only one thread gets past here at a time
+    settling_ = true;
   }
+  const auto settled = [this] {
+    {
+      const std::lock_guard lock(mutex_);
+      settling_ = false;
+    }
+    changed_.notify_all();
+  };
   fault_point("restore.unregister");
   for (const auto& m : all) m->unregister_all();
   // A fork read just before may still be on its way to us. Its child is filled first; then we come again.
   while (draining_ > 0) std::this_thread::yield();
   if (memories().size() != all.size()) {
     --running_;
+    settled();
     return settle();
   }
   {
@@ -551,13 +562,12 @@ void Sandbox::settle() {
   // Before anybody can see it complete: the next dedup op of this sandbox may follow at once. It uses the
   // same userfaultfd, and a thread that came here with its events would answer them by what this restore
   // knows; with our copies closed none can.
-  host_.forget(file_->path());
-  for (const auto& m : all) m->close();
+  end_serving(&ProcessMemory::close);
   {
     const std::lock_guard lock(mutex_);
     state_ = LiveState::complete;
   }
-  changed_.notify_all();
+  settled();
   host_.emit(file_->path(), "complete");
   for (const auto& m : all)
     if (!m->huge_pages().ranges.empty())

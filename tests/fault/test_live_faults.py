@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medes import native
-from medes.errors import LostError
+from medes.errors import CorruptError, LostError
 from tests.support.live import Program
 
 pytestmark = pytest.mark.live
@@ -139,7 +140,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         requests = 0
         for n, point in enumerate(["evict.discarded_one", "evict.released", "inject.entered"]):
             folder = tmp_path / str(n)
-            folder.mkdir()
+            folder.mkdir(0o700)
             _kill_at(point, program.pid, folder, "evict")
             server, live = _adopt(folder)
             assert live is not None
@@ -270,6 +271,28 @@ def test_a_forked_child_outlives_agent_after_agent(tmp_path: Path) -> None:
         server.close()
 
 
+def test_a_child_outlives_an_agent_that_fails_to_take_over(tmp_path: Path) -> None:
+    with Program() as program:
+        keeper = _fork_and_kill(program, tmp_path, "restore.read")
+        (file,) = tmp_path.glob("sandbox-*.medes")
+        damaged = file.with_name(f"{file.name}.child-1")
+        damaged.write_bytes(b"damaged")
+        with pytest.raises(CorruptError):
+            _adopt(tmp_path)
+        gc.collect()  # what it had of the sandbox is dropped
+        _wait_until_gone(keeper)
+        damaged.unlink()
+        server, live = _adopt(tmp_path)
+        assert live is not None
+        assert program.hear() == "1 forked"
+        assert program.ask("exec os.wait()[1]") == "0"
+        assert program.ask("exec os.read(child[0], 64)") == "b'intact'"
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        assert not list(tmp_path.glob("*.child-*"))
+        server.close()
+
+
 def test_a_keeper_ends_with_the_agent_and_the_memory_it_kept(tmp_path: Path) -> None:
     with Program() as program:
         with _victim(program, tmp_path) as agent:
@@ -277,7 +300,7 @@ def test_a_keeper_ends_with_the_agent_and_the_memory_it_kept(tmp_path: Path) -> 
             agent.kill()
         assert not _gone(keeper)  # the program may close its own copy
     _wait_until_gone(keeper)
-    (tmp_path / "again").mkdir()
+    (tmp_path / "again").mkdir(0o700)
     with Program() as program:
         keeper = _fork_and_kill(program, tmp_path / "again", "restore.booked")
         subprocess.run(["pkill", "-KILL", "-P", str(program.pid)], check=True)

@@ -82,7 +82,7 @@ def serve(megabytes: int, seed: int) -> None:
 
 
 def forked(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a child that ends with it."""
+    """What `work` returns in a child that ends with it; of one that dies its wait status."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -91,7 +91,9 @@ def forked(work: Callable[[], Any]) -> Any:
     os.close(writer)
     with os.fdopen(reader) as answer:
         text = answer.read()
-    os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != 0:
+        return {"child": child, "status": status, "answer": text}  # -11: SIGSEGV; no answer of `work`
     return json.loads(text)
 
 
@@ -139,7 +141,9 @@ class App:
 
     def fork(self, timeout_s: float = 30.0) -> None:
         """One request that a forked child answers, from the same state."""
-        assert self._get("/fork", timeout_s) == {**self.first, "count": self.count + 1}
+        answer = self._get("/fork", timeout_s)
+        assert "status" not in answer, f"the forked child died: {answer}"
+        assert answer == {**self.first, "count": self.count + 1}
 
     def alive(self) -> bool:
         return self.process.poll() is None
