@@ -188,7 +188,9 @@ async def call(path: Path, method: str, target: str, body: dict[str, Any] | None
         raise DeadlineExceededError("the function host did not answer", object=str(path)) from None
     except (OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise HostUnreachableError(
-            f"no function host answers: {error}", object=str(path), hint="start one: medes function serve"
+            f"no function host answers: {getattr(error, 'strerror', None) or error}",
+            object=str(path),
+            hint="start one: medes function serve",
         ) from error
     if "function_error" in answer:
         raise HandlerError(str(answer["error"]["object"]), answer["function_error"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from medes.errors import AgentUnreachableError, HostUnreachableError
 from tests.support import seed
 from tests.support.cluster import Cluster, wait_until
 
@@ -188,7 +189,7 @@ def test_a_host_on_a_real_agent(
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if "--json" in arguments else done.stderr
 
-    assert "medes function serve" in run("ls", code=13)
+    assert "medes function serve" in run("ls", code=HostUnreachableError.exit_code)
     host = subprocess.Popen(
         [*MEDES, "function", "serve", "--agent", f"unix:{agent.socket}"],
         env=environment,
@@ -212,7 +213,7 @@ def test_a_host_on_a_real_agent(
         agent.kill()
         # Without its agent the warm instance serves, the dedup'd one waits; with it again, it wakes as it was.
         assert run("invoke", "steady", "--instance", ids[1], "--json")["start"] == "warm"
-        assert run("invoke", "steady", "--instance", ids[0], code=13)
+        assert run("invoke", "steady", "--instance", ids[0], code=AgentUnreachableError.exit_code)
         agent.start()
         # The host's channel may still be in the back-off of its last refused connection.
         for _ in range(20):
@@ -220,7 +221,7 @@ def test_a_host_on_a_real_agent(
                 [*MEDES, "function", "invoke", "steady", "--instance", ids[0], "--json"],
                 capture_output=True, text=True, timeout=100, env=environment,
             )  # fmt: skip
-            if last.returncode != 13:
+            if last.returncode != AgentUnreachableError.exit_code:
                 break
             time.sleep(0.5)
         assert last.returncode == 0, last.stderr

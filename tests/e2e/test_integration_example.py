@@ -124,4 +124,8 @@ def test_every_error_of_the_catalogue_is_spoken_of() -> None:
     """An error that begin() or dedup() may raise and that the page forgets would surprise its reader."""
     text = (ROOT / "docs" / "integration.md").read_text()
     elsewhere = {"invalid_argument", "already_exists", "controller_unreachable", "function"}
+    elsewhere |= {
+        "host_unreachable",
+        "store_unreachable",
+    }  # of the host's socket, and of the controller's start
     assert {code for code in errors.BY_CODE if f"`{code}`" not in text} == elsewhere
