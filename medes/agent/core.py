@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,6 +89,8 @@ class Agent:
         self.pressure = Pressure(False, "unknown")
         # Told that another node pins bases of a domain here: it may read their pages from now on.
         self.on_pinned: Callable[[str, str], object] = lambda node_id, domain: None
+        # What follows when a sandbox was taken back, wanted by a caller or not: the restore op's to say.
+        self.on_taken_back: Callable[[SandboxEntry, bool], Awaitable[None]]
         self.page_server_bytes: Callable[[], int] = lambda: 0
         self.endpoints = NodeEndpoints(self.node_id)
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -19,7 +20,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from medes import native
-from medes.agent import handlers, page_leases, recovery, rights
+from medes.agent import handlers, page_leases, recovery, restore_op, rights
 from medes.agent.base_op import retire_unneeded
 from medes.agent.controller_client import ControllerClient
 from medes.agent.core import Agent
@@ -152,6 +153,7 @@ class AgentDaemon:
             rdma=self._rdma,
             identity=identity,
         )
+        self.agent.on_taken_back = functools.partial(restore_op.go_on, self.agent)
         observer.watch(self.agent)
         for name, how in missing.items():
             log.warning("live driver: %s is missing: %s", name, how)

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from medes import native
-from medes.agent import accounting, orphans, outcomes, restore_op
+from medes.agent import accounting, departure, orphans, outcomes, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
 from medes.agent.processes import kill_all
@@ -82,7 +82,7 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
         entry.warm_bytes = await agent.in_ops(lambda: native.private_bytes(spec.processes()))
     except MedesError:
         if agent.entries.get(spec.sandbox_id) is entry:
-            restore_op.forget(agent, entry, "registration failed")
+            departure.forget(agent, entry, "registration failed")
         raise
     agent.tell(entry, S.UNSPECIFIED, "registered")
     return entry.view(agent.clock.now_s())
@@ -226,7 +226,7 @@ async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_froze
         outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
         entry.dedup_failures += 1
         if isinstance(error, ProcessGoneError) and await agent.in_restores(entry.spec.gone):
-            restore_op.forget(agent, entry, "its processes have exited")
+            departure.forget(agent, entry, "its processes have exited")
         elif entry.state is S.DEDUP:
             agent.spawn(restore(agent, entry.id, eager=True), f"bring back {entry.id}")
         raise
@@ -315,7 +315,7 @@ async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause
             return
         if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.spec.gone():
             raise BusyError("an op came between", object=entry.id, hint="try again")
-        restore_op.forget(agent, entry, reason, cause)
+        departure.forget(agent, entry, reason, cause)
 
 
 async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:

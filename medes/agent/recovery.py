@@ -2,7 +2,7 @@
 
 Slabs and sandbox files say whose they are and how far an op got; the journal adds what they cannot say. Both survive
 `kill -9`, because both live outside the process. Nothing here asks the controller, and nothing that is not understood
-is removed: see medes.agent.take_back and medes.agent.orphans.
+is removed: see medes.agent.waiting and medes.agent.orphans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from medes import native
-from medes.agent import journal_state, orphans, take_back
+from medes.agent import journal_state, orphans, take_back, waiting
 from medes.agent.base_op import base_record, free_base
 from medes.agent.bases import BaseMeta
 from medes.agent.core import Agent, endpoints_from_json
@@ -374,7 +374,7 @@ def _wait_for_file(
 
 def _wait(agent: Agent, entry: SandboxEntry, known: JournalSandbox, error: MedesError, path: str) -> None:
     wanted = known.phase == journal_state.RESTORING
-    take_back.wait(agent, entry, error, path=path, wanted=wanted)
+    waiting.wait(agent, entry, error, path=path, wanted=wanted)
     pending = entry.pending
     assert pending is not None
     pending.holder, pending.pins = known.holder, known.pins
@@ -391,7 +391,7 @@ async def _recover_evicted(
     )
     agent.pins.pin(agent.node_id, file.holder, entry.spec.domain, file.pins.get(agent.node_id, []))
     async with entry.lock:
-        await take_back.first_attempt(agent, entry, wanted=known.phase == journal_state.RESTORING)
+        await waiting.first_attempt(agent, entry, wanted=known.phase == journal_state.RESTORING)
     if entry.state is S.LOST:
         found.lost += 1
     elif entry.state is S.PURGED:
@@ -452,4 +452,4 @@ def _lose_users_of(agent: Agent, missing: set[int], node_id: str) -> None:
                 continue  # that one may come back
             error = NotFoundError(f"{node_id} no longer has its base pages", object=entry.id)
             agent.lose(entry, error.message, final=False)
-            take_back.wait(agent, entry, error)
+            waiting.wait(agent, entry, error)

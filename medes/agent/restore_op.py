@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from medes import native
-from medes.agent import hooks, journal_state, outcomes, page_sources, take_back
+from medes.agent import hooks, journal_state, outcomes, page_sources, waiting
 from medes.agent.admission import Slot
 from medes.agent.core import Agent
-from medes.agent.dedup_op import add_remote, unpin
+from medes.agent.dedup_op import unpin
+from medes.agent.departure import forget
 from medes.agent.fault_points import point
 from medes.agent.sandbox import Evicted, Previous, SandboxEntry
+from medes.agent.take_back import PROVEN, rebind, take_back
 from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
     CancelledError,
@@ -30,7 +31,7 @@ from medes.errors import (
     passes,
 )
 from medes.limits import RESTORE_READY_TIMEOUT_S
-from medes.types import PurgeCause, RestoreReport
+from medes.types import RestoreReport
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
     it waits for; a reader that died is replaced."""
     try:
         if entry.evicted is None or entry.evicted.live is None:
-            await take_back.take_back(agent, entry)
+            await take_back(agent, entry)
             entry.pending = None
         evicted = entry.evicted
         assert evicted is not None
@@ -118,55 +119,14 @@ async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
     except ProcessGoneError as error:
         forget(agent, entry, f"its processes have exited: {error}")
         raise
-    except take_back.PROVEN as error:
+    except PROVEN as error:
         agent.lose(entry, error.message, final=False)
-        take_back.wait(agent, entry, error)
+        waiting.wait(agent, entry, error)
         raise LostError(error.message, object=entry.id, hint="cold-start the function") from error
     except MedesError as error:
         if entry.evicted is None or entry.evicted.live is None:
-            take_back.wait(agent, entry, error)
+            waiting.wait(agent, entry, error)
         raise
-
-
-async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
-    """Opens a dedup'd sandbox's bases and takes its handle (anew): after a restart of this agent or of a peer.
-
-    Raises peer_unreachable, with the sandbox still dedup'd under its old handle.
-    """
-    bases, transports = await open_bases(agent, entry.spec.domain, evicted)
-    if evicted.live is not None:
-        live, evicted.live = evicted.live, None
-        await agent.in_restores(live.detach)
-    evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, evicted.file, bases)
-    evicted.bases, evicted.transport_by_peer = bases, transports
-    evicted.remote_pages_before = {}
-    arm_wake(agent, entry, evicted)
-
-
-def arm_wake(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
-    """Tells the driver what to prefetch should the sandbox wake by its own fault."""
-    packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
-    evicted.handle.set_working_set(packed)
-
-
-async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[native.BaseSet, dict[str, str]]:
-    """All bases of a dedup'd sandbox as a new set, and the transport to each peer. Raises peer_unreachable."""
-    bases, transports = native.BaseSet(), {}
-    for node_id, base_ids in evicted.pins.items():
-        if not base_ids:
-            continue
-        # Also after the node has got another name.
-        if node_id == agent.node_id or all(base_id in agent.bases.bases for base_id in base_ids):
-            for base_id in base_ids:
-                bases.add_local(agent.bases.get(base_id).slab)
-            continue
-        if node_id not in agent.peers.endpoints and node_id in evicted.endpoints:
-            agent.peers.learn(evicted.endpoints[node_id])
-        reader = await agent.peers.live_reader(node_id, domain, base_ids[0])
-        transports[node_id] = reader.transport
-        for base_id in base_ids:
-            add_remote(bases, evicted.descriptors[base_id], reader)
-    return bases, transports
 
 
 async def woken(agent: Agent, entry: SandboxEntry) -> None:
@@ -189,7 +149,7 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
             agent.spawn(_run_hook(agent, entry, evicted), f"hook {entry.id}")
 
 
-def resume_watch(agent: Agent, entry: SandboxEntry) -> None:
+def _resume_watch(agent: Agent, entry: SandboxEntry) -> None:
     """A restore that was under way at the end of the agent before goes on; its end is watched from here."""
     assert entry.evicted is not None
     slot = agent.admission.enter()
@@ -286,6 +246,23 @@ def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
     )
 
 
+async def go_on(agent: Agent, entry: SandboxEntry, wanted: bool) -> None:
+    """The handle is there: goes on where the agent before left off. The caller holds the lock."""
+    evicted = entry.evicted
+    assert evicted is not None
+    if entry.state is S.LOST:
+        entry.lost_reason = ""
+        record = {"path": evicted.file.path, "holder": evicted.holder, "pins": evicted.pins, "figures": {}}
+        agent.journal.post({"t": journal_state.DEDUP, "id": entry.id, **record})
+        agent.move(entry, S.DEDUP, "its bytes have turned up")
+    if evicted.handle.state in ("restoring", "complete"):
+        agent.move(entry, S.RESTORING, "a restore that was under way goes on")
+        _resume_watch(agent, entry)
+    elif wanted or evicted.file.page_state_counts.get("restored", 0):
+        deadline_s = RESTORE_READY_TIMEOUT_S
+        await start(agent, entry, eager=False, deadline_s=deadline_s, reason="it can be restored again")
+
+
 # --- ends that are none ------------------------------------------------------------------------------------
 def _waits_for_peer(evicted: Evicted, error: MedesError) -> bool:
     """Whether pages could not be rebuilt only because their holder could not be asked."""
@@ -312,36 +289,6 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
         if entry.state is S.RESTORING:
             agent.move(entry, S.DEDUP, f"it waits for its base pages: {error.message}")
         away = PeerUnreachableError("its base pages cannot be read now", object=entry.id)
-        take_back.wait(agent, entry, away, wanted=True)
+        waiting.wait(agent, entry, away, wanted=True)
     elif evicted.live is not None:
         agent.lose(entry, error.message if isinstance(error, LostError) else str(error))
-
-
-def forget(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause = PurgeCause.EXITED) -> None:
-    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go."""
-    evicted, entry.evicted = entry.evicted, None
-    pending, entry.pending = entry.pending, None
-    agent.journal.post({"t": "purged", "id": entry.id})
-    if entry.state is not S.PURGED:
-        agent.move(entry, S.PURGED, reason, cause)
-    agent.entries.pop(entry.id, None)
-    agent.observer.purged(cause.label)
-    if evicted is not None:
-        if evicted.live is not None:
-            # The fault server knows sandboxes by their file's path, which the next one of this id will have too.
-            evicted.live.detach()
-        evicted.file.unlink()
-        unpin(agent, evicted.holder, evicted.pins)
-    elif pending is not None and pending.path:
-        remove_sandbox_file(Path(pending.path))
-        unpin(agent, pending.holder, pending.pins)
-    agent.controller.changed(entry.id)
-
-
-def remove_sandbox_file(path: Path) -> None:
-    """Removes a sandbox file that was never opened here, and its children's. The processes have exited."""
-    for file in (*path.parent.glob(f"{path.name}.child-*"), path):
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: %s", file, error)

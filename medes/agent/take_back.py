@@ -1,39 +1,29 @@
 """Taking a dedup'd sandbox's pages into this agent's hands: after a restart, or when the holder of base pages is back.
 
-What cannot be taken back *now* (no right, no descriptor, no memory, a driver that cannot run here, a peer that is away, a
-file of a newer agent) waits in its state with the cause and is tried again, with pauses that grow. A sandbox is LOST
-only when bytes are proven absent or wrong; one whose bytes were absent is looked at again too, and is DEDUP again
-when they have turned up.
+One attempt, which raises what stands in the way; medes.agent.waiting tries again.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from medes import native
-from medes.agent import journal_state, restore_op
 from medes.agent.bases import BaseMeta
 from medes.agent.core import Agent, endpoints_from_json
-from medes.agent.dedup_op import META_VERSION
+from medes.agent.dedup_op import META_VERSION, add_remote
 from medes.agent.processes import namespace
-from medes.agent.sandbox import Evicted, Pending, SandboxEntry
+from medes.agent.sandbox import Evicted, SandboxEntry
 from medes.errors import (
     CorruptError,
     LostError,
-    MedesError,
     NotFoundError,
     PermissionDeniedError,
-    ProcessGoneError,
     UnsupportedError,
 )
-from medes.limits import RESTORE_READY_TIMEOUT_S, TAKE_BACK_RETRY_S_FIRST, TAKE_BACK_RETRY_S_MAX
 from medes.types import AddressRange, BaseDescriptor
 from medes.types import SandboxState as S
-
-log = logging.getLogger(__name__)
 
 # Bytes that are absent or wrong. Every other failure waits.
 PROVEN = (NotFoundError, CorruptError, LostError)
@@ -99,7 +89,7 @@ async def take_back(agent: Agent, entry: SandboxEntry) -> None:
         for node_id, base_ids in evicted.pins.items():
             if node_id != agent.node_id and base_ids:
                 await agent.peers.pin(node_id, evicted.holder, entry.spec.domain, base_ids)
-    await restore_op.rebind(agent, entry, evicted)
+    await rebind(agent, entry, evicted)
 
 
 def require_namespace(meta: Mapping[str, Any], sandbox_id: str) -> None:
@@ -134,104 +124,42 @@ async def open_base(agent: Agent, base_id: int, path: str, known: BaseMeta | Non
     agent.orphans.pop(path, None)
 
 
-# --- waiting -----------------------------------------------------------------------------------------------
-def wait(
-    agent: Agent, entry: SandboxEntry, error: MedesError, *, path: str = "", wanted: bool = False
-) -> None:
-    """Marks a dedup'd (or lost) sandbox as waiting for what stands in its way, and goes on trying."""
-    pending = entry.pending
-    agent.observer.waits(error.code)
-    if pending is None:
-        pending = entry.pending = Pending(path or (entry.evicted.file.path if entry.evicted else ""), error)
-        agent.spawn(_retry(agent, entry, pending), f"take back {entry.id}")
-    elif type(pending.error) is type(error):
-        pending.error = error
-        pending.wanted |= wanted
-        return
-    pending.error = error
-    pending.wanted |= wanted
-    log.warning("%s waits, %s: %s", entry.id, entry.state.label, error)
-    agent.tell(entry, entry.state, f"waits: {error}")
+async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
+    """Opens a dedup'd sandbox's bases and takes its handle (anew): after a restart of this agent or of a peer.
+
+    Raises peer_unreachable, with the sandbox still dedup'd under its old handle.
+    """
+    bases, transports = await open_bases(agent, entry.spec.domain, evicted)
+    if evicted.live is not None:
+        live, evicted.live = evicted.live, None
+        await agent.in_restores(live.detach)
+    evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, evicted.file, bases)
+    evicted.bases, evicted.transport_by_peer = bases, transports
+    evicted.remote_pages_before = {}
+    arm_wake(agent, entry, evicted)
 
 
-async def _retry(agent: Agent, entry: SandboxEntry, pending: Pending) -> None:
-    """Until it is taken back, or was purged; with pauses that double."""
-    pause_s = TAKE_BACK_RETRY_S_FIRST
-    while not agent.stopping:
-        await agent.clock.sleep(pause_s)
-        pause_s = min(TAKE_BACK_RETRY_S_MAX, pause_s * 2)
-        async with entry.lock:
-            if entry.pending is not pending:
-                return
-            if entry.state in (S.DEDUP, S.LOST) and await attempt(agent, entry):
-                return
+def arm_wake(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
+    """Tells the driver what to prefetch should the sandbox wake by its own fault."""
+    packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+    evicted.handle.set_working_set(packed)
 
 
-async def first_attempt(agent: Agent, entry: SandboxEntry, *, wanted: bool) -> None:
-    """For recovery: tries once, and goes on trying where that failed. The caller holds the lock."""
-    pending = entry.pending
-    assert pending is not None
-    try:
-        await take_back(agent, entry)
-    except ProcessGoneError as error:
-        restore_op.forget(agent, entry, f"its processes have exited: {error}")
-        return
-    except MedesError as error:
-        if isinstance(error, PROVEN):
-            agent.lose(entry, f"not taken back after a restart: {error}", final=False)
-        entry.pending = None
-        wait(agent, entry, error, path=pending.path, wanted=wanted)
-        assert entry.pending is not None
-        entry.pending.holder, entry.pending.pins = pending.holder, pending.pins
-        return
-    entry.pending = None
-    if entry.evicted is not None:
-        entry.evicted.since_s = agent.clock.now_s()
-    agent.spawn(_go_on(agent, entry, wanted), f"resume {entry.id}")
-
-
-async def _go_on(agent: Agent, entry: SandboxEntry, wanted: bool) -> None:
-    async with entry.lock:
-        if entry.state is S.DEDUP and entry.evicted is not None and entry.evicted.live is not None:
-            await taken_back(agent, entry, wanted=wanted)
-
-
-async def attempt(agent: Agent, entry: SandboxEntry) -> bool:
-    """Tries once; books what comes of it. True when nothing is to be tried any more. The caller holds the lock."""
-    pending = entry.pending
-    assert pending is not None
-    try:
-        await take_back(agent, entry)
-    except ProcessGoneError as error:
-        restore_op.forget(agent, entry, f"its processes have exited: {error}")
-        return True
-    except PROVEN as error:
-        agent.lose(entry, f"not taken back: {error}", final=False)
-        wait(agent, entry, error)
-        return False
-    except MedesError as error:
-        wait(agent, entry, error)
-        return False
-    entry.pending = None
-    log.warning("%s was taken back; it had waited: %s", entry.id, pending.error)
-    await taken_back(agent, entry, wanted=pending.wanted)
-    return True
-
-
-async def taken_back(agent: Agent, entry: SandboxEntry, *, wanted: bool) -> None:
-    """The handle is there: goes on where the agent before left off. The caller holds the lock."""
-    evicted = entry.evicted
-    assert evicted is not None
-    if entry.state is S.LOST:
-        entry.lost_reason = ""
-        record = {"path": evicted.file.path, "holder": evicted.holder, "pins": evicted.pins, "figures": {}}
-        agent.journal.post({"t": journal_state.DEDUP, "id": entry.id, **record})
-        agent.move(entry, S.DEDUP, "its bytes have turned up")
-    if evicted.handle.state in ("restoring", "complete"):
-        agent.move(entry, S.RESTORING, "a restore that was under way goes on")
-        restore_op.resume_watch(agent, entry)
-    elif wanted or evicted.file.page_state_counts.get("restored", 0):
-        deadline_s = RESTORE_READY_TIMEOUT_S
-        await restore_op.start(
-            agent, entry, eager=False, deadline_s=deadline_s, reason="it can be restored again"
-        )
+async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[native.BaseSet, dict[str, str]]:
+    """All bases of a dedup'd sandbox as a new set, and the transport to each peer. Raises peer_unreachable."""
+    bases, transports = native.BaseSet(), {}
+    for node_id, base_ids in evicted.pins.items():
+        if not base_ids:
+            continue
+        # Also after the node has got another name.
+        if node_id == agent.node_id or all(base_id in agent.bases.bases for base_id in base_ids):
+            for base_id in base_ids:
+                bases.add_local(agent.bases.get(base_id).slab)
+            continue
+        if node_id not in agent.peers.endpoints and node_id in evicted.endpoints:
+            agent.peers.learn(evicted.endpoints[node_id])
+        reader = await agent.peers.live_reader(node_id, domain, base_ids[0])
+        transports[node_id] = reader.transport
+        for base_id in base_ids:
+            add_remote(bases, evicted.descriptors[base_id], reader)
+    return bases, transports

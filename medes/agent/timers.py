@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from medes.agent import handlers, restore_op
+from medes.agent import departure, handlers, restore_op
 from medes.agent.activity import end_expired
 from medes.agent.base_op import needed_functions, retire_unneeded, retire_unused
 from medes.agent.core import Agent
@@ -95,7 +95,7 @@ class Timers:
         for entry in gone:
             async with entry.lock:
                 if entry.state is not S.PURGED and agent.entries.get(entry.id) is entry:
-                    restore_op.forget(agent, entry, "its processes have exited")
+                    departure.forget(agent, entry, "its processes have exited")
 
     async def _relieve(self) -> None:
         agent = self._agent

@@ -1,0 +1,44 @@
+"""The end of the agent's knowledge of a sandbox."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from medes.agent.core import Agent
+from medes.agent.dedup_op import unpin
+from medes.agent.sandbox import SandboxEntry
+from medes.types import PurgeCause
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+
+
+def forget(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause = PurgeCause.EXITED) -> None:
+    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go."""
+    evicted, entry.evicted = entry.evicted, None
+    pending, entry.pending = entry.pending, None
+    agent.journal.post({"t": "purged", "id": entry.id})
+    if entry.state is not S.PURGED:
+        agent.move(entry, S.PURGED, reason, cause)
+    agent.entries.pop(entry.id, None)
+    agent.observer.purged(cause.label)
+    if evicted is not None:
+        if evicted.live is not None:
+            # The fault server knows sandboxes by their file's path, which the next one of this id will have too.
+            evicted.live.detach()
+        evicted.file.unlink()
+        unpin(agent, evicted.holder, evicted.pins)
+    elif pending is not None and pending.path:
+        remove_sandbox_file(Path(pending.path))
+        unpin(agent, pending.holder, pending.pins)
+    agent.controller.changed(entry.id)
+
+
+def remove_sandbox_file(path: Path) -> None:
+    """Removes a sandbox file that was never opened here, and its children's. The processes have exited."""
+    for file in (*path.parent.glob(f"{path.name}.child-*"), path):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: %s", file, error)
