@@ -26,6 +26,11 @@ class LiveHandle(Protocol):
         """The cause of the loss as a catalogue code; "ok" unless lost."""
         ...
 
+    @property
+    def needed(self) -> bool:
+        """Whether a process that lives, forked ones included, has pages out that come from here alone."""
+        ...
+
     def restore(
         self, lazy: bool = True, working_set: bytes = b"", background_bytes_per_s: int = 0
     ) -> None: ...

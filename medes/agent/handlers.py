@@ -10,7 +10,7 @@ from medes import native
 from medes.agent import accounting, departure, orphans, outcomes, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
-from medes.agent.processes import kill_all
+from medes.agent.processes import kill_all, runs
 from medes.agent.registration import Registration, checked_spec
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.agent.states import require_dedup_allowed, require_restore_possible
@@ -225,7 +225,7 @@ async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_froze
     except MedesError as error:
         outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
         entry.dedup_failures += 1
-        if isinstance(error, ProcessGoneError) and await agent.in_restores(entry.spec.gone):
+        if isinstance(error, ProcessGoneError) and await agent.in_restores(entry.gone):
             departure.forget(agent, entry, "its processes have exited")
         elif entry.state is S.DEDUP:
             agent.spawn(restore(agent, entry.id, eager=True), f"bring back {entry.id}")
@@ -305,15 +305,15 @@ async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause
         entry.cancel.cancel()
     if entry.spec.purge_kills:
         # Before its turn: an op that holds the lock ends with the processes, and with the handle.
-        await agent.in_restores(_kill, entry.spec)
+        await agent.in_restores(_kill, entry)
         if entry.evicted is not None and entry.evicted.live is not None:
             await agent.in_restores(entry.evicted.live.detach)
-    elif not await agent.in_restores(entry.spec.gone):
+    elif not await agent.in_restores(entry.gone):
         await _give_pages_back(agent, entry)
     async with entry.lock:
         if entry.state is S.PURGED:
             return
-        if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.spec.gone():
+        if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.gone():
             raise BusyError("an op came between", object=entry.id, hint="try again")
         departure.forget(agent, entry, reason, cause)
 
@@ -328,12 +328,17 @@ async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:
     _refuse_stalled(entry, evicted)
 
 
-def _kill(spec: SandboxSpec) -> None:
+def _kill(entry: SandboxEntry) -> None:
     try:
-        pids = spec.processes()
+        pids = entry.spec.processes()
     except ProcessGoneError:
-        return
-    kill_all(pids, owner_of(spec.sandbox_id))
+        pids = []
+    if entry.evicted is not None:
+        # Those whose parents have exited are in nobody's tree, and would wait for their pages for ever.
+        file = entry.evicted.file
+        known = zip(file.pids, file.start_times, strict=True)
+        pids += [p for p, ticks in known if p not in pids and runs(p, ticks)]
+    kill_all(pids, owner_of(entry.id))
 
 
 # --- looking -----------------------------------------------------------------------------------------------

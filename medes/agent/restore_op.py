@@ -279,7 +279,7 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
     """A restore failed: gone, waiting for a peer, or lost. The caller holds the lock."""
     if entry.evicted is not evicted or entry.state not in (S.DEDUP, S.RESTORING):
         return
-    if isinstance(error, ProcessGoneError) or await agent.in_restores(entry.spec.gone):
+    if isinstance(error, ProcessGoneError) or await agent.in_restores(entry.gone):
         forget(agent, entry, f"its processes have exited: {error}")
     elif isinstance(error, CancelledError):  # the agent ends, and has let go of it
         return

@@ -211,6 +211,18 @@ class SandboxEntry:
             self.completed.set()
         return before
 
+    def gone(self) -> bool:
+        """(blocks) Whether its roots have exited and no other process of it waits for pages that are out; False where that
+        cannot be told now."""
+        if not self.spec.gone():
+            return False
+        if self.evicted is None:
+            return True
+        if self.evicted.live is not None:
+            return not self.evicted.live.needed
+        file = self.evicted.file  # not taken back yet
+        return not any(runs(p, t) for p, t in zip(file.pids, file.start_times, strict=True))
+
     def idle_state(self) -> S:
         """The state of a sandbox with all its memory: running while requests are in it."""
         return S.RUNNING if self.requests else S.WARM

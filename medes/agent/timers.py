@@ -91,7 +91,7 @@ class Timers:
     async def _forget_gone(self) -> None:
         agent = self._agent
         idle = [e for e in agent.entries.values() if not e.lock.locked()]
-        gone = await agent.in_restores(lambda: [e for e in idle if e.spec.gone()])
+        gone = await agent.in_restores(lambda: [e for e in idle if e.gone()])
         for entry in gone:
             async with entry.lock:
                 if entry.state is not S.PURGED and agent.entries.get(entry.id) is entry:

@@ -36,6 +36,11 @@ class ImageSandbox:
         return self._state
 
     @property
+    def needed(self) -> bool:
+        """Its processes have all their memory."""
+        return False
+
+    @property
     def evict_result(self) -> dict[str, int]:
         """Nothing was evicted and nothing stood still."""
         return {"evicted_pages": 0, "changed_pages": 0, "stopped_us": 0}

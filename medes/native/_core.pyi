@@ -514,6 +514,10 @@ class LiveSandbox:
     def lost_code(self) -> str:
         """The cause as a catalogue code, "ok" unless lost."""
 
+    @property
+    def needed(self) -> bool:
+        """Whether a process that lives, forked ones included, has pages out that come from here alone."""
+
     def restore(
         self,
         lazy: bool = True,

@@ -68,6 +68,11 @@ void register_sandbox(nb::module_& m) {
       .def_prop_ro("notes", [](const LiveSandbox& self) { return self.evict_result().notes; })
       .def_prop_ro("lost_reason", &LiveSandbox::lost_reason)
       .def_prop_ro("lost_code", [](const LiveSandbox& self) { return code_name(self.lost_code()); })
+      .def_prop_ro("needed",
+                   [](const LiveSandbox& self) {
+                     const nb::gil_scoped_release release;
+                     return self.needed();
+                   })
       .def("restore", &restore, nb::arg("lazy") = true, nb::arg("working_set") = nb::bytes("", 0),
            nb::arg("background_bytes_per_s") = 0)
       .def(

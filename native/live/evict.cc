@@ -21,7 +21,6 @@
 #include "live/kernel_ranges.h"
 #include "live/make_anonymous.h"
 #include "live/make_uffd.h"
-#include "live/move_out.h"
 #include "memory/memory_sharers.h"
 #include "memory/proc.h"
 
@@ -84,14 +83,14 @@ void EvictOp::run(const std::function<void()>& before_release) {
   find_text();
   std::vector<pid_t> pids;
   for (const auto& p : processes_) pids.push_back(p.pid);
-  check_memory_not_shared(pids);
+  MemorySharers sharers(pids);
   fault_point("evict.begin");
   const auto begin = Clock::now();
   StoppedProcesses stop(pids, begin + kStopTimeout);
   fault_point("evict.stopped");
   result_.threads = stop.threads().size();
   result_.processes = processes_.size();
-  check_memory_not_shared(pids);  // nobody who stands still makes a sharer from here on
+  sharers.look_again();  // nobody who stands still makes a sharer from here on
   // Injectors put their threads back while these are still stopped, also on the way out of an error.
   struct Finish {
     std::vector<Process>& processes;
@@ -153,7 +152,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
 void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   const auto threads = stop.threads_of(p.pid);
   if (threads.empty()) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
-  if (threads.front().tid != p.pid)
+  if (threads.front().tid != p.pid && live_thread(p.pid) != p.pid)  // throws when all of it is being killed
     throw Error(Code::unsupported, "its main thread has exited while others run on", pid_object(p.pid));
   p.vmas = read_maps(p.pid);
   // Before calls are injected: what the thread that makes them sleeps in is to be seen, too.
@@ -166,6 +165,7 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
       std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
   if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
+  if (move_out_of(p).unmap_left()) p.vmas = read_maps(p.pid);
   if (const auto area = InjectionArea::find(p.pid)) p.keep.push_back(area->range());
   keep_pinned(p, threads);
   std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
@@ -413,10 +413,13 @@ void EvictOp::discard_alone(Process& p, const AddressRange& r) {
   leave(p, {&r, 1});
 }
 
+MoveOut EvictOp::move_out_of(Process& p) {
+  return {*p.injector, p.pid, p.uffd, file_.uffds()[p.index].fd,
+          [&](long number, auto arguments) { return call_and_drain(p, number, arguments); }};
+}
+
 void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
-  const auto stay = MoveOut(*p.injector, p.uffd, file_.uffds()[p.index].fd, [&](long number, auto arguments) {
-                      return call_and_drain(p, number, arguments);
-                    }).move(ranges, p.vmas);
+  const auto stay = move_out_of(p).move(ranges, p.vmas);
   leave(p, stay);
   uint64_t pages = 0;
   for (const AddressRange& r : stay) pages += (r.end - r.begin) / kPageBytes;

@@ -10,6 +10,7 @@
 
 #include "live/huge_pages.h"
 #include "live/live_sandbox.h"
+#include "live/move_out.h"
 #include "live/process_memory.h"
 #include "live/tracee.h"
 #include "memory/pagemap.h"
@@ -65,6 +66,7 @@ class EvictOp {
   void evict(Process& p);
   void discard(Process& p, std::span<const AddressRange> ranges);
   size_t discard_together(Process& p, std::span<const AddressRange> ranges);
+  MoveOut move_out_of(Process& p);
   void move_out(Process& p, std::span<const AddressRange> ranges);
   void leave(Process& p, std::span<const AddressRange> ranges);
   void discard_alone(Process& p, const AddressRange& range);

@@ -22,6 +22,7 @@ namespace {
 constexpr uint64_t kMagic = 0x314145524153444dull;  // "MDSAREA1"
 constexpr uint64_t kAreaBytesMax = 32 * kPageBytes;
 constexpr uint64_t kMostToLookThrough = 64u << 20;
+constexpr uint64_t kLookBytes = 1u << 20;
 constexpr size_t kMaxKnown = kMaxProcesses * 16;
 
 struct Header {
@@ -47,13 +48,17 @@ bool may_hold_frames(const Vma& v) {
   return is_anonymous(v) && (v.prot & (PROT_READ | PROT_WRITE)) == (PROT_READ | PROT_WRITE);
 }
 
-// The lowest `bytes` of [begin, end) that were never touched: nothing was ever written there.
+// The lowest `bytes` of [begin, end) that were never touched: nothing was ever written there. A mapping may
+// be terabytes (a sanitizer's shadow): it is looked through in pieces, and not to its end.
 uint64_t untouched(int pagemap, pid_t pid, uint64_t begin, uint64_t end, uint64_t bytes) {
   uint64_t found = 0, run = 0;
-  for_pagemap(pagemap, pid, begin, end, [&](uint64_t address, const PagemapEntry& e) {
-    run = e.bits == 0 || (!e.present() && !e.swapped() && !e.guard()) ? run + kPageBytes : 0;
-    if (run >= bytes && found == 0) found = address + kPageBytes - run;
-  });
+  const uint64_t most = std::min(end, begin + kMostToLookThrough);
+  for (uint64_t at = begin; at < most && found == 0; at += kLookBytes)
+    for_pagemap(pagemap, pid, at, std::min(most, at + kLookBytes),
+                [&](uint64_t address, const PagemapEntry& e) {
+                  run = e.bits == 0 || (!e.present() && !e.swapped() && !e.guard()) ? run + kPageBytes : 0;
+                  if (run >= bytes && found == 0) found = address + kPageBytes - run;
+                });
   return found;
 }
 
@@ -133,6 +138,17 @@ std::optional<InjectionArea> InjectionArea::find(pid_t pid) {
     return InjectionArea(v.begin, bytes);
   }
   return std::nullopt;
+}
+
+void InjectionArea::note_place(pid_t pid, AddressRange place) const {
+  const uint64_t note[] = {place.begin, place.end};
+  (void)write_memory(pid, begin_ + sizeof(Header), note, sizeof note);
+}
+
+AddressRange InjectionArea::noted_place(pid_t pid) const {
+  uint64_t note[2] = {};
+  if (!read_memory(pid, begin_ + sizeof(Header), note, sizeof note)) return {};
+  return {note[0], note[1]};
 }
 
 std::unique_ptr<Injector> inject(const Tracee& thread, const Gadgets& gadgets, std::span<const Vma> vmas,

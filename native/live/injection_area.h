@@ -1,7 +1,7 @@
 // Memory of ours in a sandbox's process: the frames and buffers of injected calls, and times that calls wait
 // for. Nothing of the program's lies there, so no stack of its need be guessed dead.
 //
-//   0      header (32 B), then slots of 48 B
+//   0      header (32 B), noted place (16 B); from 64 on slots of 48 B
 //   4096   scratch
 //   8192   frames, below the end
 #pragma once
@@ -24,6 +24,10 @@ class InjectionArea {
 
   AddressRange range() const { return {begin_, begin_ + bytes_}; }
   FramePlace place() const { return {begin_ + 2 * kPageBytes, begin_ + bytes_, begin_ + kPageBytes}; }
+  // Memory that pages are moved onto (live/move_out.h), from when it is mapped until it is about to be
+  // unmapped: what is noted when an op begins was left by one that could not end.
+  void note_place(pid_t pid, AddressRange place) const;
+  AddressRange noted_place(pid_t pid) const;
   uint64_t slot(size_t index) const { return begin_ + 64 + index * kSlotBytes; }
 
  private:

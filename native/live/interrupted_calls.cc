@@ -226,14 +226,15 @@ void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_
 
 void InterruptedCalls::shorten() noexcept {
   static std::atomic<size_t> next{0};
-  size_t slot = next.load();
+  size_t slot = next.load(std::memory_order_relaxed);
+  slots_used_.clear();
   for (const auto& again : again_) {
     try {
       shorten(again, slot);
     } catch (const Error&) {  // it was killed
     }
   }
-  next = slot % InjectionArea::kSlots;
+  next.store(slot % InjectionArea::kSlots, std::memory_order_relaxed);
   again_.clear();
 }
 
@@ -267,6 +268,10 @@ void InterruptedCalls::shorten(const Again& again, size_t& slot) {
     const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - waited);
     const auto area = InjectionArea::find(pid);
     if (!area) return;
+    // A slot is its thread's until that runs; who gets none waits as long as at first.
+    const size_t used = slots_used_[pid];
+    if (used == InjectionArea::kSlots) return;
+    ++slots_used_[pid];
     uint64_t to = area->slot(slot++ % InjectionArea::kSlots);
     const uint64_t argument_at = to;
     if (call->timeout == Timeout::ring) {

@@ -46,6 +46,7 @@ class InterruptedCalls {
 
   std::unordered_map<pid_t, Seen> seen_;
   std::vector<Again> again_;
+  std::unordered_map<pid_t, size_t> slots_used_;     // of each process's area, by this stop
   std::map<int, std::chrono::nanoseconds> offsets_;  // of processors' clocks of tasks, to ours
 };
 

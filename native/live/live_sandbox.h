@@ -64,6 +64,8 @@ class LiveSandbox {
   virtual EvictResult evict_result() const = 0;
   virtual std::string lost_reason() const = 0;
   virtual Code lost_code() const = 0;  // its cause; ok unless lost. Whether it may pass: passes(code)
+  // Whether a process that lives, forked ones included, has pages out that come from here alone.
+  virtual bool needed() const = 0;
   // Returns at once. A sandbox that already restores (its own fault woke it) gets the working set on top.
   // Throws lost, or wrong use as invalid_argument.
   virtual void restore(const RestoreOptions& options) = 0;

@@ -11,6 +11,7 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
+#include "live/injection_area.h"
 
 namespace medes {
 namespace {
@@ -106,6 +107,7 @@ void MoveOut::map(uint32_t prot) {
   if (at < 0)
     throw errno_error(static_cast<int>(-at), "the sandbox could not map memory to move its pages through");
   place_ = static_cast<uint64_t>(at), used_ = 0, prot_ = prot;
+  note(kPlaceBytes);
   const int err = uffd_.register_missing(place_, place_ + kPlaceBytes);
   if (err != 0) throw errno_error(err, "memory to move pages through cannot be registered");
 }
@@ -121,10 +123,25 @@ void MoveOut::give_back() {
 void MoveOut::unmap() {
   if (place_ == 0) return;
   fault_point("evict.moved");
+  note(0);  // before: what may be the program's by then is never unmapped
   const uint64_t arguments[] = {place_, kPlaceBytes};
   if (const long failed = call_(SYS_munmap, arguments); failed != 0)
     throw errno_error(static_cast<int>(-failed), "moved pages cannot be unmapped");
   place_ = 0;
+}
+
+void MoveOut::note(uint64_t bytes) const {
+  if (const auto area = InjectionArea::find(pid_))
+    area->note_place(pid_, bytes == 0 ? AddressRange{} : AddressRange{place_, place_ + bytes});
+}
+
+bool MoveOut::unmap_left() {
+  const auto area = InjectionArea::find(pid_);
+  const AddressRange left = area ? area->noted_place(pid_) : AddressRange{};
+  if (left.begin % kPageBytes != 0 || left.begin == 0 || left.end != left.begin + kPlaceBytes) return false;
+  place_ = left.begin;
+  unmap();
+  return true;
 }
 
 void MoveOut::stays(uint64_t begin, uint64_t end) {

@@ -30,8 +30,12 @@ class MoveOut {
   // Runs a call in the process and answers its result, reading the events that it waits for.
   using Call = std::function<long(long number, std::span<const uint64_t> arguments)>;
   // `fd`: the userfaultfd's number in the process.
-  MoveOut(Injector& injector, const Uffd& uffd, int fd, Call call)
-      : injector_(injector), uffd_(uffd), fd_(fd), call_(std::move(call)) {}
+  // `pid`: has an injection area.
+  MoveOut(Injector& injector, pid_t pid, const Uffd& uffd, int fd, Call call)
+      : injector_(injector), pid_(pid), uffd_(uffd), fd_(fd), call_(std::move(call)) {}
+
+  // Unmaps what an op that could not end has left. True when there was something.
+  bool unmap_left();
 
   // Returns what stays. Throws process_gone; limit_exceeded where the process can have no mapping more.
   std::vector<AddressRange> move(std::span<const AddressRange> ranges, std::span<const Vma> vmas);
@@ -44,7 +48,10 @@ class MoveOut {
   void give_back();
   void stays(uint64_t begin, uint64_t end);
 
+  void note(uint64_t bytes) const;
+
   Injector& injector_;
+  const pid_t pid_;
   const Uffd& uffd_;
   const int fd_;
   const Call call_;

@@ -233,6 +233,17 @@ void Sandbox::lose(Code code, const std::string& why) {
   host_.emit(file_->path(), code == Code::process_gone ? "process_gone" : "lost");
 }
 
+bool Sandbox::needed() const {
+  if (const LiveState now = state(); now != LiveState::dormant && now != LiveState::restoring) return false;
+  const auto any = [this] {
+    const auto all = memories();
+    return std::any_of(all.begin(), all.end(),
+                       [](const auto& m) { return m->missing() > 0 && !m->look_whether_gone(); });
+  };
+  // Of a parent that is gone every fork has been read, and is taken in when nobody is about to.
+  return any() || draining_ > 0 || any();
+}
+
 bool Sandbox::all_gone() const {
   for (const auto& m : memories())
     if (!m->gone()) return false;

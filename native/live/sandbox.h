@@ -51,6 +51,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   EvictResult evict_result() const override;
   std::string lost_reason() const override;
   Code lost_code() const override;
+  bool needed() const override;
   void restore(const RestoreOptions& options) override;
   bool wait_ready(std::chrono::nanoseconds timeout) override;
   bool wait_complete(std::chrono::nanoseconds timeout) override;

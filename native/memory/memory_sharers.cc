@@ -2,10 +2,12 @@
 
 #include <linux/kcmp.h>
 #include <linux/sched.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -55,37 +57,78 @@ bool is_in_vfork(pid_t pid) {
               "processes made with CLONE_VM cannot be deduplicated");
 }
 
-// By the kernel's order of their memories.
-class Memories {
- public:
-  // Where `pid` belongs; refuses it when its memory is there already.
-  std::vector<pid_t>::iterator place_of(pid_t pid) {
-    auto begin = sorted_.begin(), end = sorted_.end();
-    while (begin != end) {
-      const auto middle = begin + (end - begin) / 2;
-      const Order order = compare(pid, *middle);
-      if (order == Order::same) refuse(*middle, pid);
-      if (order == Order::before)
-        end = middle;
-      else
-        begin = middle + 1;
-    }
-    return begin;
-  }
-  void add(pid_t pid) { sorted_.insert(place_of(pid), pid); }
+bool has_memory(pid_t tid) {
+  char first = 0;
+  const std::string path = "/proc/" + std::to_string(tid) + "/exe";
+  return readlink(path.c_str(), &first, 1) >= 0 || errno != ENOENT;
+}
 
- private:
-  std::vector<pid_t> sorted_;
-};
+// Of a process, the thread that shows its memory. Nothing for one that has none (any more).
+std::optional<pid_t> thread_with_memory(pid_t pid) {
+  if (has_memory(pid)) return pid;
+  struct stat threads{};
+  const std::string path = "/proc/" + std::to_string(pid) + "/task";
+  constexpr nlink_t kOfOneThread = 3;
+  if (stat(path.c_str(), &threads) != 0 || threads.st_nlink <= kOfOneThread) return std::nullopt;
+  try {
+    for (pid_t tid : threads_of(pid))
+      if (tid != pid && has_memory(tid)) return tid;
+  } catch (const Error&) {  // it is gone, or not ours to look at
+  }
+  return std::nullopt;
+}
+
+// The process id that was given out last.
+std::optional<uint32_t> last_pid() {
+  try {
+    uint32_t last = 0;
+    const std::string text = read_proc_file("/proc/loadavg", 0, 4096);
+    if (sscanf(text.c_str(), "%*s %*s %*s %*s %u", &last) == 1) return last;
+  } catch (const Error&) {  // all are looked at then
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
-void check_memory_not_shared(std::span<const pid_t> pids) {
-  Memories memories;
-  for (pid_t pid : pids) memories.add(pid);
-  const std::vector<pid_t> known(pids.begin(), pids.end());
-  for (pid_t pid : all_processes())
-    if (std::find(known.begin(), known.end(), pid) == known.end()) (void)memories.place_of(pid);
+MemorySharers::MemorySharers(std::span<const pid_t> pids)
+    : known_(pids.begin(), pids.end()), last_pid_(last_pid()) {
+  std::sort(known_.begin(), known_.end());
+  for (pid_t pid : pids)
+    if (const auto thread = thread_with_memory(pid)) sorted_.insert(place_of(pid, *thread), *thread);
+  look_at_all();
+}
+
+void MemorySharers::look_again() {
+  constexpr uint32_t kFewer = 1000;  // than there are processes, where the difference counts
+  const auto before = last_pid_;
+  last_pid_ = last_pid();
+  if (!before || !last_pid_ || *last_pid_ < *before || *last_pid_ - *before > kFewer) return look_at_all();
+  for (uint32_t pid = *before + 1; pid <= *last_pid_; ++pid) look_at(static_cast<pid_t>(pid));
+}
+
+// Where it belongs; refuses it when its memory is there already.
+std::vector<pid_t>::iterator MemorySharers::place_of(pid_t pid, pid_t thread) {
+  auto begin = sorted_.begin(), end = sorted_.end();
+  while (begin != end) {
+    const auto middle = begin + (end - begin) / 2;
+    const Order order = compare(thread, *middle);
+    if (order == Order::same) refuse(*middle, pid);
+    if (order == Order::before)
+      end = middle;
+    else
+      begin = middle + 1;
+  }
+  return begin;
+}
+
+void MemorySharers::look_at(pid_t pid) {
+  if (std::binary_search(known_.begin(), known_.end(), pid)) return;
+  if (const auto thread = thread_with_memory(pid)) (void)place_of(pid, *thread);
+}
+
+void MemorySharers::look_at_all() {
+  for (pid_t pid : all_processes()) look_at(pid);
 }
 
 }  // namespace medes

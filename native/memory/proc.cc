@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cinttypes>
+#include <csignal>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -125,7 +126,9 @@ std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes)
   std::string text;
   size_t size = 0;
   for (;;) {
-    if (text.size() - size < 65536) text.resize(text.size() + 262144);
+    // Most of these files are short and read by the thousand: a large buffer would cost more than the
+    // reading.
+    if (text.size() - size < 4096) text.resize(2 * size + 8192);
     const ssize_t n = read(fd, text.data() + size, text.size() - size);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
@@ -164,10 +167,11 @@ std::vector<Vma> parse_maps(const std::string& text) {
 }
 
 pid_t live_thread(pid_t pid) {
-  const auto alive = [](pid_t tid) {
+  const auto alive = [pid](pid_t tid) {
     try {
-      const char state = read_stat(tid).state;
-      return state != 'Z' && state != 'X';
+      const ProcessStat stat = read_stat(tid);
+      if (stat.state == 'Z' || stat.state == 'X') return false;
+      return tid == pid || !stat.dying;
     } catch (const Error& e) {
       if (e.code != Code::process_gone) throw;
       return false;
@@ -211,12 +215,16 @@ ProcessStat read_stat(pid_t pid) {
     throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
   ProcessStat stat;
   stat.state = text[close + 2];
-  unsigned long long start = 0;
+  constexpr unsigned kExiting = 0x4;  // PF_EXITING
+  unsigned long long start = 0, pending = 0;
+  unsigned flags = 0;
   int parent = 0;
   if (sscanf(text.c_str() + close + 3,
-             "%d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &parent,
-             &start) != 2)
+             "%d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu"
+             " %*u %*d %*u %*u %*u %*u %*u %*u %llu",
+             &parent, &flags, &start, &pending) != 4)
     throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
+  stat.dying = (flags & kExiting) != 0 || (pending >> (SIGKILL - 1) & 1) != 0;
   stat.parent = parent;
   stat.start_time_ticks = start;
   return stat;

@@ -30,10 +30,11 @@ struct ProcessStat {
   char state = 0;
   pid_t parent = 0;
   uint64_t start_time_ticks = 0;
+  bool dying = false;  // of a thread: it was killed, or is on its way out
 };
 ProcessStat read_stat(pid_t pid);
 // The main thread, or another where that has ended before it: the kernel shows a process's memory and
-// descriptors by a thread that lives.
+// descriptors by a thread that lives. Throws process_gone also when the others are being killed.
 pid_t live_thread(pid_t pid);
 bool is_alive(pid_t pid);  // one of its threads has not ended; never throws process_gone
 inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }

@@ -10,6 +10,7 @@
 #include <array>
 #include <csignal>
 #include <string>
+#include <thread>
 
 #include "common/error.h"
 #include "memory/memory_room.h"
@@ -62,7 +63,7 @@ TEST(MemorySharers, AForkedCopyIsNone) {
     for (;;) pause();
   ASSERT_GT(child, 0);
   const pid_t pids[] = {getpid(), child};
-  EXPECT_NO_THROW(check_memory_not_shared(pids));
+  EXPECT_NO_THROW(MemorySharers{pids});
   end(child);
 }
 
@@ -74,12 +75,90 @@ TEST(MemorySharers, AreFoundAmongAllProcesses) {
   ASSERT_GT(child, 0);
   const pid_t pids[] = {getpid()};
   try {
-    check_memory_not_shared(pids);
+    MemorySharers{pids};
     ADD_FAILURE() << "not found";
   } catch (const Error& e) {
     EXPECT_EQ(e.code, Code::unsupported);
     EXPECT_NE(std::string(e.what()).find(std::to_string(child)), std::string::npos) << e.what();
   }
+  end(child);
+#endif
+}
+
+TEST(MemorySharers, AreFoundWhenTheyWereBornSince) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer knows no process on another's memory";
+#else
+  const pid_t pids[] = {getpid()};
+  MemorySharers sharers(pids);
+  EXPECT_NO_THROW(sharers.look_again());
+  const pid_t child = sleeper();
+  ASSERT_GT(child, 0);
+  EXPECT_THROW(sharers.look_again(), Error);
+  end(child);
+  EXPECT_NO_THROW(sharers.look_again());
+#endif
+}
+
+// A forked process of two threads, the first of which has exited. `then` runs in it before.
+pid_t leaderless(void (*then)()) {
+  int ready[2];
+  if (pipe(ready) != 0) return -1;
+  const pid_t child = fork();
+  if (child == 0) {
+    then();
+    std::thread([fd = ready[1]] {
+      (void)!write(fd, "r", 1);
+      for (;;) pause();
+    }).detach();
+    syscall(SYS_exit, 0);
+  }
+  close(ready[1]);
+  char byte = 0;
+  const bool told = read(ready[0], &byte, 1) == 1;
+  close(ready[0]);
+  for (int i = 0; told && i < 5000 && read_stat(child).state != 'Z'; ++i) usleep(1000);
+  return told ? child : -1;
+}
+
+TEST(MemorySharers, ProcessesWithoutTheirMainThreadsShareNothing) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer makes no thread after a fork";
+#else
+  const pid_t first = leaderless([] {}), second = leaderless([] {});
+  ASSERT_GT(first, 0);
+  ASSERT_GT(second, 0);
+  const pid_t pids[] = {first, second};
+  EXPECT_NO_THROW(MemorySharers{pids});
+  EXPECT_NE(live_thread(first), first);
+  kill(first, SIGKILL);
+  EXPECT_THROW((void)live_thread(first), Error) << "what is being killed lives no more";
+  (void)waitpid(first, nullptr, 0);
+  end(second);
+#endif
+}
+
+TEST(MemorySharers, AreFoundThoughTheirMainThreadHasExited) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer knows no process on another's memory";
+#else
+  // On its stack below: a thread that stays, while the first one of that process exits.
+  static std::array<char, 65536> leader_stack, thread_stack;
+  const auto stay = [](void*) -> int {
+    for (;;) syscall(SYS_pause);
+  };
+  static int (*const stays)(void*) = stay;
+  const auto lead = [](void*) -> int {
+    constexpr int kThread = CLONE_VM | CLONE_THREAD | CLONE_SIGHAND | CLONE_FS | CLONE_FILES;
+    clone(stays, thread_stack.data() + thread_stack.size(), kThread, nullptr);
+    syscall(SYS_exit, 0);
+    return 0;
+  };
+  const pid_t child = clone(lead, leader_stack.data() + leader_stack.size(), CLONE_VM | SIGCHLD, nullptr);
+  ASSERT_GT(child, 0);
+  for (int i = 0; i < 5000 && read_stat(child).state != 'Z'; ++i) usleep(1000);
+  const pid_t pids[] = {getpid()};
+  EXPECT_THROW(MemorySharers{pids}, Error);
   end(child);
 #endif
 }

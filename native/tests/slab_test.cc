@@ -183,7 +183,7 @@ TEST_F(SlabTest, SymbolicLinksAndFoldersAreRefused) {
 TEST_F(SlabTest, FullStoreIsAnErrorAndLeavesNothing) {
   const std::string small = path("small");
   fs::create_directory(small);
-  if (mount("tmpfs", small.c_str(), "tmpfs", 0, "size=1m"))
+  if (mount("tmpfs", small.c_str(), "tmpfs", 0, "size=1m,mode=700"))
     GTEST_SKIP() << "cannot mount a small tmpfs: " << std::strerror(errno);
   Code code = Code::ok;
   try {

@@ -249,6 +249,9 @@ TEST(Stops, ATimeoutThatRanOutMeanwhileIsTheCallsOwn) {
 }
 
 TEST(Stops, ASignalWithAHandlerStillEndsTheCall) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer runs handlers later";
+#endif
   for (bool with_mask : {false, true}) {
     const Child child([with_mask] {
       struct sigaction action{};
@@ -441,6 +444,9 @@ TEST(Freezers, BeforeTheStopTheyAreNamed) {
 }
 
 TEST(Processes, LiveAsLongAsOneOfTheirThreads) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer makes no thread after a fork";
+#endif
   const Child child([] {
     std::thread([] {
       for (;;) pause();

@@ -42,7 +42,11 @@ class TcpTest : public ::testing::Test {
     server->slabs().grant(token, "d", "test");
   }
   std::shared_ptr<TcpReader> reader(size_t streams = 1) {
-    return std::make_shared<TcpReader>(TcpReaderOptions{server->address(), token, streams, {}, true});
+    TcpReaderOptions options;
+    options.address = server->address();
+    options.token = token;
+    options.streams = streams;
+    return std::make_shared<TcpReader>(std::move(options));
   }
   bool same(const std::vector<std::byte>& got, uint64_t offset) const {
     return std::memcmp(got.data(), data.data() + offset, got.size()) == 0;

@@ -66,10 +66,13 @@ static void blocks(void) {
   FD_ZERO(set);
   FD_SET(quiet[0], set);
   for (int i = 0; i < 1000; ++i) polls[i] = (struct pollfd){i ? -1 : quiet[0], POLLIN, 0};
+  int signal_number;
   sigset_t usr1;
   sigemptyset(&usr1);
   sigaddset(&usr1, SIGUSR1);
   sigprocmask(SIG_BLOCK, &usr1, 0);
+  sigset_t *const far_set = (sigset_t *)(far + 600000);
+  *far_set = usr1;
   struct {
     uint64_t mask;
     uint32_t mask_bytes, pad;
@@ -81,6 +84,7 @@ static void blocks(void) {
   if (is("epoll")) epoll_wait(epoll_create1(0), &event, 1, 3600000);
   if (is("epoll-spec")) syscall(441, epoll_create1(0), &event, 1, &hour, 0, 8);
   if (is("sigtimedwait")) sigtimedwait(&usr1, 0, &hour);
+  if (is("sigwait")) sigwait(far_set, &signal_number);
   if (is("ppoll")) syscall(SYS_ppoll, polls, 1000, &hour, 0, 8);
   if (is("poll")) poll(polls, 1000, -1);
   if (is("select")) select(quiet[0] + 1, set, 0, 0, 0);
@@ -110,6 +114,16 @@ __attribute__((noinline)) static void suspended(void) {
   answer(frame, sizeof frame);
 }
 
+// The main thread waits for SIGUSR1 and ends, and reads and writes no memory of its own on the way.
+__attribute__((noreturn)) static void ends_quietly(void) {
+  static const uint64_t usr1 = 1ull << (SIGUSR1 - 1);
+  register long bytes __asm__("r10") = 8;
+  long waits = SYS_rt_sigtimedwait;
+  __asm__ volatile("syscall" : "+a"(waits) : "D"(&usr1), "S"(0), "d"(0), "r"(bytes) : "rcx", "r11", "memory");
+  __asm__ volatile("syscall" : : "a"(SYS_exit), "D"(0) : "rcx", "r11", "memory");
+  __builtin_unreachable();
+}
+
 int main(int argc, char **argv) {
   how = argc > 1 ? argv[1] : "epoll";
   heap = mmap(0, HEAP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -131,6 +145,15 @@ int main(int argc, char **argv) {
     answer(heap, 0);  // after "on" the main thread ends
     pthread_create(&other, 0, answers, 0);
     pthread_exit(0);
+  }
+  if (is("leader-quiet")) {
+    sigset_t usr1;
+    sigemptyset(&usr1);
+    sigaddset(&usr1, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &usr1, 0);
+    pthread_create(&other, 0, answers, 0);
+    say("ready\n");
+    ends_quietly();
   }
   pthread_create(&other, 0, answers, 0);
   blocks();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from tests.support.live import Deduper, Program
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
 SOURCE = Path(__file__).with_name("stops.c")
-BLOCKED = ["epoll", "epoll-spec", "sigtimedwait", "ppoll", "poll", "select", "uring", "uring-time"]
+BLOCKED = ["epoll", "epoll-spec", "sigtimedwait", "sigwait", "ppoll", "poll", "select", "uring", "uring-time"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,31 @@ def test_a_main_thread_that_ends_is_not_the_end(stops: str, deduper: Deduper) ->
             deduper.dedup([program.pid])
         program.tell("check")
         assert program.hear() == "ok"
+
+
+def test_a_sandbox_whose_main_thread_has_exited_is_taken_back(
+    stops: str, deduper: Deduper, tmp_path: Path
+) -> None:
+    with Program([stops, "leader-quiet"]) as program:
+        until(lambda: sleeps(program.pid))
+        live = deduper.dedup([program.pid])
+        assert live.state == "dormant"
+        deduper.close()
+        os.kill(program.pid, signal.SIGUSR1)
+        until(lambda: Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        server = native.FaultServer(2)
+        file = native.SandboxFile.open(str(tmp_path / "sandbox-1.medes"))
+        live = server.adopt(file, deduper.bases())
+        assert live.state == "dormant"
+        assert live.needed
+        program.tell("check")
+        assert program.hear() == "ok"
+        live.restore(lazy=False)
+        assert live.wait_complete(WAIT_S)
+        assert not live.needed
+        program.tell("check")
+        assert program.hear() == "ok"
+        server.close()
 
 
 # --- freezers --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from medes import native
 from medes.errors import UnsupportedError
 from tests.fault.test_live_faults import _adopt, _kill_at
 from tests.support.live import Deduper, Program
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.live
 WAIT_S = 30.0
 BUFFER_PAGES = 256
 ORDINARY_PAGES = 2048
+PLACE_BYTES = 4 << 20  # native/live/move_out.cc
 
 
 @pytest.fixture
@@ -98,6 +100,7 @@ def test_killed_while_pages_move_out(tmp_path: Path, point: str) -> None:
     except AssertionError:
         pytest.skip("this kernel has no such ring")
     with program:
+        at_first = _mapped_bytes(program.pid)
         _kill_at(point, program.pid, tmp_path, "evict")
         server, live = _adopt(tmp_path)
         assert live is not None
@@ -106,6 +109,19 @@ def test_killed_while_pages_move_out(tmp_path: Path, point: str) -> None:
         assert live.wait_complete(WAIT_S)
         assert program.ask("use") == "right"
         server.close()
+        # What pages are moved through was left behind at some of the points: until the next op.
+        (folder := tmp_path / "next").mkdir(0o700)
+        deduper = Deduper(folder)
+        live = deduper.dedup([program.pid])
+        # Killed in the very call that maps it, nothing says whose it is: untouched addresses stay.
+        assert point == "evict.discarded_one" or _mapped_bytes(program.pid) < at_first + PLACE_BYTES
+        assert program.ask("use") == "right"
+        assert live.wait_complete(WAIT_S)
+        deduper.close()
+
+
+def _mapped_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * native.PAGE_BYTES
 
 
 def test_a_device_that_works_on_memory_is_named(deduper: Deduper) -> None:

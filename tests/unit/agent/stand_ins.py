@@ -20,6 +20,7 @@ class StandInHandle:
         self.state = "dormant"
         self.lost_reason = ""
         self.lost_code = "ok"
+        self.needed = False
         self.notes = ["a page is mlocked"]
         self.wake_prefetch = b""
         self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
