@@ -96,6 +96,8 @@ class Timers:
             async with entry.lock:
                 if entry.state is not S.PURGED and agent.entries.get(entry.id) is entry:
                     departure.forget(agent, entry, "its processes have exited")
+        for driver in agent.drivers.values():
+            driver.release_gone()
 
     async def _relieve(self) -> None:
         agent = self._agent

@@ -135,5 +135,8 @@ class ImageDriver:
     def take_events(self) -> list[tuple[str, str]]:
         return []
 
+    def release_gone(self) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Nothing is held."""

@@ -40,6 +40,9 @@ class LiveDriver:
     def take_events(self) -> list[tuple[str, str]]:
         return self._server.take_events()
 
+    def release_gone(self) -> None:
+        self._server.release_gone()
+
     def stats(self) -> dict[str, int]:
         return self._server.stats()
 

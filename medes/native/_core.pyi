@@ -566,5 +566,8 @@ class FaultServer:
     def adopt(self, file: SandboxFile, bases: BaseSet) -> LiveSandbox:
         """(nogil) Takes the sandbox's userfaultfds back (pidfd_getfd) after an agent restart."""
 
+    def release_gone(self) -> None:
+        """(nogil) Lets go of what is still held of processes that ended after their sandbox was detached."""
+
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...

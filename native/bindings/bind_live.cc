@@ -126,6 +126,7 @@ void register_live(nb::module_& m) {
       .def(nb::init<size_t>(), nb::arg("threads") = 2)
       .def_prop_ro("event_fd", &FaultServer::event_fd)
       .def("take_events", &FaultServer::take_events)
+      .def("release_gone", &FaultServer::release_gone, nb::call_guard<nb::gil_scoped_release>())
       .def(
           "evict",
           [](FaultServer& self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> file,

@@ -385,6 +385,8 @@ std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> fil
   return sandbox;
 }
 
+void FaultServer::release_gone() { keeper::release_gone(); }
+
 FaultServerStats FaultServer::stats() const {
   FaultServerStats s;
   const std::lock_guard lock(impl_->mutex);

@@ -35,6 +35,9 @@ class FaultServer {
   // Takes a sandbox's userfaultfds back after an agent restart and finds out which pages are out.
   std::shared_ptr<LiveSandbox> adopt(std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
 
+  // Lets go of what is still held of processes that ended after their sandbox was detached. Cheap.
+  void release_gone();
+
   FaultServerStats stats() const;
   void close();  // idempotent; sandboxes that are not complete wait until they are adopted
 

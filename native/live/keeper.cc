@@ -364,10 +364,16 @@ void release(const Holder& holder, uint64_t inode) {
 }
 
 void leave_open(UniqueFd fd, std::shared_ptr<ChildFile> file, ToldWhenGone told) {
+  release_gone();
+  Running& r = running();
+  const std::lock_guard lock(r.mutex);
+  r.left_open.push_back({std::move(fd), std::move(file), std::move(told)});
+}
+
+void release_gone() {
   Running& r = running();
   const std::lock_guard lock(r.mutex);
   std::erase_if(r.left_open, [](const Running::LeftOpen& left) { return memory_is_gone(left.fd.get()); });
-  r.left_open.push_back({std::move(fd), std::move(file), std::move(told)});
 }
 
 ToldWhenGone::ToldWhenGone(int fd, int file) : fd_(fd), file_(file) {

@@ -56,6 +56,9 @@ class ToldWhenGone {
 // is not a forked child's.
 void leave_open(UniqueFd fd, std::shared_ptr<ChildFile> file, ToldWhenGone told);
 
+// Closes what was left open of processes that have ended since.
+void release_gone();
+
 }  // namespace keeper
 
 }  // namespace medes

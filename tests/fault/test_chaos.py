@@ -14,7 +14,6 @@ import random
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from medes.types import SandboxState as S
 from tests.support import seed
 from tests.support.cluster import AgentProcess, Cluster, wait_until
 from tests.support.counter_app import App
+from tests.support.leftovers import left_over
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.chaos]
@@ -244,45 +244,6 @@ def guarded(run: Run, work: Callable[..., None], *arguments: object) -> None:
         work(run, *arguments)
     except Exception as error:
         run.failures.append(f"{work.__name__}: {error!r}")
-
-
-def gauges(agent: AgentProcess, address: str) -> dict[str, float]:
-    """The agent's metrics without labels."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {n: float(v) for n, _, v in (x.partition(" ") for x in lines if x[0] != "#" and "{" not in x)}
-
-
-def descriptors(agent: AgentProcess) -> list[str]:
-    """Those that belong to sandboxes: of processes, of their memory, of files in shm_dir."""
-    assert agent.process is not None
-    own = f"/proc/{agent.process.pid}"
-    found = []
-    for fd in Path(f"{own}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target, about = str(fd.readlink()), Path(f"{own}/fdinfo/{fd.name}").read_text()
-            if f"Pid:\t{agent.process.pid}\n" not in about:  # one of itself is the keeper's
-                found.append(target)
-    kinds = ("userfaultfd", "pidfd", ".medes", ".slab", "/pagemap", "/mem")
-    return [target for target in found if any(kind in target for kind in kinds)]
-
-
-def left_over(agent: AgentProcess, address: str) -> dict[str, object]:
-    """What the agent holds of its sandboxes, by kind; empty when that is nothing."""
-    with agent.client() as client:
-        # Lost pin records keep bases for nobody known: one pin each.
-        unknown = int("pins of other nodes may be forgotten" in agent.log.read_text(errors="replace"))
-        told = gauges(agent, address)
-        found: dict[str, object] = {
-            "sandboxes": client.list(),
-            "orphans": client.orphans(),
-            "files": agent.shm_files("sandbox-"),
-            "descriptors": descriptors(agent),
-            "pins": [b for b in client.node().bases if b.pins > unknown],
-            "slots": told["medes_agent_restores_running"],
-            "tasks": told["medes_agent_tasks"],
-        }
-    return {kind: what for kind, what in found.items() if what}
 
 
 def restored(client: MedesClient, sandbox_id: str) -> bool:

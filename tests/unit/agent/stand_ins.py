@@ -139,6 +139,9 @@ class StandInDriver:
         events, self._events = self._events, []
         return events
 
+    def release_gone(self) -> None:
+        pass
+
     def close(self) -> None:
         if self._read >= 0:
             os.close(self._read)
