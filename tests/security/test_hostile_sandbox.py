@@ -88,7 +88,9 @@ def hostile(binary: Path, mode: str) -> Iterator[int]:
         yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            for _ in range(50):  # what was forked under the signal needs another one
+                os.killpg(process.pid, signal.SIGKILL)
+                time.sleep(0.01)
         process.wait()
         process.stdout.close()
 
