@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -20,6 +21,11 @@ from medes.rpc.tls import server_credentials
 
 if TYPE_CHECKING:
     from medes.certs.identity import Identity
+
+
+# At debug level gRPC's server logs itself while it is being deallocated: whoever keeps that record, or only formats it,
+# has an object that is freed twice.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
 
 
 class RpcServer:

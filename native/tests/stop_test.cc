@@ -85,7 +85,10 @@ class Child {
         return fields;
       std::this_thread::sleep_for(milliseconds(1));
     }
-    ADD_FAILURE() << "it does not sleep in call " << number;
+    const std::string folder = "/proc/" + std::to_string(pid_) + "/";
+    ADD_FAILURE() << "it does not sleep in call " << number << ": "
+                  << read_proc_file(folder + "syscall", pid_, 4096)
+                  << read_proc_file(folder + "status", pid_, 4096);
     return std::vector<unsigned long long>(9);
   }
   bool has_ended() const {
