@@ -114,6 +114,10 @@ class _Stream:
         if code is grpc.StatusCode.OK:
             return None
         trailing, details = await self._call.trailing_metadata(), await self._call.details()
+        if code is grpc.StatusCode.INTERNAL and not trailing:
+            return (
+                None  # gRPC's own word for a write to a connection that has gone; an agent's has its details
+            )
         return self._channel.error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
 
 

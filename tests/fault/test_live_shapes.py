@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from medes.errors import BusyError, LimitExceededError, UnsupportedError
+from tests.support.cluster import wait_until
 from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
@@ -81,7 +82,10 @@ def test_who_forks_twice_and_ends_leaves_a_whole_grandchild(deduper: Deduper) ->
             live = deduper.dedup([program.pid])
             program.tell("daemon")
             program.process.wait(WAIT_S)
-            assert live.needed or live.state == "complete"
+            # Neither while the last page is in and the restore's end is not told yet.
+            wait_until(
+                lambda live=live: live.needed or live.state == "complete", "needed, or all pages are in"
+            )
             program.tell("check")
             assert program.hear() == "intact"
 
