@@ -48,9 +48,21 @@ bool is_in_vfork(pid_t pid) {
   return false;
 }
 
-[[noreturn]] void refuse(pid_t pid, pid_t other) {
+// Of a thread, the process it belongs to; nothing when it has ended.
+std::optional<pid_t> process_of(pid_t tid) {
+  try {
+    const std::string status = read_proc_file("/proc/" + std::to_string(tid) + "/status", tid, 65536);
+    if (const auto process = field_of(status, "Tgid")) return static_cast<pid_t>(process);
+  } catch (const Error&) {  // it has ended
+  }
+  return std::nullopt;
+}
+
+// `thread` is the one of `other` that was compared.
+[[noreturn]] void refuse(pid_t pid, pid_t other, pid_t thread) {
   const std::string object = "pid " + std::to_string(pid);
-  if (is_in_vfork(pid) || is_in_vfork(other))
+  // The child may have gone on to its own program, and the parent on its way, since they were compared.
+  if (is_in_vfork(pid) || is_in_vfork(other) || compare(pid, thread) != Order::same)
     throw Error(Code::busy, "a vfork is under way: process " + std::to_string(other) + " has its memory",
                 object, "try again later");
   throw Error(Code::unsupported, "it shares its memory with process " + std::to_string(other), object,
@@ -94,8 +106,13 @@ std::optional<uint32_t> last_pid() {
 MemorySharers::MemorySharers(std::span<const pid_t> pids)
     : known_(pids.begin(), pids.end()), last_pid_(last_pid()) {
   std::sort(known_.begin(), known_.end());
-  for (pid_t pid : pids)
-    if (const auto thread = thread_with_memory(pid)) sorted_.insert(place_of(pid, *thread), *thread);
+  for (pid_t pid : pids) {
+    const auto thread = thread_with_memory(pid);
+    if (!thread) continue;
+    const Place place = place_of(*thread);
+    if (place.same) refuse(*place.same, pid, *thread);
+    sorted_.insert(place.at, *thread);
+  }
   look_at_all();
 }
 
@@ -107,24 +124,30 @@ void MemorySharers::look_again() {
   for (uint32_t pid = *before + 1; pid <= *last_pid_; ++pid) look_at(static_cast<pid_t>(pid));
 }
 
-// Where it belongs; refuses it when its memory is there already.
-std::vector<pid_t>::iterator MemorySharers::place_of(pid_t pid, pid_t thread) {
+MemorySharers::Place MemorySharers::place_of(pid_t thread) {
   auto begin = sorted_.begin(), end = sorted_.end();
   while (begin != end) {
     const auto middle = begin + (end - begin) / 2;
     const Order order = compare(thread, *middle);
-    if (order == Order::same) refuse(*middle, pid);
+    if (order == Order::same) return {middle, *middle};
     if (order == Order::before)
       end = middle;
     else
       begin = middle + 1;
   }
-  return begin;
+  return {begin, std::nullopt};
 }
 
 void MemorySharers::look_at(pid_t pid) {
   if (std::binary_search(known_.begin(), known_.end(), pid)) return;
-  if (const auto thread = thread_with_memory(pid)) (void)place_of(pid, *thread);
+  const auto thread = thread_with_memory(pid);
+  if (!thread) return;
+  const auto same = place_of(*thread).same;
+  if (!same) return;
+  // Among those born since are threads of the known.
+  const auto process = process_of(pid);
+  if (process && !std::binary_search(known_.begin(), known_.end(), *process))
+    refuse(*same, *process, *thread);
 }
 
 void MemorySharers::look_at_all() {

@@ -25,7 +25,12 @@ class MemorySharers {
   void look_again();
 
  private:
-  std::vector<pid_t>::iterator place_of(pid_t pid, pid_t thread);
+  struct Place {
+    std::vector<pid_t>::iterator at;  // in sorted_
+    std::optional<pid_t> same;        // who has this memory already
+  };
+
+  Place place_of(pid_t thread);
   void look_at(pid_t pid);
   void look_at_all();
 

@@ -100,6 +100,21 @@ TEST(MemorySharers, AreFoundWhenTheyWereBornSince) {
 #endif
 }
 
+TEST(MemorySharers, ThreadsBornSinceAreNone) {
+  const pid_t pids[] = {getpid()};
+  MemorySharers sharers(pids);
+  int stay[2];
+  ASSERT_EQ(pipe(stay), 0);
+  std::thread born([fd = stay[0]] {
+    char end = 0;
+    (void)!read(fd, &end, 1);
+  });
+  EXPECT_NO_THROW(sharers.look_again());
+  close(stay[1]);
+  born.join();
+  close(stay[0]);
+}
+
 // A forked process of two threads, the first of which has exited. `then` runs in it before.
 pid_t leaderless(void (*then)()) {
   int ready[2];

@@ -96,21 +96,20 @@ def test_agents_are_killed_in_the_middle_of_everything(stress: Path, tmp_path: P
         assert program.process.stdout is not None
         program.tell("run 3600000")
         for n in range(KILLS):
-            agent = subprocess.Popen(
+            with subprocess.Popen(
                 [sys.executable, "-m", "tests.fault.live_victim", str(program.pid), str(tmp_path), "loop"],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
-            )
-            assert agent.stdout is not None
-            if random_.random() < 0.8:
-                assert agent.stdout.readline() == "looping\n", f"agent {n} could not go on"
-                time.sleep(random_.uniform(0, 0.15))
-            else:
-                time.sleep(random_.uniform(0.1, 0.4))  # in the middle of taking over, or before
-            agent.kill()
-            assert agent.wait(WAIT_S) == -signal.SIGKILL
-            agent.stdout.close()
+            ) as agent:
+                assert agent.stdout is not None
+                if random_.random() < 0.8:
+                    assert agent.stdout.readline() == "looping\n", f"agent {n} could not go on"
+                    time.sleep(random_.uniform(0, 0.15))
+                else:
+                    time.sleep(random_.uniform(0.1, 0.4))  # in the middle of taking over, or before
+                agent.kill()
+                assert agent.wait(WAIT_S) == -signal.SIGKILL
             assert not select.select([program.process.stdout], [], [], 0)[0], program.process.stdout.read()
         last = Deduper(tmp_path)
         take_over(last)
