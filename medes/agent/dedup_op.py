@@ -30,7 +30,7 @@ from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.memory_headroom import headroom_bytes
 from medes.agent.orphans import set_aside
-from medes.agent.processes import is_ending, namespace, runs
+from medes.agent.processes import is_ending, namespace
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.errors import (
     BusyError,
@@ -91,8 +91,8 @@ class DedupOp:
         try:
             return await self._run()
         except ProcessGoneError as error:
-            # A root that was killed counts as running for some instants yet.
-            if await self.agent.in_ops(_a_root_ends, self.entry.spec):
+            # Who was killed counts as running for some instants yet.
+            if await self.agent.in_ops(_ends, self.entry.spec):
                 raise
             raise BusyError(
                 f"a process of it ended during the op: {error.message}",
@@ -563,11 +563,12 @@ def _others_fault(error: MedesError) -> bool:
     return error.transient or isinstance(error, NotFoundError | CorruptError)
 
 
-def _a_root_ends(spec: SandboxSpec) -> bool:
-    """(blocks) Whether a root has exited, or has been killed and is about to."""
-    if spec.gone():
-        return True
-    return any(not runs(p, t) or is_ending(p) for p, t in zip(spec.pids, spec.start_times, strict=True))
+def _ends(spec: SandboxSpec) -> bool:
+    """(blocks) Whether all its processes have exited, or have been killed and are about to."""
+    try:
+        return all(is_ending(p) for p in spec.living())
+    except MedesError:
+        return False
 
 
 def _pages_gone(file: native.SandboxFile) -> bool:

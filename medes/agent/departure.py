@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def forget(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause = PurgeCause.EXITED) -> None:
-    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go."""
+    """Ends the agent's knowledge of a sandbox: state PURGED, file, pins and journal record go. That its processes have
+    exited may be seen before the purge that ended them gets here."""
+    if entry.ended_by is not None:
+        reason, cause = entry.ended_by
     evicted, entry.evicted = entry.evicted, None
     pending, entry.pending = entry.pending, None
     agent.journal.post({"t": "purged", "id": entry.id})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from dataclasses import replace
 
 from medes import native
-from medes.agent import accounting, departure, orphans, outcomes, restore_op
+from medes.agent import accounting, departure, members, orphans, outcomes, restore_op
 from medes.agent.core import Agent
 from medes.agent.dedup_op import DedupOp
-from medes.agent.processes import kill_all, runs
+from medes.agent.drivers import LiveHandle
+from medes.agent.processes import end_all, runs, start_time
 from medes.agent.registration import Registration, checked_spec
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.agent.states import require_dedup_allowed, require_restore_possible
@@ -45,6 +48,8 @@ from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
+CHILDREN_FILLED_S = 5.0
+
 
 # --- register ----------------------------------------------------------------------------------------------
 async def register(agent: Agent, request: Registration) -> Sandbox:
@@ -78,6 +83,8 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
     entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
     agent.entries[spec.sandbox_id] = entry
     try:
+        await members.look_again(agent, entry)
+        spec = entry.spec
         await agent.journal.write({"t": "sandbox", "spec": spec.to_json()})
         entry.warm_bytes = await agent.in_ops(lambda: native.private_bytes(spec.processes()))
     except MedesError:
@@ -296,6 +303,9 @@ async def _purge(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCau
     entry.leaving += 1  # no dedup op begins any more
     try:
         await _end(agent, entry, reason, cause)
+    except BaseException:
+        entry.ended_by = None
+        raise
     finally:
         entry.leaving -= 1
 
@@ -305,9 +315,12 @@ async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause
         entry.cancel.cancel()
     if entry.spec.purge_kills:
         # Before its turn: an op that holds the lock ends with the processes, and with the handle.
-        await agent.in_restores(_kill, entry)
-        if entry.evicted is not None and entry.evicted.live is not None:
-            await agent.in_restores(entry.evicted.live.detach)
+        entry.ended_by = reason, cause
+        members.note(agent, await agent.in_restores(_kill, agent, entry))
+        live = entry.evicted.live if entry.evicted is not None else None
+        if live is not None:
+            await agent.in_restores(_until_unneeded, live)
+            await agent.in_restores(live.detach)
     elif not await agent.in_restores(entry.gone):
         await _give_pages_back(agent, entry)
     async with entry.lock:
@@ -328,17 +341,31 @@ async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:
     _refuse_stalled(entry, evicted)
 
 
-def _kill(entry: SandboxEntry) -> None:
-    try:
-        pids = entry.spec.processes()
-    except ProcessGoneError:
-        pids = []
-    if entry.evicted is not None:
-        # Those whose parents have exited are in nobody's tree, and would wait for their pages for ever.
-        file = entry.evicted.file
-        known = zip(file.pids, file.start_times, strict=True)
-        pids += [p for p, ticks in known if p not in pids and runs(p, ticks)]
-    kill_all(pids, owner_of(entry.id))
+def _kill(agent: Agent, entry: SandboxEntry) -> list[members.Found]:
+    """(blocks) Ends all its processes. What it found of them is the event loop's to note."""
+    found: list[members.Found] = []
+
+    def look() -> list[tuple[int, int]]:
+        # A cgroup's are told by the cgroup; of the others, those whose parents have exited are in nobody's tree.
+        found[:] = members.look(agent, [entry])
+        known = [process for f in found for process in f.others]
+        with contextlib.suppress(ProcessGoneError):
+            known += [(pid, start_time(pid)) for pid in entry.spec.processes()]
+        if entry.evicted is not None:
+            file = entry.evicted.file
+            known += zip(file.pids, file.start_times, strict=True)
+        return [process for process in dict.fromkeys([*entry.spec.known(), *known]) if runs(*process)]
+
+    end_all(look, owner_of(entry.id))
+    return found
+
+
+def _until_unneeded(live: LiveHandle) -> None:
+    """(blocks) A child that was forked while pages were out, and of which nobody knows where it is, gets its pages before
+    the handle goes; of what was killed the memory is gone at once."""
+    deadline_s = time.monotonic() + CHILDREN_FILLED_S
+    while live.needed and time.monotonic() < deadline_s:
+        time.sleep(0.005)
 
 
 # --- looking -----------------------------------------------------------------------------------------------

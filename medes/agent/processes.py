@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,8 +146,8 @@ def _stat(pid: int) -> list[str]:
     return text[text.rfind(")") + 2 :].split()
 
 
-def kill(pid: int, start_time_ticks: int, owner: int | None = None) -> None:
-    """SIGKILL to that very process, if it is the owner's where there is one; silently nothing when it is gone. Raises
+def send(number: int, pid: int, start_time_ticks: int, owner: int | None = None) -> None:
+    """A signal to that very process, if it is the owner's where there is one; silently nothing when it is gone. Raises
     permission_denied."""
     try:
         fd = os.pidfd_open(pid)
@@ -158,7 +158,7 @@ def kill(pid: int, start_time_ticks: int, owner: int | None = None) -> None:
     try:
         # The descriptor holds on to whatever process has the pid now; only then is its identity checked.
         if runs(pid, start_time_ticks) and (owner is None or users_of(pid) == {owner}):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            signal.pidfd_send_signal(fd, number)
     except ProcessLookupError:
         return
     except PermissionError as error:
@@ -167,12 +167,33 @@ def kill(pid: int, start_time_ticks: int, owner: int | None = None) -> None:
         os.close(fd)
 
 
-def kill_all(pids: list[int], owner: int | None = None) -> None:
-    """Kills processes, of that owner only where there is one, children first, so that none of them sees its parent go
-    and is adopted elsewhere."""
-    times = {pid: start_time(pid) for pid in pids}
-    for pid in reversed(pids):
-        kill(pid, times[pid], owner)
+LOOKS_MAX = 100
+
+
+def end_all(look: Callable[[], Iterable[tuple[int, int]]], owner: int | None = None) -> None:
+    """Kills the processes (pid, start time) that `look` tells of, of that owner only where there is one; looks again
+    until it finds no new one. Stopped first, children after their parents: whoever is stopped forks no more, and while
+    it is there its children can be told by it. Raises permission_denied, when as many as can be are dead."""
+    stopped: dict[tuple[int, int], None] = {}
+    denied: PermissionDeniedError | None = None
+    for _ in range(LOOKS_MAX):
+        new = [process for process in look() if process not in stopped]
+        if not new:
+            break
+        for process in new:
+            stopped[process] = None
+            try:
+                send(signal.SIGSTOP, *process, owner)
+            except PermissionDeniedError as error:
+                denied = error
+    # Children first, so that none of them sees its parent go.
+    for process in reversed(stopped):
+        try:
+            send(signal.SIGKILL, *process, owner)
+        except PermissionDeniedError as error:
+            denied = error
+    if denied is not None:
+        raise denied
 
 
 def users_of(pid: int) -> set[int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from medes import native
-from medes.agent import journal_state, orphans, take_back, waiting
+from medes.agent import journal_state, members, orphans, take_back, waiting
 from medes.agent.base_op import base_record, free_base
 from medes.agent.bases import BaseMeta
 from medes.agent.core import Agent, endpoints_from_json
@@ -287,13 +287,18 @@ async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | No
     path = file.file.path if file is not None else known.path
     if file is not None and (file.spec.pids, file.spec.start_times) != (spec.pids, spec.start_times):
         file = None  # of other processes that had this id before: an orphan, or removed with them
+    if file is not None:
+        in_file = zip(file.file.pids, file.file.start_times, strict=True)
+        spec = replace(spec, others=tuple(p for p in {*spec.others, *in_file} if p[0] not in spec.pids))
+    entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
+    await members.look_again(agent, entry)
+    spec = entry.spec
     unreadable = path in agent.orphans
     gone = await agent.in_ops(spec.gone)
     if gone and file is None and not unreadable:
         agent.journal.post({"t": "purged", "id": spec.sandbox_id})
         found.gone += 1
         return  # its pins at peers go by ReconcilePins
-    entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
     entry.reason = "as it was when the agent started"
     entry.dedup_count = int(known.figures.get("dedup_count", 0))
     entry.is_base = any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values())

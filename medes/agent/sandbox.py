@@ -28,6 +28,7 @@ from medes.types import (
     LifecycleSettings,
     NodeEndpoints,
     OpRecord,
+    PurgeCause,
     RestoreReport,
     Sandbox,
 )
@@ -51,6 +52,12 @@ class SandboxSpec:
     driver: str = "live"
     hook_address: str = ""
     purge_kills: bool = False
+    others: tuple[
+        tuple[int, int], ...
+    ] = ()  # (pid, start time) of what the roots forked: medes.agent.members
+    seen: tuple[
+        int, ...
+    ] = ()  # per root: what the machine had forked when it was last seen running, or some time before
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -60,36 +67,51 @@ class SandboxSpec:
         """Raises KeyError or TypeError for a record that no agent wrote."""
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in data.items() if k in known}
-        for name in ("pids", "start_times"):
+        for name in ("pids", "start_times", "seen"):
             values[name] = tuple(values.get(name, ()))
+        values["others"] = tuple((int(pid), int(ticks)) for pid, ticks in values.get("others", ()))
         periods = {f.name for f in dataclasses.fields(LifecycleSettings)}
         given = {k: v for k, v in values.get("lifecycle", {}).items() if k in periods}
         values["lifecycle"] = LifecycleSettings(**given)
         return cls(**values)
 
-    def live_roots(self) -> list[int]:
-        """The roots that still run; those that cannot be looked at now count as running. A cgroup's sandbox: its
-        processes. Raises what keeps its cgroup from being read."""
+    def living(self) -> list[int]:
+        """The roots and what is known of those they forked, as far as they still run; those that cannot be looked at now
+        count as running. A cgroup's sandbox: its processes. Raises what keeps its cgroup from being read."""
         if self.cgroup:
             try:
                 return native.cgroup_pids(self.cgroup)
             except NotFoundError:
                 return []
-        return [p for p, t in zip(self.pids, self.start_times, strict=False) if runs(p, t)]
+        return [p for p, t in self.known() if runs(p, t)]
+
+    def known(self) -> list[tuple[int, int]]:
+        """(pid, start time) of the roots, then of what is known of those they forked."""
+        return [*zip(self.pids, self.start_times, strict=False), *self.others]
+
+    def seen_so(self) -> tuple[int, ...]:
+        """`seen`, of every root."""
+        return self.seen if len(self.seen) == len(self.pids) else (0,) * len(self.pids)
 
     def gone(self) -> bool:
-        """Whether all its roots have exited; False where that cannot be told now."""
+        """Whether its roots and all that is known of what they forked have exited; False where that cannot be told now."""
         try:
-            return not self.live_roots()
+            return not self.living()
         except MedesError:
             return False
 
     def processes(self) -> list[int]:
         """All processes of the sandbox, roots first. Raises process_gone when none is left."""
-        roots = self.live_roots()
-        if not roots:
+        living = self.living()
+        if not living:
             raise ProcessGoneError("its processes have exited", object=self.sandbox_id)
-        pids = roots if self.cgroup else native.process_tree(roots)
+        if self.cgroup:
+            pids = living
+        else:
+            roots = [p for p in living if p in self.pids]
+            pids = native.process_tree(roots) if roots else []
+            if left := [p for p in living if p not in pids]:  # what they forked has outlived its parents
+                pids += [p for p in native.process_tree(left) if p not in pids]
         if os.getpid() in pids:
             # Whoever moved the agent into the sandbox's cgroup: it would stop itself, for good.
             raise InvalidArgumentError("the agent itself is in this sandbox", object=self.sandbox_id)
@@ -168,6 +190,11 @@ class SandboxEntry:
         self.previous: Previous | None = None
         self.pending: Pending | None = None
         self.leaving = 0  # purges under way
+        self.ended_by: tuple[str, PurgeCause] | None = (
+            None  # the purge that kills its processes: why, and by whom
+        )
+        # Root → what the whole machine had forked when that was last seen running (medes.agent.members).
+        self.roots_seen: dict[int, int] = {}
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0
@@ -212,8 +239,8 @@ class SandboxEntry:
         return before
 
     def gone(self) -> bool:
-        """(blocks) Whether its roots have exited and no other process of it waits for pages that are out; False where that
-        cannot be told now."""
+        """(blocks) Whether its processes have exited, those included of which only is known that they wait for pages that
+        are out; False where that cannot be told now."""
         if not self.spec.gone():
             return False
         if self.evicted is None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from medes.agent import departure, handlers, restore_op
+from medes.agent import departure, handlers, members, restore_op
 from medes.agent.activity import end_expired
 from medes.agent.base_op import needed_functions, retire_unneeded, retire_unused
 from medes.agent.core import Agent
@@ -90,6 +90,7 @@ class Timers:
 
     async def _forget_gone(self) -> None:
         agent = self._agent
+        members.note(agent, await agent.in_restores(members.look, agent, list(agent.entries.values())))
         idle = [e for e in agent.entries.values() if not e.lock.locked()]
         gone = await agent.in_restores(lambda: [e for e in idle if e.gone()])
         for entry in gone:

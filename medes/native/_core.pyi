@@ -54,6 +54,9 @@ class MemoryImage:
 def process_tree(roots: list[int]) -> list[int]:
     """Roots and all their descendants, roots first. Raises process_gone."""
 
+def living_processes() -> list[tuple[int, int, int, int]]:
+    """(pid, parent, session, start time in clock ticks) of every process that we can see, in one look."""
+
 def cgroup_pids(path: str) -> list[int]: ...
 def private_bytes(pids: list[int]) -> int:
     """What the processes hold for themselves; anonymous pages shared since a fork count once, not once a process."""

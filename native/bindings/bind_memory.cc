@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/tuple.h>
 
 #include "bindings/bindings.h"
 #include "common/error.h"
@@ -65,6 +66,13 @@ void register_memory(nb::module_& m) {
   m.def(
       "process_tree", [](const std::vector<pid_t>& roots) { return process_tree(roots); }, nb::arg("roots"),
       nb::call_guard<nb::gil_scoped_release>());
+  m.def("living_processes", [] {
+    std::vector<std::tuple<pid_t, pid_t, pid_t, uint64_t>> out;
+    const nb::gil_scoped_release released;
+    for (const auto& [pid, stat] : living_processes())
+      out.emplace_back(pid, stat.parent, stat.session, stat.start_time_ticks);
+    return out;
+  });
   m.def("cgroup_pids", &cgroup_pids, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "private_bytes", [](const std::vector<pid_t>& pids) { return private_bytes(pids); }, nb::arg("pids"),

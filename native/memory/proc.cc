@@ -218,14 +218,15 @@ ProcessStat read_stat(pid_t pid) {
   constexpr unsigned kExiting = 0x4;  // PF_EXITING
   unsigned long long start = 0, pending = 0;
   unsigned flags = 0;
-  int parent = 0;
+  int parent = 0, session = 0;
   if (sscanf(text.c_str() + close + 3,
-             "%d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu"
+             "%d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu"
              " %*u %*d %*u %*u %*u %*u %*u %*u %llu",
-             &parent, &flags, &start, &pending) != 4)
+             &parent, &session, &flags, &start, &pending) != 5)
     throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
   stat.dying = (flags & kExiting) != 0 || (pending >> (SIGKILL - 1) & 1) != 0;
   stat.parent = parent;
+  stat.session = session;
   stat.start_time_ticks = start;
   return stat;
 }
@@ -280,6 +281,19 @@ std::vector<AddressRange> ranges_with_flag(pid_t pid, std::string_view flag) {
   return out;
 }
 
+std::vector<std::pair<pid_t, ProcessStat>> living_processes() {
+  std::vector<std::pair<pid_t, ProcessStat>> out;
+  for (pid_t pid : all_processes()) {
+    try {
+      const ProcessStat stat = read_stat(pid);
+      if ((stat.state != 'Z' && stat.state != 'X') || is_alive(pid)) out.emplace_back(pid, stat);
+    } catch (const Error& e) {
+      if (e.code != Code::process_gone) throw;  // exited between readdir and here
+    }
+  }
+  return out;
+}
+
 std::vector<pid_t> process_tree(std::span<const pid_t> roots) {
   std::vector<pid_t> out;
   std::set<pid_t> seen;
@@ -289,14 +303,7 @@ std::vector<pid_t> process_tree(std::span<const pid_t> roots) {
     if (seen.insert(root).second) out.push_back(root);
   }
   std::multimap<pid_t, pid_t> children;
-  for (pid_t pid : all_processes()) {
-    try {
-      const ProcessStat stat = read_stat(pid);
-      if ((stat.state != 'Z' && stat.state != 'X') || is_alive(pid)) children.emplace(stat.parent, pid);
-    } catch (const Error& e) {
-      if (e.code != Code::process_gone) throw;  // exited between readdir and here
-    }
-  }
+  for (const auto& [pid, stat] : living_processes()) children.emplace(stat.parent, pid);
   add_children(children, out, seen);
   return out;
 }

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "memory/image.h"
@@ -29,6 +30,7 @@ std::vector<pid_t> threads_of(pid_t pid);
 struct ProcessStat {
   char state = 0;
   pid_t parent = 0;
+  pid_t session = 0;
   uint64_t start_time_ticks = 0;
   bool dying = false;  // of a thread: it was killed, or is on its way out
 };
@@ -57,6 +59,8 @@ std::vector<AddressRange> ranges_with_flag(pid_t pid, std::string_view flag);
 std::vector<AddressRange> argument_ranges(pid_t pid);
 // Every process of the machine that we can see, by the number of its main thread.
 std::vector<pid_t> all_processes();
+// Those that live, in one look: some 5 us each.
+std::vector<std::pair<pid_t, ProcessStat>> living_processes();
 
 // Parts of a process whose pages must not go.
 struct Pinned {

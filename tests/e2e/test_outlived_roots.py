@@ -1,0 +1,215 @@
+"""A process whose registered root has died is the sandbox's still: it keeps its pages, and a purge ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from medes.client import MedesClient
+from medes.errors import NotFoundError
+from medes.types import SandboxState as S
+from tests.support.cluster import AgentProcess, Cluster, wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+MakeCluster = Callable[..., Cluster]
+
+# The root fills memory and forks an heir (or does so when it is told), which answers what it sees of it.
+FAMILY = """
+import hashlib, os, signal, socket, sys
+path, later = sys.argv[1], sys.argv[2] == "later"
+data = [hashlib.sha256(str(i).encode()).digest() * 64 for i in range(2000)]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen(8)
+def heir():
+    while True:
+        connection, _ = listener.accept()
+        digest = hashlib.sha256(b"".join(data)).hexdigest()
+        connection.sendall(f"{os.getpid()} {digest}".encode())
+        connection.close()
+if later:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    print("ready", flush=True)
+    signal.sigwait([signal.SIGUSR1])
+    left = os.pipe()
+    if os.fork() == 0:
+        if sys.argv[3] == "leaves":
+            os.setsid()
+        os.write(left[1], b"x")
+        heir()
+    os.read(left[0], 1)
+    os._exit(0)
+elif os.fork() == 0:
+    heir()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+class Family:
+    """A root and what it forked."""
+
+    def __init__(self, path: Path, when: str, session: str) -> None:
+        self.path = str(path)
+        self.root = subprocess.Popen(
+            [sys.executable, "-c", FAMILY, self.path, when, session],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=session != "none",
+        )
+        assert self.root.stdout is not None
+        assert self.root.stdout.readline() == "ready\n"
+        self.heir = 0
+        self.digest = ""
+        if when == "now":
+            self.ask()
+
+    def ask(self) -> None:
+        """The heir sees every byte as it was."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30.0)
+            connection.connect(self.path)
+            pid, digest = connection.recv(200).decode().split()
+        self.heir = int(pid)
+        self.digest = self.digest or digest
+        assert digest == self.digest
+
+    def root_dies(self) -> None:
+        self.root.kill()
+        self.root.wait()
+
+    def close(self) -> None:
+        self.root_dies()
+        assert self.root.stdout is not None
+        self.root.stdout.close()
+
+
+@contextmanager
+def family(tmp_path: Path, when: str = "now", session: str = "none") -> Iterator[Family]:
+    made = Family(tmp_path / "heir.sock", when, session)
+    heir = made.heir
+    try:
+        yield made
+    finally:
+        made.close()
+        heir = made.heir or heir
+        if heir and native.is_alive(heir):
+            subprocess.run(["kill", "-9", str(heir)], check=False)
+
+
+def purged(client: MedesClient, heir: int) -> None:
+    client.purge("a")
+    wait_until(lambda: not native.is_alive(heir), "the heir has ended")
+    with pytest.raises(NotFoundError):
+        client.get("a")
+
+
+def forgotten_or(client: MedesClient, state: S) -> bool:
+    """Whether it is in that state; fails when the agent has forgotten it."""
+    return client.get("a").state is state
+
+
+@pytest.mark.parametrize("agent_dies", ["never", "before the root", "after the root"])
+@pytest.mark.parametrize("state", [S.WARM, S.DEDUP])
+def test_an_heir_keeps_its_pages_and_is_purged(
+    make_cluster: MakeCluster, tmp_path: Path, state: S, agent_dies: str
+) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path) as made:
+        with agent.client() as client:
+            client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+            if state is S.DEDUP:
+                client.dedup("a")
+        if agent_dies == "before the root":
+            agent.kill()
+        made.root_dies()
+        if agent_dies == "after the root":
+            agent.kill()
+        if agent_dies != "never":
+            agent.start()
+        with agent.client() as client:
+            assert client.get("a").state is state
+            made.ask()
+            wait_until(lambda: forgotten_or(client, S.WARM), "whole again")
+            client.dedup("a")  # of the heir alone
+            made.ask()
+            wait_until(lambda: forgotten_or(client, S.WARM), "whole again")
+            purged(client, made.heir)
+
+
+@pytest.mark.parametrize("agent_dies", [False, True])
+def test_purged_while_only_the_heir_is_out(
+    make_cluster: MakeCluster, tmp_path: Path, agent_dies: bool
+) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path) as made:
+        with agent.client() as client:
+            client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+            client.dedup("a")
+        made.root_dies()
+        if agent_dies:
+            agent.kill()
+            agent.start()
+        with agent.client() as client:
+            assert client.get("a").state is S.DEDUP
+            purged(client, made.heir)
+        assert agent.shm_files("sandbox-") == []
+
+
+@pytest.mark.parametrize("agent_dies", [False, True])
+@pytest.mark.parametrize("state", [S.WARM, S.DEDUP])
+def test_a_root_that_leaves_its_session_to_a_child_and_ends(
+    make_cluster: MakeCluster, tmp_path: Path, state: S, agent_dies: bool
+) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path, "later", "leads") as made:
+        with agent.client() as client:
+            client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+            if state is S.DEDUP:
+                client.dedup("a")
+            made.root.send_signal(signal.SIGUSR1)
+            made.root.wait()
+        if agent_dies:  # in the middle of the child's restore
+            agent.kill()
+            agent.start()
+        with agent.client() as client:
+            wait_until(lambda: forgotten_or(client, S.WARM), "whole")
+            made.ask()
+            purged(client, made.heir)
+
+
+def test_a_child_that_nobody_can_find_is_not_left_waiting_by_a_purge(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path, "later", "leaves") as made:
+        with agent.client() as client:
+            client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+            client.dedup("a")
+            made.root.send_signal(signal.SIGUSR1)
+            made.root.wait()
+            client.purge("a")
+        with contextlib.suppress(ConnectionError):  # it was found while it had a parent, and killed
+            made.ask()
+
+
+def test_another_sandbox_of_the_same_tree_is_left_alone(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path) as made, agent.client() as client:
+        client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+        client.register("family", pids=[made.heir], sandbox_id="heir")
+        made.root_dies()
+        wait_until(
+            lambda: [s.sandbox_id for s in client.list()] == ["heir"], "the root's sandbox is forgotten"
+        )
+        made.ask()
