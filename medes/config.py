@@ -40,6 +40,7 @@ from medes.errors import InvalidArgumentError
 from medes.limits import (
     NAME_CHARS_MAX,
     NODE_CHARS_WITH_USERS_MAX,
+    PAGE_TOKEN_S_MAX,
     PIDS_PER_SANDBOX_MAX,
     SETTINGS_FILE_BYTES_MAX,
 )
@@ -238,6 +239,12 @@ class AgentSettings(Settings):
     )
     page_lease_s: float = setting(
         180.0, "a node silent this long loses its access to pages here", minimum=1.0, maximum=DURATION_S_MAX
+    )
+    page_token_s: float = setting(
+        600.0,
+        "a node's page tokens and RDMA connections here end after one to two times this, and it gets new ones",
+        minimum=1.0,
+        maximum=PAGE_TOKEN_S_MAX,
     )
     peer_domains: str = setting(
         ALL_DOMAINS,

@@ -28,6 +28,7 @@ EVENT_BYTES_MAX = 6 << 20  # a function's request or response, as AWS Lambda
 ADDRESS_RANGES_MAX = 8  # of a base; kMaxRanges in native/common/limits.h
 ADDRESS_CHARS_MAX = 300  # of a node's host:port
 TRANSPORTS_PER_NODE_MAX = 8
+PAGE_TOKEN_S_MAX = 86400.0
 BASE_RESERVATIONS_MAX = 100_000  # bases being made at once in the cluster
 REGISTRY_CALLS_QUEUED_MAX = 128  # under way and waiting; each may hold a message of tens of MB
 RPCS_CONCURRENT_MAX = 1024  # per server, streams included

@@ -101,6 +101,7 @@ class AgentDaemon:
         self._peer = RpcServer(observer=rpc_metrics.observe, access=PEER_ACCESS)
         self.identity: Identity | None = None
         self._shown: native.TlsIdentity | None = None
+        self._believed = b""  # the CA certificates that it goes by
         self._metrics: MetricsServer | None = None
         self.peer_address = ""
         self.tcp_address = ""
@@ -133,6 +134,7 @@ class AgentDaemon:
         identity = self.identity = self._make_identity()
         shown = self._shown = _shown(identity) if identity else None
         if identity is not None:
+            self._believed = identity.pem.ca
             self._rpc_metrics.watch_certificate(lambda: identity.expires_s)
         make_reader = _reader_factory(settings, shown)
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
@@ -179,6 +181,7 @@ class AgentDaemon:
             asyncio.create_task(self.agent.controller.run(), name="controller link"),
             asyncio.create_task(Timers(self.agent, tick_s=self._tick_s()).run(), name="timers"),
             asyncio.create_task(page_leases.run(self.agent, pages), name="page leases"),
+            asyncio.create_task(self.agent.peers.renewal.run(), name="page tokens"),
         ]
         if identity is not None:
             self._loops.append(
@@ -205,9 +208,14 @@ class AgentDaemon:
         return daemon_identity(settings.tls, settings.cluster_path, party, hosts)
 
     def _show_anew(self, identity: Identity) -> None:
-        if self._shown is not None:
-            pem = identity.pem
-            self._shown.replace(pem.certificate, pem.private_key, pem.ca)
+        if self._shown is None or self._pages is None:
+            return
+        pem, before = identity.pem, self._believed
+        self._shown.replace(pem.certificate, pem.private_key, pem.ca)
+        self._believed = pem.ca
+        self.agent.peers.renewal.reconnect_all()
+        if pem.ca != before:
+            self._pages.end_connections()
 
     def _lock_shm(self, owner: Owner) -> None:
         """What lies in shm_dir is one agent's: another would not know what it is for."""
@@ -423,13 +431,14 @@ def _page_server(agent: Agent, rdma: RdmaNode | None, shown: native.TlsIdentity 
 def _reader_factory(settings: AgentSettings, shown: native.TlsIdentity | None) -> ReaderFactory:
     streams = settings.page_streams or automatic_streams(len(os.sched_getaffinity(0)))
 
-    def make(peer: NodeEndpoints, access: PageAccess) -> native.PageReader:
+    def make(peer: NodeEndpoints, access: PageAccess, wake: int) -> native.PageReader:
         return native.tcp_reader(
             access.page_address,
             access.token,
             streams=streams,
             identity=shown,
             server_name=node_server_name(peer.node_id),
+            wake=wake,
         )
 
     return make

@@ -78,6 +78,7 @@ class AgentObserver(Observer):
             metrics.refused_page_connections.labels(reason).set_function(
                 partial(_page_stat, pages, f"refused_{reason}s")
             )
+        metrics.ended_page_connections.set_function(lambda: float(pages.stats()["ended_tokens"]))
         metrics.fallback_reads.set_function(lambda: float(agent.peers.fallback_reads()))
         for side in ("server", "client"):
             metrics.rdma_connections.labels(side).set_function(

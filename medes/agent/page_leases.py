@@ -24,7 +24,10 @@ def pinned_at(agent: Agent, node_id: str) -> set[int]:
 async def run(agent: Agent, pages: PageAccessTable) -> None:
     """Ends when cancelled."""
     while True:
-        await agent.clock.sleep(min(TELL_S_MAX, agent.settings.page_lease_s / TELLS_PER_LEASE))
+        settings = agent.settings
+        await agent.clock.sleep(
+            min(TELL_S_MAX, settings.page_lease_s / TELLS_PER_LEASE, settings.page_token_s)
+        )
         try:
             pages.reap()
             agent.peers.forget_regions(functools.partial(pinned_at, agent))

@@ -10,6 +10,7 @@ from medes import native
 from medes.certs.identity import Identity
 from medes.certs.parties import node_server_name
 from medes.errors import CorruptError, PeerUnreachableError
+from medes.limits import PAGE_TOKEN_S_MAX
 from medes.rpc.calls import AioChannel
 from medes.rpc.channel import LastingStub, aio_channel
 from medes.rpc.convert import from_proto
@@ -66,6 +67,7 @@ class PageAccess:
     page_address: str
     rdma: RdmaAnswer = NO_RDMA
     store: str = ""  # whose pages
+    valid_s: float = 0.0  # how long the token is good; 0: as long as there is access
 
 
 class PeerClient:
@@ -129,7 +131,10 @@ class PeerClient:
         answer = await self._stub.OpenPages(request)
         endpoint = endpoint_from_proto(answer.rdma) if answer.HasField("rdma") else None
         regions = tuple(region_from_proto(r) for r in answer.regions)
-        return PageAccess(answer.token, answer.page_address, RdmaAnswer(endpoint, regions), answer.store)
+        valid_s = min(answer.token_valid_ms / 1000, 2 * PAGE_TOKEN_S_MAX)
+        return PageAccess(
+            answer.token, answer.page_address, RdmaAnswer(endpoint, regions), answer.store, valid_s
+        )
 
     async def keep_pages(self, domains: Iterable[str], rdma_domains: Iterable[str]) -> None:
         """Access to these domains is still in use, over a queue pair where in `rdma_domains`."""

@@ -1,13 +1,10 @@
 """What other agents ask of this one: pins on its bases and access to its page server; plain functions.
 
-A page token is derived from a secret of this node, the asking node and the domain: after a restart the same token is
-granted again to every node that has pins here, so that readers which are open elsewhere go on.
+Tokens of the page server are in medes.agent.page_tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,6 +15,7 @@ from medes.agent.base_op import free_base
 from medes.agent.bases import LocalBase
 from medes.agent.core import Agent
 from medes.agent.journal import Record
+from medes.agent.page_tokens import SECRET_BYTES, PageTokens, Token
 from medes.agent.peer_client import PageAccess
 from medes.agent.store_identity import same_store
 from medes.errors import (
@@ -34,7 +32,6 @@ from medes.types import BaseDescriptor
 
 log = logging.getLogger(__name__)
 
-SECRET_BYTES = 32
 PAGE_ACCESS_MAX = NODES_MAX * 16
 
 
@@ -192,7 +189,7 @@ class PageAccessTable:
     """Tokens of the page server and RDMA connections, one a (node, domain). Use from one event loop.
 
     Access is a lease: a node that is silent for `page_lease_s` loses its queue pairs, and its tokens for domains in
-    which it has no pins here.
+    which it has no pins here. Tokens and queue pairs end with their epoch besides, and their nodes ask for new ones.
     """
 
     def __init__(
@@ -202,7 +199,7 @@ class PageAccessTable:
         self._rdma = rdma
         self._server = server
         self.address = advertised
-        self._secret = b""
+        self.tokens = PageTokens(b"", agent.settings.page_token_s)
         self._kept_s: dict[
             tuple[str, str], float
         ] = {}  # (node, domain) with a token → when it was last heard of
@@ -230,7 +227,7 @@ class PageAccessTable:
                 await self._agent.journal.write({"t": "node", "secret": known}, sync=True)
             except MedesError as error:  # readers open anew after the next restart
                 log.warning("the secret of page tokens is not kept: %s", error)
-        self._secret = bytes.fromhex(known)
+        self.tokens = PageTokens(bytes.fromhex(known), self._agent.settings.page_token_s)
 
     def _added(self, base: LocalBase) -> None:
         self._server.add_slab(base.slab, base.descriptor.domain)
@@ -246,15 +243,12 @@ class PageAccessTable:
         """Where a peer that was just granted pins on these bases finds them by RDMA; none unless it is connected."""
         return [] if self._rdma is None else self._rdma.regions(node_id, domain, base_ids)
 
-    def _token(self, node_id: str, domain: str) -> bytes:
-        text = f"{len(node_id)}:{node_id}{domain}".encode()
-        return hmac.new(self._secret, text, hashlib.sha256).digest()
-
-    def _grant(self, node_id: str, domain: str) -> bytes:
-        token = self._token(node_id, domain)
-        self._server.grant(token, domain, node_id)
+    def _grant(self, node_id: str, domain: str) -> Token:
+        good = self.tokens.good(node_id, domain)
+        for token in good:
+            self._server.grant(token.token, domain, node_id, token.valid_s)
         self._kept_s[node_id, domain] = self._agent.clock.now_s()
-        return token
+        return good[0]
 
     def open(self, node_id: str, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
         """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can.
@@ -268,8 +262,8 @@ class PageAccessTable:
         token = self._grant(node_id, domain)
         answer = NO_RDMA
         if rdma is not None and self._rdma is not None:
-            answer = self._rdma.accept(node_id, domain, rdma, self._agent.clock.now_s())
-        return PageAccess(token, self.address, answer)
+            answer = self._rdma.accept(node_id, domain, rdma, self._agent.clock.now_s(), token.valid_s)
+        return PageAccess(token.token, self.address, answer, valid_s=token.valid_s)
 
     def keep(self, node_id: str, domains: list[str], rdma_domains: list[str]) -> None:
         """That node still uses its access to these domains; what it was never given stays so."""
@@ -283,15 +277,21 @@ class PageAccessTable:
 
     def reap(self) -> None:
         """Takes back what nodes that have gone, or read no more, were given."""
-        since_s = self._agent.clock.now_s() - self._agent.settings.page_lease_s
+        now_s = self._agent.clock.now_s()
+        since_s = now_s - self._agent.settings.page_lease_s
         if self._rdma is not None:
-            self._rdma.reap(since_s)
+            self._rdma.reap(since_s, now_s)
         silent = {key for key, kept_s in self._kept_s.items() if kept_s < since_s}
         for key in silent - set(self._agent.pins.peer_domains(self._agent.node_id)):
             del self._kept_s[key]
-            self._server.revoke(self._token(*key))
+            for token in self.tokens.good(*key):
+                self._server.revoke(token.token)
             if self._rdma is not None:
                 self._rdma.release(*key)
+
+    def end_connections(self) -> None:
+        """Who is believed has changed: whoever still is connects anew, behind the requests that have come."""
+        self._server.end_connections()
 
     def stats(self) -> dict[str, int]:
         return dict(self._server.stats())

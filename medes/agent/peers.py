@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from medes import native
+from medes.agent.page_renewal import PageRenewal
 from medes.agent.peer_client import PageAccess, PeerClient
 from medes.errors import DeadlineExceededError, MedesError, PeerUnreachableError, UnsupportedError
 from medes.transport.rdma import RdmaAnswer, RdmaNode
@@ -30,7 +31,9 @@ AWAY = (PeerUnreachableError, DeadlineExceededError)
 class ReaderFactory(Protocol):
     """Makes the reader of a peer's pages by the transport that settings and devices allow; blocks."""
 
-    def __call__(self, peer: NodeEndpoints, access: PageAccess) -> native.PageReader: ...
+    def __call__(self, peer: NodeEndpoints, access: PageAccess, wake: int) -> native.PageReader:
+        """`wake`: an eventfd to be told when the token is refused."""
+        ...
 
 
 class PeerTable:
@@ -58,6 +61,7 @@ class PeerTable:
         self._clients: dict[str, PeerClient] = {}
         self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
         self._opening: dict[tuple[str, str], asyncio.Lock] = {}
+        self.renewal = PageRenewal(self._renew, lambda: {key: r for key, (r, _) in self._readers.items()})
         self._pinning: dict[str, asyncio.Lock] = {}
         self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
         # (node, base id) → its bytes there and how many pin it, as its holder last said
@@ -180,21 +184,51 @@ class PeerTable:
         key = (node_id, domain)
         async with self._opening.setdefault(key, asyncio.Lock()):
             if key not in self._readers:
-                access = await self._client(node_id).open_pages(domain)
-                if access.store and access.store != self.endpoints[node_id].store:
-                    await self._require_store(node_id, access.store)
+                access = await self._open(key)
                 reader = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._make_reader, self.endpoints[node_id], access
+                    self._executor, self._make_reader, self.endpoints[node_id], access, self.renewal.wake
                 )
                 self._readers[key] = (await self._with_rdma(node_id, domain, reader), access)
+                self.renewal.granted(key, access.valid_s)
             return self._readers[key][0]
 
+    async def _open(self, key: tuple[str, str]) -> PageAccess:
+        node_id, domain = key
+        access = await self._client(node_id).open_pages(domain)
+        if access.store and access.store != self.endpoints[node_id].store:
+            await self._require_store(node_id, access.store)
+        return access
+
+    async def _renew(self, key: tuple[str, str]) -> tuple[float, bool]:
+        """See PageRenewal."""
+        access = await self._open(key)
+        found = self._readers.get(key)
+        if found is None:
+            return access.valid_s, False
+        reader, before = found
+        reader.readdress(access.page_address, access.token)
+        self._readers[key] = (reader, access)
+        return access.valid_s, access.token != before.token
+
+    async def _reopen(self, key: tuple[str, str]) -> native.PageReader:
+        """The reader again, with what the peer grants now; the sandboxes that use it already go on with it."""
+        await self._renew(key)
+        async with self._opening[key]:
+            reader, access = self._readers[key]
+            # Where it was connected by RDMA before, that is made anew by itself.
+            if self._rdma is not None and not self._rdma.has_link(*key):
+                reader = await self._with_rdma(*key, reader)
+                self._readers[key] = (reader, access)
+        return reader
+
     async def live_reader(self, node_id: str, domain: str, base_id: int) -> native.PageReader:
-        """A reader that has just read from the base: one from before a restart of the peer is replaced, and a peer
-        that moved is asked for at the controller. Raises peer_unreachable, unauthenticated."""
+        """A reader that has just read from the base: one from before a restart of the peer is told what that grants now,
+        and a peer that moved is asked for at the controller. Raises peer_unreachable, unauthenticated."""
         for last in (False, True):
             try:
                 reader = await self.reader(node_id, domain)
+                if last:
+                    reader = await self._reopen((node_id, domain))
             except PeerUnreachableError:
                 if last:
                     raise
@@ -213,6 +247,10 @@ class PeerTable:
                 access = await self._client(node_id).open_pages(domain, endpoint)
                 # A peer that was started anew may have moved and granted a new token.
                 reader.readdress(access.page_address, access.token)
+                key = (node_id, domain)
+                if key in self._readers:
+                    self._readers[key] = (self._readers[key][0], access)
+                self.renewal.granted(key, access.valid_s)
                 return access.rdma
 
             attached = await self._rdma.attach(node_id, domain, reader, exchange)
@@ -249,7 +287,7 @@ class PeerTable:
                 self._rdma.keep_regions(node_id, pinned_at(node_id))
 
     async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
-        """Whether the reader in use still reads the base (the peer may have restarted). False: it was dropped."""
+        """Whether the reader in use still reads the base (the peer may have restarted)."""
         key = (node_id, domain)
         found = self._readers.get(key)
         if found is None:
@@ -263,9 +301,6 @@ class PeerTable:
             return True
         except MedesError as error:
             log.info("pages of %s: %s: opening them anew", node_id, error)
-            # Not closed: other sandboxes may have reads under way; it goes with its last user.
-            if self._readers.get(key) is found:
-                del self._readers[key]
             return False
 
     async def refresh(self, node_id: str) -> None:
@@ -284,6 +319,7 @@ class PeerTable:
         readers, self._readers = self._readers, {}
         for reader, _ in readers.values():
             await loop.run_in_executor(self._executor, reader.close)
+        await self.renewal.close()
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.close()

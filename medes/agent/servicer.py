@@ -215,7 +215,10 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         remote = endpoint_from_proto(request.rdma) if request.HasField("rdma") else None
         access = self._pages.open(request.node_id, request.domain, remote)
         response = peer_pb2.OpenPagesResponse(
-            token=access.token, page_address=access.page_address, store=self._agent.endpoints.store
+            token=access.token,
+            token_valid_ms=max(1, int(access.valid_s * 1000)),
+            page_address=access.page_address,
+            store=self._agent.endpoints.store,
         )
         if access.rdma.endpoint is not None:
             response.rdma.CopyFrom(endpoint_to_proto(access.rdma.endpoint))

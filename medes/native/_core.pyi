@@ -302,8 +302,18 @@ class PageServer:
     def address(self) -> str: ...
     def add_slab(self, slab: Slab, domain: str) -> None: ...
     def remove_slab(self, base_id: int) -> None: ...
-    def grant(self, token: bytes, domain: str, peer: str) -> None: ...
+    def grant(self, token: bytes, domain: str, peer: str, valid_s: float | None = None) -> None:
+        """None: until it is revoked. Later connections with the token are refused, those that are open end with the next
+        pause between their requests."""
+
     def revoke(self, token: bytes) -> None: ...
+    @property
+    def grants(self) -> int:
+        """Tokens that are known, ended ones included until they are forgotten."""
+
+    def end_connections(self) -> None:
+        """(nogil) Ends every connection behind the requests that have come; readers connect anew."""
+
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
@@ -323,10 +333,15 @@ class PageReader:
         """(nogil) One batch of (base_id, offset, length) → per read its code ("ok", …) and bytes (tests, tools)."""
 
     def readdress(self, address: str, token: bytes) -> None:
-        """After the peer was started anew: where it is and what it granted; used from the next connection on."""
+        """Where the peer is and what it granted; used from the next connection on, and at once by reads that wait because
+        their token was refused."""
+
+    def reconnect(self) -> bool:
+        """(nogil) Makes the connections anew that there are, beside the reads under way. False when the peer did not take
+        one of them; one that is not believed any more is then closed. Blocks for some seconds at most."""
 
     def stats(self) -> dict[str, int]: ...
-    # batches, reads, bytes, failures, retries, reconnects, fallbacks, breaks
+    # batches, reads, bytes, failures, retries, reconnects, fallbacks, breaks, refused_tokens
     @property
     def bytes_by_transport(self) -> dict[str, int]:
         """stats()["bytes"] by what carried them; only those that carried any."""
@@ -343,10 +358,13 @@ def tcp_reader(
     connect_now: bool = True,
     check_digests: bool = True,
     attempts: int = 4,
+    wake: int = -1,
 ) -> PageReader:
     """(nogil) A reader over TCP, or mutual TLS with an identity; then the server's certificate must be for server_name
-    (empty: the address's host). With connect_now raises
-    peer_unreachable or unauthenticated; without, the first read connects. Without check_digests damage on the way is only found when pages are rebuilt. Failed reads are tried `attempts` times."""
+    (empty: the address's host). With connect_now raises peer_unreachable or unauthenticated; without, the first read
+    connects. Without check_digests damage on the way is only found when pages are rebuilt. Failed reads are tried
+    `attempts` times. `wake`, an eventfd, is told when the peer refuses the token; reads then wait up to 2 s for
+    readdress."""
 
 def local_reader(slabs: list[Slab]) -> PageReader: ...
 def retry_reader(reader: PageReader, attempts: int = 4) -> PageReader: ...

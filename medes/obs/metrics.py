@@ -201,8 +201,11 @@ class AgentMetrics:
         self.pages_prefetched = counter("pages_prefetched", "Pages placed ahead of their fault.")
         self.refused_page_connections = gauge(
             "refused_page_connections",
-            "Page connections refused by reason: certificate, token (unknown), node (another's token).",
+            "Page connections refused by reason: certificate, token (unknown, ended), node (another's token).",
             "reason",
+        )
+        self.ended_page_connections = gauge(
+            "ended_page_connections", "Page connections closed because their token had ended."
         )
         self.base_pages_read = counter(
             "base_pages_read", "Base pages read from peers by transport.", "transport"

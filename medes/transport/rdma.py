@@ -30,6 +30,7 @@ EVICT_EVERY_S = 30.0
 RECONNECTS_AT_ONCE = 16
 TRIAL_BYTES = 16
 TRIAL_TIMEOUT_S = 5.0  # of the first READ on a rail, where there is another to try
+NO_END_S = float("inf")
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -60,6 +61,7 @@ class _Accepted:
     rail: int
     connection_id: int
     kept_s: float  # when the peer last said that it uses it
+    ends_s: float  # as the token that was granted with it
 
 
 def open_rdma(transport: str, devices: str = "", *, encrypted: bool) -> tuple[RdmaNode | None, str]:
@@ -166,8 +168,11 @@ class RdmaNode:
         found = (rail.region(base_id, domain) for base_id in list(wanted))
         return [region for region in found if region is not None]
 
-    def accept(self, node_id: str, domain: str, remote: native.RdmaEndpoint, now_s: float) -> RdmaAnswer:
-        """A queue pair for that node and domain; the one it had is closed. No endpoint when the bound is reached."""
+    def accept(
+        self, node_id: str, domain: str, remote: native.RdmaEndpoint, now_s: float, valid_s: float = NO_END_S
+    ) -> RdmaAnswer:
+        """A queue pair for that node and domain, for so long at most; the one it had is closed. No endpoint when the
+        bound is reached."""
         self.release(node_id, domain)
         near = {i: nearness(rail.gid, remote.gid) for i, rail in enumerate(self._rails)}
         fitting = self._in_turn([i for i in near if near[i] >= 0])
@@ -177,7 +182,7 @@ class RdmaNode:
             except BusyError as error:
                 log.warning("%s on %s: %s", node_id, self.ports[i], error)
                 continue
-            self._accepted[node_id, domain] = _Accepted(i, connection_id, now_s)
+            self._accepted[node_id, domain] = _Accepted(i, connection_id, now_s, now_s + valid_s)
             return RdmaAnswer(endpoint, tuple(self.regions(node_id, domain)))
         return NO_RDMA
 
@@ -193,11 +198,15 @@ class RdmaNode:
             if (node_id, domain) in self._accepted:
                 self._accepted[node_id, domain].kept_s = now_s
 
-    def reap(self, silent_since_s: float) -> int:
-        """Closes queue pairs that were neither made nor kept since then; returns how many."""
-        dead = [key for key, accepted in self._accepted.items() if accepted.kept_s < silent_since_s]
+    def reap(self, silent_since_s: float, now_s: float) -> int:
+        """Closes queue pairs that were neither made nor kept since then, or whose end has come; returns how many."""
+        dead = [
+            key
+            for key, accepted in self._accepted.items()
+            if accepted.kept_s < silent_since_s or accepted.ends_s <= now_s
+        ]
         for node_id, domain in dead:
-            log.info("RDMA connection of %s (%s) is not used any more", node_id, domain)
+            log.info("RDMA connection of %s (%s) is not used any more, or too old", node_id, domain)
             self.release(node_id, domain)
         return len(dead)
 
@@ -240,6 +249,10 @@ class RdmaNode:
         except MedesError as error:
             log.warning("%s cannot be read from %s: %s", link.key[0], self.ports[link.rail], error)
             return False
+
+    def has_link(self, node_id: str, domain: str) -> bool:
+        """Whether there is a reader of that node and domain, connected or to be connected anew by its next read."""
+        return any(link.key == (node_id, domain) for link in self._links.values())
 
     def add_regions(self, node_id: str, domain: str, regions: Iterable[native.RdmaRegion]) -> None:
         """Bases that the peer published after the connection was made."""

@@ -70,6 +70,7 @@ nb::dict stats_dict(const TransportStats& s) {
   out["reconnects"] = s.reconnects;
   out["fallbacks"] = s.fallbacks;
   out["breaks"] = s.breaks;
+  out["refused_tokens"] = s.refused_tokens;
   return out;
 }
 
@@ -139,6 +140,7 @@ nb::dict server_stats(const PageServer& server) {
   out["refused_certificates"] = s.refused_certificates;
   out["refused_tokens"] = s.refused_tokens;
   out["refused_nodes"] = s.refused_nodes;
+  out["ended_tokens"] = s.ended_tokens;
   out["malformed"] = s.malformed;
   out["batches"] = s.batches;
   out["reads"] = s.reads;
@@ -168,14 +170,18 @@ void register_page_server(nb::module_& m) {
           nb::arg("base_id"))
       .def(
           "grant",
-          [](PageServer& s, const nb::bytes& token, const std::string& domain, const std::string& peer) {
-            s.slabs().grant(wire::token_from(as_bytes(token)), domain, peer);
+          [](PageServer& s, const nb::bytes& token, const std::string& domain, const std::string& peer,
+             std::optional<double> valid_s) {
+            s.slabs().grant(wire::token_from(as_bytes(token)), domain, peer,
+                            valid_s ? Clock::now() + seconds(*valid_s) : Grant::Time::max());
           },
-          nb::arg("token"), nb::arg("domain"), nb::arg("peer"))
+          nb::arg("token"), nb::arg("domain"), nb::arg("peer"), nb::arg("valid_s") = nb::none())
       .def(
           "revoke",
           [](PageServer& s, const nb::bytes& token) { s.revoke(wire::token_from(as_bytes(token))); },
           nb::arg("token"))
+      .def("end_connections", &PageServer::end_connections, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("grants", [](PageServer& s) { return s.slabs().grants(); })
       .def("stats", &server_stats)
       .def("close", &PageServer::close, nb::call_guard<nb::gil_scoped_release>());
 }
@@ -185,18 +191,22 @@ void register_readers(nb::module_& m) {
       "tcp_reader",
       [](const std::string& address, const nb::bytes& token, size_t streams,
          std::shared_ptr<TlsIdentity> identity, const std::string& server_name, bool connect_now,
-         bool check_digests, int attempts) -> std::shared_ptr<PageReader> {
-        TcpReaderOptions options{address,      wire::token_from(as_bytes(token)),
-                                 streams,      std::move(identity),
-                                 server_name,  connect_now,
-                                 check_digests};
+         bool check_digests, int attempts, int wake) -> std::shared_ptr<PageReader> {
+        TcpReaderOptions options{.address = address,
+                                 .token = wire::token_from(as_bytes(token)),
+                                 .streams = streams,
+                                 .identity = std::move(identity),
+                                 .server_name = server_name,
+                                 .connect_now = connect_now,
+                                 .wake = wake,
+                                 .check_digests = check_digests};
         nb::gil_scoped_release release;
         std::shared_ptr<PageReader> reader = std::make_shared<TcpReader>(std::move(options));
         return attempts > 1 ? make_retry_reader(std::move(reader), {.attempts = attempts}) : reader;
       },
       nb::arg("address"), nb::arg("token"), nb::kw_only(), nb::arg("streams") = 1,
       nb::arg("identity") = nb::none(), nb::arg("server_name") = "", nb::arg("connect_now") = true,
-      nb::arg("check_digests") = true, nb::arg("attempts") = 4);
+      nb::arg("check_digests") = true, nb::arg("attempts") = 4, nb::arg("wake") = -1);
   m.def(
       "local_reader",
       [](const std::vector<std::shared_ptr<Slab>>& slabs) { return make_local_reader(slabs); },
@@ -297,6 +307,7 @@ void register_transport(nb::module_& m) {
             r.readdress(address, bytes);
           },
           nb::arg("address"), nb::arg("token"))
+      .def("reconnect", &PageReader::reconnect, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", [](const PageReader& r) { return stats_dict(r.stats()); })
       .def_prop_ro("bytes_by_transport",
                    [](const PageReader& r) { return by_transport(r.stats().by_transport, 1); })

@@ -107,6 +107,7 @@ class FallbackReader : public PageReader {
     out.retries += second.retries + shared_->retries;
     out.reconnects += second.reconnects;
     out.fallbacks = shared_->fallbacks;
+    out.refused_tokens = second.refused_tokens;
     return out;
   }
   void close() override {
@@ -115,6 +116,10 @@ class FallbackReader : public PageReader {
   }
   void readdress(const std::string& address, std::span<const std::byte> token) override {
     shared_->second->readdress(address, token);
+  }
+  bool reconnect() override {
+    const bool first = shared_->first->reconnect();
+    return shared_->second->reconnect() && first;
   }
 
  private:

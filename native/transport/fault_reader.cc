@@ -103,6 +103,7 @@ class FaultReader : public PageReader {
   void readdress(const std::string& address, std::span<const std::byte> token) override {
     inner_->readdress(address, token);
   }
+  bool reconnect() override { return inner_->reconnect(); }
 
  private:
   Script script(size_t n) {

@@ -38,6 +38,7 @@ struct TransportCapabilities {
 
 struct TransportStats {
   uint64_t batches = 0, reads = 0, bytes = 0, failures = 0, retries = 0, reconnects = 0, fallbacks = 0;
+  uint64_t refused_tokens = 0;      // connections that the peer refused for their token
   uint64_t breaks = 0;              // connections that ended by an error, not by close or eviction
   BytesByTransport by_transport{};  // `bytes`, by what carried them
 };
@@ -64,6 +65,10 @@ class PageReader {
   virtual void close() = 0;  // idempotent; reads in flight end with peer_unreachable
   // After the peer was started anew: where it is now and what it granted. Transports without these ignore it.
   virtual void readdress(const std::string& /*address*/, std::span<const std::byte> /*token*/) {}
+  // Makes the connections anew that there are, with the present token and certificate; what is read over the
+  // old ones meanwhile ends there. False when the peer did not take one of them. Blocks for some seconds at
+  // most.
+  virtual bool reconnect() { return true; }
 
   // submit + wait; the first failed read's code, ok when all came. Blocks.
   Code read(std::span<const ReadRequest> reads, std::chrono::nanoseconds timeout);

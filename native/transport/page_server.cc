@@ -26,6 +26,8 @@ using namespace std::chrono_literals;
 
 constexpr auto kHelloTimeout = 10s;  // for TLS handshake and hello together
 constexpr auto kFrameTimeout = 30s;  // to send the rest of a request, or to take a reply
+// How long requests that keep coming are answered after the end of their token; a pause between them ends it.
+constexpr auto kEndGrace = 5s;
 
 // Received bytes that are not consumed yet. Grows only to what a checked header announces.
 class Input {
@@ -128,7 +130,8 @@ struct PageServer::Impl {
   std::list<std::unique_ptr<Connection>> connections;
   std::thread acceptor;
   std::atomic<uint64_t> total{0}, refused{0}, refused_certificates{0}, refused_tokens{0}, refused_nodes{0};
-  std::atomic<uint64_t> malformed{0}, batches{0}, reads{0}, bytes{0}, failed_reads{0}, cpu_us_ended{0};
+  std::atomic<uint64_t> ended_tokens{0}, malformed{0}, batches{0}, reads{0}, bytes{0}, failed_reads{0},
+      cpu_us_ended{0};
 
   void signal() {
     const uint64_t one = 1;
@@ -189,6 +192,14 @@ void PageServer::revoke(const Token& token) {
   }
 }
 
+void PageServer::end_connections() {
+  std::lock_guard lock(impl_->connections_mutex);
+  for (auto& connection : impl_->connections) {
+    std::lock_guard connection_lock(connection->mutex);
+    if (connection->stream) connection->stream->stop_reading();
+  }
+}
+
 PageServerStats PageServer::stats() const {
   Impl& impl = *impl_;
   PageServerStats out;
@@ -197,6 +208,7 @@ PageServerStats PageServer::stats() const {
   out.refused_certificates = impl.refused_certificates;
   out.refused_tokens = impl.refused_tokens;
   out.refused_nodes = impl.refused_nodes;
+  out.ended_tokens = impl.ended_tokens;
   out.malformed = impl.malformed;
   out.batches = impl.batches;
   out.reads = impl.reads;
@@ -307,8 +319,10 @@ void PageServer::Impl::serve(Connection& connection) {
     std::lock_guard lock(connection.mutex);
     connection.grant = grant;
   }
-  while (!stopping && !grant->revoked && serve_batch(stream, input, *grant)) {
+  while (!stopping && !grant->revoked && Clock::now() - kEndGrace < grant->ends.load() &&
+         serve_batch(stream, input, *grant)) {
   }
+  if (grant->ended()) ++ended_tokens;
 }
 
 std::shared_ptr<Grant> PageServer::Impl::greet(Stream& stream, Input& input, Deadline deadline) {
@@ -349,7 +363,7 @@ bool PageServer::Impl::send_error(Stream& stream, uint64_t request_id, Code code
 
 // One request and its reply. False when the connection is to end.
 bool PageServer::Impl::serve_batch(Stream& stream, Input& input, const Grant& grant) {
-  const Bytes head = input.next(sizeof(wire::RequestHeader), Deadline::max());
+  const Bytes head = input.next(sizeof(wire::RequestHeader), grant.ends);
   if (head.empty()) return false;
   wire::RequestHeader header{};
   std::vector<wire::ReadDescriptor> asked;

@@ -17,6 +17,7 @@ struct PageServerStats {
   uint64_t refused = 0;  // all refused connections, of them:
   uint64_t refused_certificates = 0, refused_tokens = 0,
            refused_nodes = 0;  // another node's token; rest: full
+  uint64_t ended_tokens = 0;   // connections closed because the end of their token had come
   uint64_t malformed = 0;      // connections closed because of a broken or oversized frame
   uint64_t batches = 0, reads = 0, bytes = 0;
   uint64_t failed_reads = 0;  // answered with a status other than ok
@@ -35,6 +36,8 @@ class PageServer {
   std::string address() const;  // host:port as bound
   SlabDirectory& slabs();
   void revoke(const Token& token);  // also closes the connections that were opened with it
+  // Ends every connection behind the requests that have come: those who may still read connect anew.
+  void end_connections();
   PageServerStats stats() const;
   void close();  // idempotent; ends all connections and joins all threads
 

@@ -24,6 +24,7 @@ constexpr int kSpinPolls = 64;         // before arming the completion channel: 
 constexpr auto kPollSlice = 50ms;      // longest sleep of the polling thread while others may take over
 constexpr auto kConnectGrace = 200ms;  // after asking for a connection it is worth waiting this long for it
 constexpr auto kAskAgain = 1s;
+constexpr auto kPauseWait = 1s;  // for a pause between reads, to replace the queue pair in
 
 Code code_of(ibv_wc_status status) {
   switch (status) {
@@ -182,6 +183,21 @@ bool RdmaReader::evict(std::chrono::nanoseconds idle) {
     return false;
   connected_ = false;
   qp_.reset();
+  return true;
+}
+
+bool RdmaReader::reconnect() {
+  {
+    Lock lock(mutex_);
+    if (!connected_) return true;  // the next read asks for one
+    const auto quiet = [&] { return !connected_ || (!polling_ && in_flight_.empty() && queue_.empty()); };
+    if (!changed_.wait_for(lock, kPauseWait, quiet)) return false;
+    if (!connected_) return true;
+    connected_ = false;
+    qp_.reset();
+    asked_at_ = Clock::now();
+  }
+  client_->want(id_);
   return true;
 }
 

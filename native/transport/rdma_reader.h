@@ -43,6 +43,7 @@ class RdmaReader : public PageReader, public std::enable_shared_from_this<RdmaRe
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override;
   TransportStats stats() const override;
   void close() override;
+  bool reconnect() override;  // closes the queue pair between two reads and asks for another
 
  private:
   friend class RdmaBatch;

@@ -88,6 +88,7 @@ class RetryReader : public PageReader {
   void readdress(const std::string& address, std::span<const std::byte> token) override {
     inner_->readdress(address, token);
   }
+  bool reconnect() override { return inner_->reconnect(); }
 
  private:
   std::shared_ptr<PageReader> inner_;

@@ -2,6 +2,7 @@
 
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <mutex>
 
 namespace medes {
@@ -32,19 +33,33 @@ std::shared_ptr<Slab> SlabDirectory::find(uint64_t base_id, const std::string& d
   return found->second.slab;
 }
 
+size_t SlabDirectory::grants() const {
+  std::shared_lock lock(mutex_);
+  return grants_.size();
+}
+
 size_t SlabDirectory::size() const {
   std::shared_lock lock(mutex_);
   return slabs_.size();
 }
 
-void SlabDirectory::grant(const Token& token, const std::string& domain, const std::string& peer) {
+void SlabDirectory::grant(const Token& token, const std::string& domain, const std::string& peer,
+                          Grant::Time ends) {
   auto grant = std::make_shared<Grant>();
+  grant->ends = ends;
   grant->domain = domain;
   grant->peer = peer;
   const TokenHash key = hash(token);
   std::unique_lock lock(mutex_);
+  if (grants_.size() >= forget_at_) {
+    std::erase_if(grants_, [](const auto& entry) { return entry.second->ended(); });
+    forget_at_ = std::max<size_t>(64, 2 * grants_.size());
+  }
   auto& slot = grants_[key];
-  if (slot && slot->domain == domain && slot->peer == peer) return;
+  if (slot && slot->domain == domain && slot->peer == peer) {
+    slot->ends = ends;
+    return;
+  }
   if (slot) slot->revoked = true;
   slot = std::move(grant);
 }
@@ -63,7 +78,7 @@ std::shared_ptr<Grant> SlabDirectory::authenticate(const Token& token) const {
   const TokenHash key = hash(token);
   std::shared_lock lock(mutex_);
   const auto found = grants_.find(key);
-  return found == grants_.end() ? nullptr : found->second;
+  return found == grants_.end() || found->second->ended() ? nullptr : found->second;
 }
 
 }  // namespace medes

@@ -184,6 +184,7 @@ FileDescriptor connect_to(const std::string& address, Deadline deadline) {
 }
 
 void Stream::shut_down() { shutdown(fd_.get(), SHUT_RDWR); }
+void Stream::stop_reading() { shutdown(fd_.get(), SHUT_RD); }
 
 std::unique_ptr<Stream> plain_stream(FileDescriptor fd) {
   return std::make_unique<PlainStream>(std::move(fd));

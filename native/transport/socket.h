@@ -76,7 +76,8 @@ class Stream {
   virtual bool spent() const { return false; }  // it should be replaced by a new connection when it is idle
   virtual const char* transport_name() const = 0;
   int fd() const { return fd_.get(); }
-  void shut_down();  // both directions, from any thread; calls under way return closed
+  void shut_down();     // both directions, from any thread; calls under way return closed
+  void stop_reading();  // from any thread; reads give what has come, then closed
 
  protected:
   explicit Stream(FileDescriptor fd) : fd_(std::move(fd)) {}

@@ -1,7 +1,12 @@
 #include "transport/tcp_reader.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -18,7 +23,17 @@ using namespace std::chrono_literals;
 constexpr auto kConnectTimeout = 3s;
 constexpr auto kBackoffMin = 20ms;  // after a failed connect; doubles up to the maximum
 constexpr auto kBackoffMax = 1s;
+constexpr auto kTokenWait = 2s;              // for a new token, when the one in use was refused
 constexpr size_t kSpreadBytes = 512 * 1024;  // batches below this use one stream
+
+// The server takes the certificate but not the token.
+struct TokenRefused : Error {
+  TokenRefused(const std::string& target, uint64_t of)
+      : Error(Code::unauthenticated, "page server refused the token", target,
+              "ask the agent there for a new one (OpenPages)"),
+        round(of) {}
+  uint64_t round;  // see TcpReader::Impl
+};
 
 }  // namespace
 
@@ -34,18 +49,22 @@ struct TcpReader::Impl {
   };
 
   std::mutex target_mutex;
+  std::condition_variable readdressed;
   std::string address;
   Token token{};
+  uint64_t round = 0;   // grows with each readdress
+  FileDescriptor wake;  // written to when a token is refused
   std::shared_ptr<TlsIdentity> identity;
   std::string server_name;
   std::vector<std::unique_ptr<Slot>> slots;
   std::atomic<size_t> turn{0};
   std::atomic<bool> closed{false};
   bool check_digests = true;
-  std::atomic<uint64_t> batches{0}, reads{0}, bytes{0}, failures{0}, reconnects{0};
+  std::atomic<uint64_t> batches{0}, reads{0}, bytes{0}, failures{0}, reconnects{0}, refused_tokens{0};
 
   Transport transport() const { return identity ? Transport::tcp_tls : Transport::tcp; }
   std::shared_ptr<TcpConnection> dial(const Slot& slot);
+  std::shared_ptr<TcpConnection> dial_or_wait(const Slot& slot);
   std::shared_ptr<TcpConnection> connection(Slot& slot, Code& failure);
 };
 
@@ -106,6 +125,10 @@ TcpReader::TcpReader(TcpReaderOptions options) : impl_(std::make_shared<Impl>())
   impl_->address = options.address;
   impl_->token = options.token;
   impl_->check_digests = options.check_digests;
+  if (options.wake >= 0) {
+    impl_->wake = FileDescriptor(fcntl(options.wake, F_DUPFD_CLOEXEC, 0));  // readers may outlive its owner
+    if (impl_->wake.get() < 0) throw errno_error(errno, "eventfd of a page reader");
+  }
   impl_->identity = std::move(options.identity);
   impl_->server_name = std::move(options.server_name);
   for (size_t i = 0; i < options.streams; ++i) impl_->slots.push_back(std::make_unique<Impl::Slot>());
@@ -126,10 +149,11 @@ void TcpReader::readdress(const std::string& address, std::span<const std::byte>
   const Token token = wire::token_from(token_bytes);
   {
     std::lock_guard lock(impl_->target_mutex);
-    if (impl_->address == address && impl_->token == token) return;
+    ++impl_->round;
     impl_->address = address;
     impl_->token = token;
   }
+  impl_->readdressed.notify_all();
   for (auto& slot : impl_->slots) {
     // A slot that is being connected right now is left alone: its owner may wait seconds for the old address,
     // and this is called from an event loop.
@@ -144,10 +168,12 @@ void TcpReader::readdress(const std::string& address, std::span<const std::byte>
 std::shared_ptr<TcpConnection> TcpReader::Impl::dial(const Slot& slot) {
   std::string target;
   wire::Hello hello;
+  uint64_t of = 0;
   {
     std::lock_guard lock(target_mutex);
     target = address;
     hello = wire::make_hello(token);
+    of = round;
   }
   const Deadline deadline = Clock::now() + kConnectTimeout;
   FileDescriptor fd = connect_to(target, deadline);
@@ -164,13 +190,29 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::dial(const Slot& slot) {
                 "page server closed the connection before it was open", target);
   const auto reply = wire::parse_hello_reply(answer);
   const Code status = wire::code_from_wire(reply.status);
-  if (status == Code::unauthenticated)
-    throw Error(status, "page server refused the token", target,
-                "ask the agent there for a new one (OpenPages)");
+  if (status == Code::unauthenticated) {
+    ++refused_tokens;
+    throw TokenRefused(target, of);
+  }
   if (status != Code::ok) throw Error(status, "page server refused the connection", target);
   // The first stream has no thread: a lone fault costs no thread switch, and of a batch that is spread over
   // several streams its waiter receives the first one's part while threads receive the others'.
   return std::make_shared<TcpConnection>(std::move(stream), &slot != slots[0].get(), check_digests);
+}
+
+// A token may have ended before its reader was given the next one, as when this process was stopped for long:
+// says so and tries again with what readdress brings.
+std::shared_ptr<TcpConnection> TcpReader::Impl::dial_or_wait(const Slot& slot) {
+  try {
+    return dial(slot);
+  } catch (const TokenRefused& refused) {
+    const uint64_t one = 1;
+    if (wake.get() < 0 || ::write(wake.get(), &one, sizeof one) != sizeof one) throw;
+    std::unique_lock lock(target_mutex);
+    if (!readdressed.wait_for(lock, kTokenWait, [&] { return closed || round != refused.round; }) || closed)
+      throw;
+  }
+  return dial(slot);
 }
 
 // The slot's connection, made anew where it failed; null with the reason while that is not possible.
@@ -185,7 +227,7 @@ std::shared_ptr<TcpConnection> TcpReader::Impl::connection(Slot& slot, Code& fai
   }
   if (Clock::now() < slot.retry_at) return nullptr;
   try {
-    slot.connection = dial(slot);
+    slot.connection = dial_or_wait(slot);
     if (slot.connected_before) ++reconnects;
     slot.connected_before = true;
     slot.backoff = kBackoffMin;
@@ -231,6 +273,32 @@ std::unique_ptr<ReadBatch> TcpReader::submit(std::span<const ReadRequest> reads)
   return batch;
 }
 
+bool TcpReader::reconnect() {
+  bool all = true;
+  for (auto& slot : impl_->slots) {
+    std::shared_ptr<TcpConnection> old, made;
+    {
+      std::lock_guard lock(slot->mutex);
+      old = slot->connection;
+    }
+    if (!old) continue;
+    Code failure = Code::ok;
+    try {
+      made = impl_->dial(*slot);
+    } catch (const Error& e) {
+      failure = e.code;
+      all = false;
+    }
+    std::lock_guard lock(slot->mutex);
+    if (impl_->closed || slot->connection != old) continue;
+    // One that is not believed any more is used no more; one that did not answer is asked again by the next
+    // read.
+    if (made || failure == Code::unauthenticated) slot->connection = made;
+    if (made) ++impl_->reconnects;
+  }
+  return all;
+}
+
 TransportStats TcpReader::stats() const {
   TransportStats out;
   out.batches = impl_->batches;
@@ -238,11 +306,16 @@ TransportStats TcpReader::stats() const {
   out.bytes = out.by_transport[static_cast<size_t>(impl_->transport())] = impl_->bytes;
   out.failures = impl_->failures;
   out.reconnects = impl_->reconnects;
+  out.refused_tokens = impl_->refused_tokens;
   return out;
 }
 
 void TcpReader::close() {
-  if (impl_->closed.exchange(true)) return;
+  {
+    std::lock_guard lock(impl_->target_mutex);
+    if (impl_->closed.exchange(true)) return;
+  }
+  impl_->readdressed.notify_all();
   for (auto& slot : impl_->slots) {
     std::lock_guard lock(slot->mutex);
     if (slot->connection) slot->connection->fail(Code::peer_unreachable);

@@ -18,6 +18,7 @@ struct TcpReaderOptions {
   std::shared_ptr<TlsIdentity> identity;  // null: plain TCP
   std::string server_name;                // whom the server's certificate must be for; empty: its host
   bool connect_now = true;                // false: the first batch connects
+  int wake = -1;                          // an eventfd, told when the peer refuses the token (see readdress)
   bool check_digests = true;              // false: damage on the way is only found when pages are rebuilt
 };
 
@@ -33,8 +34,9 @@ class TcpReader : public PageReader {
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override;
   TransportStats stats() const override;
   void close() override;
-  void readdress(const std::string& address,
-                 std::span<const std::byte> token) override;  // from the next connection on
+  // From the next connection on. Reads that wait because their token was refused try again at once.
+  void readdress(const std::string& address, std::span<const std::byte> token) override;
+  bool reconnect() override;
 
  private:
   struct Impl;

@@ -116,6 +116,19 @@ def test_connections_that_nobody_names_are_closed() -> None:
     accept(holder, "n3", v4(10, 9, 0, 9), now_s=90)
     holder.keep("n2", ["d", "other"], 80)
     holder.keep("n7", ["d"], 80)
-    assert holder.reap(silent_since_s=50) == 1
+    assert holder.reap(silent_since_s=50, now_s=200) == 1
     assert sorted(rail.open.values()) == [("n2", "d"), ("n3", "d")]
-    assert holder.reap(silent_since_s=50) == 0
+    assert holder.reap(silent_since_s=50, now_s=200) == 0
+
+
+def test_connections_end_with_the_token_that_was_granted_with_them() -> None:
+    rail = Rail("a", v4(10, 9, 0, 1))
+    holder = node(rail)
+    holder.accept("n1", "d", Endpoint(v4(10, 9, 0, 7)), 0.0, 100.0)  # type: ignore[arg-type]
+    holder.accept("n2", "d", Endpoint(v4(10, 9, 0, 8)), 50.0, 100.0)  # type: ignore[arg-type]
+    for node_id in ("n1", "n2"):
+        holder.keep(node_id, ["d"], 99.0)
+    assert holder.reap(silent_since_s=0, now_s=99.0) == 0
+    assert holder.reap(silent_since_s=0, now_s=100.0) == 1
+    assert list(rail.open.values()) == [("n2", "d")]
+    assert holder.regions("n1", "d") == [], "no keys without a queue pair"

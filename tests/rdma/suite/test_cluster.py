@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.rdma, pytest.mark.live, pytest.mark.timeout(900)]
 
 # Emulation is some twenty times slower: nothing may be taken for dead because it is late.
 SLOW = ("--heartbeat-interval-ms", "1000", "--lease-ms", "60000")
+LASTING_S = 86400  # of queue pairs: while one is made anew, reads that cannot wait go over TCP
 HELD = LifecycleSettings(disabled=True)
 MakeApp = Callable[..., App]
 
@@ -44,7 +45,7 @@ def restore_and_check(client: MedesClient, sandbox_id: str, app: App) -> None:
 
 
 def test_dedup_and_restore_over_rdma_alone(tmp_path: Path, make_app: MakeApp) -> None:
-    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma")
+    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma", page_token_s=LASTING_S)
     addresses = [f"127.0.0.1:{free_port()}" for _ in cluster.agents]
     for agent, address in zip(cluster.agents, addresses, strict=True):
         agent.set(metrics_address=address)
@@ -89,7 +90,7 @@ def test_restore_after_the_holder_was_killed_and_came_back(
 
 
 def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: MakeApp) -> None:
-    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma")
+    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma", page_token_s=LASTING_S)
     address = f"127.0.0.1:{free_port()}"
     cluster.agents[0].set(metrics_address=address, page_lease_s=40.0)
     cluster.agents[1].set(page_lease_s=40.0)
@@ -112,12 +113,31 @@ def test_connections_of_a_killed_agent_are_reaped(tmp_path: Path, make_app: Make
         assert metric(cluster.agents[0], address, "medes_agent_page_server_bytes") == 0
 
 
+def test_queue_pairs_end_with_their_token_and_are_made_anew(tmp_path: Path, make_app: MakeApp) -> None:
+    cluster = Cluster(tmp_path, nodes=2, controller_flags=SLOW, transport="rdma", page_token_s=20)
+    with cluster:
+        apps = [make_app(megabytes=1, seed=n) for n in range(2)]
+        with cluster.agents[0].client() as one, cluster.agents[1].client() as two:
+            one.register("counter", pids=[apps[0].pid], sandbox_id="base", lifecycle=HELD)
+            two.register("counter", pids=[apps[1].pid], sandbox_id="reader", lifecycle=HELD)
+            one.dedup("base")
+            for times in (1, 2):
+                assert two.dedup("reader").report.base_bytes_added == 0
+                wait_until(
+                    lambda n=times: cluster.agents[1].log.read_text().count("(default) is back") >= n,
+                    f"made anew {times} times",
+                    300,
+                )
+                restore_and_check(two, "reader", apps[1])
+
+
 async def test_demo_reads_every_remote_page_by_rdma(monkeypatch: pytest.MonkeyPatch) -> None:
     """`medes demo --transport rdma` with two of the ten functions, step by step, to see its agents' counters."""
     monkeypatch.setattr("medes.demo.cluster.START_TIMEOUT_S", 900.0)
     monkeypatch.setattr("medes.demo.driver.COMPLETE_TIMEOUT_S", 600.0)
     monkeypatch.setattr("medes.faas.hosted.LOAD_TIMEOUT_S", 600.0)
     monkeypatch.setenv("MEDES_CONTROLLER_LEASE_MS", "300000")
+    monkeypatch.setenv("MEDES_AGENT_PAGE_TOKEN_S", str(LASTING_S))
     names = {"vanilla", "html"}
     bundled = manifest.load_all(manifest.bundled_directory())
     specs = [dataclasses.replace(spec, timeout_s=600.0) for spec in bundled if spec.name in names]

@@ -210,6 +210,19 @@ def test_lost_connection_is_replaced_when_the_agent_exchanges_endpoints(world: S
     link.close()
 
 
+def test_a_queue_pair_is_made_anew_between_reads(world: SlabWorld) -> None:
+    link = rdma_link(world, fallback=True)
+    assert link.reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+    before = link.reader.stats()
+    assert link.reader.reconnect()
+    link.reconnect()  # what the agent does when it is asked for
+    assert link.reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
+    after = link.reader.stats()
+    assert after["fallbacks"] == before["fallbacks"] and after["breaks"] == before["breaks"]
+    assert link.reader.bytes_by_transport == {"rdma": 8192}
+    link.close()
+
+
 def test_connection_of_a_killed_process_is_reaped(world: SlabWorld) -> None:
     node = RdmaNode([native.RdmaContext()])
     assert node.publish(world.slabs[SMALL], DOMAIN)
@@ -223,7 +236,7 @@ def test_connection_of_a_killed_process_is_reaped(world: SlabWorld) -> None:
         assert peer.stdout.readline() == "connected\n"
         peer.kill()
     assert node.stats()["server_connections_open"] == 1, "nothing tells the holder"
-    assert node.reap(silent_since_s=100.0) == 1
+    assert node.reap(silent_since_s=100.0, now_s=200.0) == 1
     assert node.stats()["server_connections_open"] == 0
     node.close()
 

@@ -56,10 +56,10 @@ async def test_pages_are_booked_to_what_carried_them_with_mixed_peers(
     assert len(other.agent.bases.bases) == 1
     over_tcp = user.agent.peers._make_reader
 
-    def make_reader(peer: NodeEndpoints, access: PageAccess) -> native.PageReader:
+    def make_reader(peer: NodeEndpoints, access: PageAccess, wake: int) -> native.PageReader:
         if peer.node_id == "n1":
             return native.local_reader([b.slab for b in other.agent.bases.bases.values()])
-        return over_tcp(peer, access)
+        return over_tcp(peer, access, wake)
 
     monkeypatch.setattr(user.agent.peers, "_make_reader", make_reader)
     report = await dedup(user, make_app(seed=2), "c")
@@ -150,7 +150,7 @@ def test_readers_get_the_streams_of_the_setting(
     monkeypatch.setattr(native, "tcp_reader", lambda *a, streams, **more: asked.append(streams))
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     make = daemon_module._reader_factory(AgentSettings(page_streams=setting), None)
-    make(NodeEndpoints("n0"), PageAccess(bytes(32), "127.0.0.1:1"))
+    make(NodeEndpoints("n0"), PageAccess(bytes(32), "127.0.0.1:1"), -1)
     assert asked == [streams]
 
 
@@ -162,6 +162,10 @@ def test_automatic_streams_are_one_on_small_machines_and_bounded_on_large_ones()
 def pages_of(daemon: AgentDaemon) -> PageAccessTable:
     assert daemon._pages is not None
     return daemon._pages
+
+
+def good_token(daemon: AgentDaemon, node_id: str) -> bytes:
+    return pages_of(daemon).tokens.good(node_id, "default")[0].token
 
 
 def connects(node_id: str, access: PageAccess) -> bool:
@@ -206,7 +210,7 @@ async def test_a_node_gets_no_pin_and_no_token_of_a_domain_it_may_not_read(
             await anext(fingerprints.parts(node, "default", base_id, 8))
         pins = {"h": ("default", [base_id])}
         assert await peer_handlers.reconcile(daemon.agent, node, pins) == [base_id]
-        assert not connects(node, PageAccess(pages._token(node, "default"), pages.address))
+        assert not connects(node, PageAccess(good_token(daemon, node), pages.address))
     assert daemon.agent.pins.count(base_id) == 1, "its own sandbox's"
     assert connects("stranger", pages.open("stranger", "other"))
     with pytest.raises(NotFoundError):
@@ -227,7 +231,7 @@ async def test_a_domain_taken_from_a_node_is_not_granted_again_after_a_restart(
     for peers, granted in (({}, True), ({"n1": PeerOverrides("other")}, False)):
         await daemon.stop()
         daemon = await make_agent("n0", peers=peers)
-        access = PageAccess(pages_of(daemon)._token("n1", "default"), pages_of(daemon).address)
+        access = PageAccess(good_token(daemon, "n1"), pages_of(daemon).address)
         assert connects("n1", access) == granted
 
 
