@@ -213,6 +213,8 @@ class AgentDaemon:
         pem, before = identity.pem, self._believed
         self._shown.replace(pem.certificate, pem.private_key, pem.ca)
         self._believed = pem.ca
+        for server in (self._api, self._peer):
+            server.look_again()
         self.agent.peers.renewal.reconnect_all()
         if pem.ca != before:
             self._pages.end_connections()

@@ -20,6 +20,7 @@ from medes.errors import CorruptError, InvalidArgumentError
 CA_DAYS = 3650
 # So that a clock which is behind the signer's takes a new certificate.
 CLOCK_SKEW = datetime.timedelta(hours=1)
+CHAIN_MAX = 8  # CAs between a certificate and the one that is believed
 _COMMON_NAME_CHARS_MAX = 64
 
 
@@ -58,6 +59,16 @@ class Authority:
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
         self._key = key
+        self.believed = self.certificate_pem  # what holders of its certificates are to believe
+
+    def believe(self, pem: bytes) -> None:
+        """Other CAs besides, as during an exchange; ignored unless this one is among them."""
+        if self._certificate in _load_all(pem):
+            self.believed = pem
+
+    @property
+    def believed_names(self) -> list[str]:
+        return [_common_name(c.subject) for c in _load_all(self.believed)]
 
     @classmethod
     def create(cls, name: str = "", days: float = CA_DAYS) -> Authority:
@@ -128,7 +139,7 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
         )
         certificate = builder.sign(self._key, hashes.SHA256())
-        return Pem(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), self.certificate_pem)
+        return Pem(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key), self.believed)
 
 
 def details(pem: bytes, where: str) -> Details:
@@ -138,10 +149,6 @@ def details(pem: bytes, where: str) -> Details:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = x509.SubjectAlternativeName([])
-    try:
-        is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        is_ca = False
     hosts = (
         *names.get_values_for_type(x509.DNSName),
         *(str(a) for a in names.get_values_for_type(x509.IPAddress)),
@@ -152,7 +159,7 @@ def details(pem: bytes, where: str) -> Details:
         _common_name(certificate.issuer),
         certificate.not_valid_before_utc.timestamp(),
         certificate.not_valid_after_utc.timestamp(),
-        is_ca,
+        _is_ca(certificate),
     )
 
 
@@ -175,6 +182,27 @@ def check_pem(pem: Pem, certificate: str, private_key: str, ca: str) -> None:
         raise InvalidArgumentError("holds no CA", object=ca)
     if not any(_signed(last, authority) for last in chain for authority in authorities):
         raise InvalidArgumentError(f"is not of the CA in {ca}", object=certificate)
+
+
+def is_of(certificate: bytes, chain: bytes, ca: bytes) -> bool:
+    """Whether one of the CA certificates signed it, itself or by way of CAs in `chain`. (PEM texts. That TLS has looked at
+    everything else is taken for granted.)"""
+    authorities, between = _load_all(ca), _load_all(chain)[:CHAIN_MAX]
+    found = _load_all(certificate)[:1]
+    for _ in range(CHAIN_MAX):
+        if not found:
+            return False
+        if any(_signed(found[0], authority) for authority in authorities):
+            return True
+        found = [c for c in between if _is_ca(c) and c != found[0] and _signed(found[0], c)][:1]
+    return False
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return bool(certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca)
+    except (x509.ExtensionNotFound, ValueError):
+        return False
 
 
 def _load_all(pem: bytes) -> list[x509.Certificate]:

@@ -40,8 +40,9 @@ def issue_files(
 
 
 def renew_files(authority: Authority, certificate: Path) -> tuple[Written, Details]:
-    """The same certificate for as long as before, with a new key beside it (NAME.crt, NAME.key). The key comes first:
-    who reads both in between sees that they do not match, and goes on with the old pair.
+    """The same certificate for as long as before, with a new key (NAME.crt, NAME.key), and in ca.crt what is believed by
+    now. The key comes before the certificate: who reads both in between sees that they do not match, and goes on with the
+    old pair.
 
     Raises invalid_argument for a certificate that names no party or of another CA, io.
     """
@@ -50,7 +51,7 @@ def renew_files(authority: Authority, certificate: Path) -> tuple[Written, Detai
     found = details(read_pem(str(certificate), "certificate"), str(certificate))
     if found.party is None:
         raise InvalidArgumentError("names no party: it was not made by medes certs", object=str(certificate))
-    if found.issuer != authority.name:
+    if found.issuer not in authority.believed_names:
         raise InvalidArgumentError(f"is of another CA ({found.issuer})", object=str(certificate))
     days = found.days
     hosts = [name for name in found.names if not found.party.role.serves or name != found.party.server_name]
@@ -68,9 +69,8 @@ def _write(written: Written, pem: Pem) -> None:
     except OSError as error:
         raise IoError(error.strerror or str(error), object=str(folder)) from error
     try:
+        write_file(descriptor, written.ca.name, pem.ca, mode=0o644)
         write_file(descriptor, written.private_key.name, pem.private_key)
         write_file(descriptor, written.certificate.name, pem.certificate, mode=0o644)
-        if not written.ca.exists():
-            write_file(descriptor, written.ca.name, pem.ca, mode=0o644)
     finally:
         os.close(descriptor)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DEFAULT = Path("/var/lib/medes/cluster")
 VARIABLE = "MEDES_CLUSTER_DIR"
 AUTHORITY_FILE = "authority.pem"  # certificate and key in one file, so that they appear together
-CA_FILE = "ca.crt"  # the certificate alone, to be given away
+NEXT_FILE = "next.pem"  # the same of the CA that is to follow (medes.certs.exchange)
+CA_FILE = "ca.crt"  # what is believed: the certificate alone, during an exchange both; to be given away
 
 
 def cluster_folder(setting: str = "") -> Path:
@@ -31,8 +32,37 @@ def cluster_folder(setting: str = "") -> Path:
 
 def load_authority(folder: Path) -> Authority:
     """The CA in the folder. Raises not_found without one, permission_denied, io, corrupt."""
-    with _opened(folder, make=False) as descriptor:
-        return _load(descriptor, folder)
+    with opened(folder) as descriptor:
+        authority = _load(descriptor, folder, AUTHORITY_FILE)
+        believed = _read_private(descriptor, folder, CA_FILE, 0o022)
+        if believed is not None:
+            authority.believe(believed)
+        return authority
+
+
+def load_next(folder: Path) -> Authority:
+    """The CA that is to follow. Raises not_found without one, else as load_authority."""
+    with opened(folder) as descriptor:
+        return _load(descriptor, folder, NEXT_FILE)
+
+
+def marks(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """What changes when the CA or what is believed does. Raises io."""
+    found = []
+    for name in (AUTHORITY_FILE, CA_FILE):
+        try:
+            info = (folder / name).lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise IoError(error.strerror or str(error), object=str(folder / name)) from error
+        found.append((info.st_ino, info.st_mtime_ns, info.st_size))
+    return tuple(found)
+
+
+def opened(folder: Path) -> _opened:
+    """The folder as a descriptor, verified, for a `with` block. Raises not_found, permission_denied, io."""
+    return _opened(folder, make=False)
 
 
 def make_authority(folder: Path) -> Authority:
@@ -119,22 +149,30 @@ def check_private(found: os.stat_result, path: Path, others: int) -> None:
         )
 
 
-def _load(descriptor: int, folder: Path) -> Authority:
+def _load(descriptor: int, folder: Path, name: str) -> Authority:
     from medes.certs.authority import Authority
 
-    where = folder / AUTHORITY_FILE
+    pem = _read_private(descriptor, folder, name, 0o077)
+    if pem is None:
+        raise NotFoundError("no CA in this folder", object=str(folder), hint="medes certs init")
+    return Authority.load(pem, str(folder / name))
+
+
+def _read_private(descriptor: int, folder: Path, name: str, others: int) -> bytes | None:
+    """A file of the folder that has none of the bits `others`; None where there is none."""
+    where = folder / name
     try:
-        file = os.open(AUTHORITY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
     except FileNotFoundError:
-        raise NotFoundError("no CA in this folder", object=str(folder), hint="medes certs init") from None
+        return None
     except OSError as error:
         raise _refused(error, where) from error
     with os.fdopen(file, "rb") as stream:
-        check_private(os.fstat(file), where, 0o077)
+        check_private(os.fstat(file), where, others)
         pem = stream.read(TLS_FILE_BYTES_MAX + 1)
     if len(pem) > TLS_FILE_BYTES_MAX:
         raise CorruptError("too large for a CA", object=str(where))
-    return Authority.load(pem, str(where))
+    return pem
 
 
 def write_file(descriptor: int, name: str, data: bytes, *, mode: int = 0o600, replace: bool = True) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from medes.certs.folder import load_authority, marks
 from medes.certs.parties import Party
 from medes.errors import InvalidArgumentError, IoError, MedesError
 from medes.limits import TLS_FILE_BYTES_MAX
@@ -128,8 +129,13 @@ class IssuedIdentity:
         *,
         days: float = ISSUED_DAYS,
         now_s: Callable[[], float] = time.time,
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where the CA is from, and another may come."""
         self._authority = authority
+        self._folder = folder
+        self._seen = self._marks()
+        self._warned = ""
         self._hosts = tuple(hosts)
         self._days = days
         self._now_s = now_s
@@ -149,14 +155,35 @@ class IssuedIdentity:
 
     def refresh(self) -> bool:
         with self._lock:
-            if self.expires_s - self._now_s() > RENEW_AT * self._days * 86400:
+            other = self._another_authority()
+            if not other and self.expires_s - self._now_s() > RENEW_AT * self._days * 86400:
                 return False
-            if self.expires_s >= self._authority.expires_s:
+            if not other and self.expires_s >= self._authority.expires_s:
                 return False  # with the CA ends what it signs
             self._issue()
             self.generation += 1
-            log.info("certificate renewed", extra={"party": str(self._party)})
+            log.info("certificate renewed", extra={"party": str(self._party), "ca": self._authority.name})
             return True
+
+    def _marks(self) -> object:
+        return marks(self._folder) if self._folder is not None else None
+
+    def _another_authority(self) -> bool:
+        """Whether the folder holds another CA, or has others believed; it is used from here on."""
+        try:
+            seen = self._marks()
+            if self._folder is None or seen == self._seen:
+                return False
+            found = load_authority(self._folder)
+        except MedesError as error:
+            if self._warned != str(error):
+                log.warning("the cluster's CA changed but is not used: %s", error)
+            self._warned = str(error)
+            return False
+        self._seen, self._warned = seen, ""
+        before = self._authority
+        self._authority = found
+        return (found.pem, found.believed) != (before.pem, before.believed)
 
 
 class ExpiryWatch:

@@ -46,7 +46,7 @@ def daemon_identity(files: TlsFiles, folder: Path, party: Party, hosts: Iterable
     # A host name may be one that no certificate can hold; who checks names checks the party's.
     own = [socket.gethostname()] if socket.gethostname().isascii() else []
     wanted = [h for h in (*hosts, "localhost", "127.0.0.1", "::1", *own) if h not in ("", "0.0.0.0", "::")]
-    return IssuedIdentity(find_authority(folder), party, wanted)
+    return IssuedIdentity(find_authority(folder), party, wanted, folder=folder)
 
 
 def client_identity(source: TlsSource, role: Role) -> Identity | None:

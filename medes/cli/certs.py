@@ -96,6 +96,60 @@ def renew(certificates: tuple[Path, ...], cluster_dir: Path | None) -> None:
         click.echo(f"{found.party}: {path}, until {_time(found.expires_s)}")
 
 
+@cli.group()
+def ca() -> None:
+    """Exchange the CA of a cluster that runs: prepare, switch, retire, in this order.
+
+    After each step the other machines get the new ca.crt (medes certs renew writes it too), and every daemon has looked
+    at its files, which takes it 15 s. Who is left with a certificate of the old CA after retire is not believed any more.
+    """
+
+
+at_once_option = click.option(
+    "--at-once",
+    is_flag=True,
+    help="Without waiting for the daemons of this machine to have seen the step before.",
+)
+
+
+@ca.command()
+@cluster_option
+def prepare(cluster_dir: Path | None) -> None:
+    """Make the next CA and have it believed beside the present one."""
+    from medes.certs import exchange
+
+    folder = cluster_folder(str(cluster_dir or ""))
+    coming = exchange.prepare(folder)
+    click.echo(
+        f"{coming.name}: believed too, take {folder / CA_FILE} to every machine; then medes certs ca switch"
+    )
+
+
+@ca.command()
+@at_once_option
+@cluster_option
+def switch(at_once: bool, cluster_dir: Path | None) -> None:
+    """Sign with the next CA from now on."""
+    from medes.certs import exchange
+
+    signs = exchange.switch(cluster_folder(str(cluster_dir or "")), at_once=at_once)
+    click.echo(
+        f"{signs.name}: signs; medes certs renew what the other machines have, then medes certs ca retire"
+    )
+
+
+@ca.command()
+@at_once_option
+@cluster_option
+def retire(at_once: bool, cluster_dir: Path | None) -> None:
+    """Believe the CA before no more."""
+    from medes.certs import exchange
+
+    folder = cluster_folder(str(cluster_dir or ""))
+    left = exchange.retire(folder, at_once=at_once)
+    click.echo(f"{left.name}: alone is believed, take {folder / CA_FILE} to every machine")
+
+
 @cli.command()
 @click.argument("certificates", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
 @json_option

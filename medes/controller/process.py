@@ -89,7 +89,7 @@ class Controller:
         self._server = server
         self._expiry = asyncio.create_task(self._expire_for_ever())
         if identity is not None:
-            self._fresh = asyncio.create_task(keep_fresh(identity))
+            self._fresh = asyncio.create_task(keep_fresh(identity, lambda _: server.look_again()))
         where = {
             "address": self.address,
             "metrics": self.metrics_address,

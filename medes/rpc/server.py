@@ -88,6 +88,7 @@ class RpcServer:
             return self._bind_unix(parsed, unix_mode, group)
         try:
             if identity:
+                self.server.believe(identity)
                 port = self._grpc.add_secure_port(parsed.target, server_credentials(identity))
             else:
                 port = self._grpc.add_insecure_port(parsed.target)
@@ -153,6 +154,11 @@ class RpcServer:
             # Another daemon may have put its own socket there meanwhile.
             if stat.S_ISSOCK(info.st_mode) and info.st_ino == inode:
                 path.unlink(missing_ok=True)
+
+    def look_again(self) -> None:
+        """The identity that it listens with has changed: ends streams of callers who are believed no more (calls are
+        looked at one by one)."""
+        self.server.look_again()
 
     async def wait(self) -> None:
         """Until stopped."""

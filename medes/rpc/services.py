@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from medes.errors import InternalError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.rpc.callers import Callers
 from medes.rpc.identity import Access
 from medes.rpc.status import error_metadata, status_of
+
+if TYPE_CHECKING:
+    from medes.certs.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +80,16 @@ class Services:
         self._observer = observer
         self._served = served
         self._access = access
+        self._callers: list[Callers] = []
+
+    def believe(self, identity: Identity) -> None:
+        """Callers over TLS must be of what this identity believes, at each of their calls."""
+        self._callers.append(Callers(identity))
+
+    def look_again(self) -> None:
+        """What is believed has changed."""
+        for callers in self._callers:
+            callers.look_again()
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         self._server.add_generic_rpc_handlers(tuple(_Wrapped(handler, self._wrap) for handler in handlers))
@@ -149,8 +164,9 @@ class Services:
             try:
                 self._admit(method, context)
                 refuse_malformed(request, method)
-                async for response in behaviour(request, context):
-                    yield response
+                with self._streaming(context):
+                    async for response in behaviour(request, context):
+                        yield response
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError, GeneratorExit):
                 raise
             except Exception as error:
@@ -166,7 +182,8 @@ class Services:
             start_s = time.monotonic()
             try:
                 self._admit(method, context)
-                await behaviour(requests, context)
+                with self._streaming(context):
+                    await behaviour(requests, context)
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
             except Exception as error:
@@ -175,7 +192,12 @@ class Services:
 
         return call
 
+    def _streaming(self, context: Any) -> contextlib.AbstractContextManager[None]:
+        return self._callers[0].streaming(context) if self._callers else contextlib.nullcontext()
+
     def _admit(self, method: str, context: Any) -> None:
+        for callers in self._callers:
+            callers.check(context)
         if self._access:
             self._access(method, context)
 
