@@ -386,6 +386,7 @@ class DedupOp:
             cancel=self.cancel,
             reuse=self.reuse,
             wanted_first=wanted_first,
+            folder=str(self.agent.settings.shm_path),
         )
 
     async def _write_file(

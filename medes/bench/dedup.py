@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medes import native
+from medes.agent.store_key import KEY_BYTES
 from medes.bench import dedup_baselines as baselines
 from medes.bench.dedup_baselines import KINDS, Outcome
 from medes.bench.measure import cpu_timed
@@ -22,8 +24,9 @@ from medes.errors import InvalidArgumentError, IoError
 from medes.faas import manifest, requirements
 from medes.faas.standalone import running_instances
 
-SCHEMES = ("medes", "medes-nogroup", "paper", "zstd", "lz4", "ksm")
-OURS = {"medes": None, "medes-nogroup": 0}  # scheme → group_pages
+SCHEMES = ("medes", "medes-nogroup", "medes-untagged", "paper", "zstd", "lz4", "ksm")
+OURS = {"medes": None, "medes-nogroup": 0, "medes-untagged": None}  # scheme → group_pages
+UNTAGGED = "medes-untagged"  # pages carry checksums, not keyed tags
 ADDR_NO_RANDOMIZE = 0x0040000
 PAGE = native.PAGE_BYTES
 
@@ -75,7 +78,7 @@ def encode_against(
     index: native.FingerprintIndex,
     slabs: Sequence[native.Slab],
     samples: int,
-    group_pages: int | None,
+    scheme: str,
 ) -> Outcome:
     """The engine's whole path for one image, without capture and store. encode() itself decodes and compares."""
     steps: dict[str, float] = {}
@@ -84,11 +87,12 @@ def encode_against(
     plan, steps["plan_s"] = cpu_timed(lambda: native.plan_windows(image, prints, found))
     bases = native.BaseSet()
     wanted = set(plan.base_ids)
+    folder = "" if scheme == UNTAGGED else str(Path(slabs[0].path).parent)
     for slab in slabs:
         if slab.base_id in wanted:
             bases.add_local(slab)
     encoded, steps["encode_verify_s"] = cpu_timed(
-        lambda: native.encode(image, plan, bases, group_pages=group_pages)
+        lambda: native.encode(image, plan, bases, group_pages=OURS[scheme], folder=folder)
     )
     _, apply_s = cpu_timed(lambda: encoded.check(bases))
     stats = encoded.stats
@@ -156,6 +160,7 @@ def run(
     totals = {scheme: Outcome() for scheme in schemes}
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="medes-bench-") as temporary:
         folder = Path(temporary)
+        native.set_store_key(str(folder), secrets.token_bytes(KEY_BYTES))
         firsts: list[Captured] = []
         seconds: list[native.MemoryImage] = []
         for number, spec in enumerate(specs):
@@ -183,7 +188,7 @@ def run_scheme(scheme: str, captured: Captured, samples: int, paper_sample: int)
     if scheme in OURS:
         index = index_of([captured.slab], samples)
         for image in targets:
-            total.add(encode_against(image, index, [captured.slab], samples, OURS[scheme]))
+            total.add(encode_against(image, index, [captured.slab], samples, scheme))
     elif scheme == "paper":
         paper = baselines.Paper(paper_sample)
         paper.add_base(base)
@@ -208,7 +213,7 @@ def other_bases(
         for captured in firsts:
             slabs = [other.slab for other in firsts if other is not captured]
             index = index_of(slabs, samples)
-            outcome = encode_against(captured.images[0], index, slabs, samples, OURS[scheme])
+            outcome = encode_against(captured.images[0], index, slabs, samples, scheme)
             total.add(outcome)
             yield report_line(captured.function, scheme, outcome, bases="others", aslr=aslr)
         yield report_line("ALL", scheme, total, bases="others", aslr=aslr)
@@ -241,7 +246,7 @@ def shared_bases(
         slabs.append(slab)
     total = Outcome()
     for image in seconds:
-        total.add(encode_against(image, index, slabs, samples, None))
+        total.add(encode_against(image, index, slabs, samples, "medes"))
     stored = sum(slab.page_count for slab in slabs)
     return report_line(
         "ALL",

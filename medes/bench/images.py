@@ -141,7 +141,7 @@ def run(files: Sequence[Path], samples: int = native.DEFAULT_SAMPLES) -> Iterato
                 elif scheme == "ksm":
                     outcome = dedup_baselines.ksm(image, known)
                 else:
-                    outcome = dedup.encode_against(image, index, [slab], samples, dedup.OURS[scheme])
+                    outcome = dedup.encode_against(image, index, [slab], samples, scheme)
                 total.add(outcome)
                 yield dedup.report_line(path.name, scheme, outcome, bases="same") | {"bench": "images"}
         for scheme, total in totals.items():

@@ -142,7 +142,7 @@ class EncodedImage:
     """The dedup'd form of an image, verified: every page was decoded and compared equal."""
 
     @staticmethod
-    def from_bytes(blob: bytes) -> EncodedImage:
+    def from_bytes(blob: bytes, folder: str = "") -> EncodedImage:
         """Opens a blob made by to_bytes(). Raises corrupt."""
 
     @property
@@ -165,7 +165,7 @@ class EncodedImage:
     def to_bytes(self) -> bytes: ...
     def decode(self, page: int, bases: BaseSet) -> bytes: ...
     def check(self, bases: BaseSet) -> None:
-        """(nogil) Rebuilds every page and checks its checksum. Raises corrupt."""
+        """(nogil) Rebuilds every page and checks its tag or checksum. Raises corrupt."""
 
     def verify(self, image: MemoryImage, bases: BaseSet) -> None:
         """(nogil) Raises corrupt when any page differs."""
@@ -180,16 +180,18 @@ def encode(
     simd: str = "best",
     reuse: Reuse | None = None,
     wanted_first: bytes = b"",
+    folder: str = "",
 ) -> EncodedImage:
     """(nogil) Fetches the windows' extents, encodes, decodes and compares every page (verify before evict).
 
     Bases of the plan that are not in `bases` are not used. group_pages: 1 to 64 pages are compressed together
     (default 16); 0 stores patches uncompressed. wanted_first: the working set, packed; its pages are stored so
-    that each reads alone. Raises cancelled, the error of a failed fetch, corrupt.
+    that each reads alone. folder: pages get tags made with the key of that store folder (set_store_key), where it has one;
+    else checksums. Raises cancelled, the error of a failed fetch, corrupt.
     """
 
 class Reuse:
-    """Which pages of an image an earlier sandbox file of the same processes has, by address and checksum."""
+    """Which pages of an image an earlier sandbox file of the same processes has, by address and tag."""
 
     @property
     def pages(self) -> int:
@@ -275,7 +277,8 @@ class SandboxFile:
     @property
     def file_bytes(self) -> int: ...
     def verify(self, bases: BaseSet, image: MemoryImage | None = None) -> None:
-        """(nogil) Rebuilds every page and checks it: against its checksum, and against `image`. Raises corrupt."""
+        """(nogil) Rebuilds every page and checks it: against its tag or checksum, and against `image`. Raises corrupt, and
+        permission_denied for tags whose key set_store_key was not given."""
 
     def unlink(self) -> None: ...
 

@@ -6,6 +6,7 @@
 #include "patch/window_plan.h"
 #include "restore/working_set.h"
 #include "store/sandbox_file.h"
+#include "store/seal.h"
 #include "transport/base_set.h"
 
 namespace medes::bindings {
@@ -50,7 +51,7 @@ nb::bytes decode_page(const Encoded& self, uint64_t page, BaseSet& bases) {
 std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const WindowPlan& plan, BaseSet& bases,
                                 const std::string& codec, std::optional<size_t> group_pages,
                                 const CancelFlag* cancel, const std::string& simd, const Reuse* reuse,
-                                const nb::bytes& wanted_first) {
+                                const nb::bytes& wanted_first, const std::string& folder) {
   if (codec != "windowed") throw Error(Code::invalid_argument, "unknown codec", codec, "use windowed");
   EncodeOptions options;
   options.cancel = cancel;
@@ -62,6 +63,8 @@ std::shared_ptr<Encoded> encode(std::shared_ptr<MemoryImage> image, const Window
   }
   const auto wanted = unpack_working_set(as_bytes(wanted_first));
   nb::gil_scoped_release release;
+  const auto key = folder.empty() ? std::nullopt : store_key_of(folder + "/");
+  if (key) options.key = &*key;
   if (!wanted.empty()) options.wanted_first = RegionIndex(image->layout()).pages_of(wanted);
   return std::const_pointer_cast<Encoded>(encode_image(*image, plan, bases, options));
 }
@@ -109,14 +112,15 @@ void register_encoded(nb::module_& m) {
   nb::class_<Encoded>(m, "EncodedImage")
       .def_static(
           "from_bytes",
-          [](const nb::bytes& blob) {
+          [](const nb::bytes& blob, const std::string& folder) {
+            const auto key = folder.empty() ? std::nullopt : store_key_of(folder + "/");
             auto out = std::make_shared<Encoded>();
             const Bytes bytes = as_bytes(blob);
             out->bytes.assign(bytes.begin(), bytes.end());
-            out->image = EncodedImage::open(out->bytes);
+            out->image = EncodedImage::open(out->bytes, key ? &*key : nullptr);
             return out;
           },
-          nb::arg("blob"))
+          nb::arg("blob"), nb::arg("folder") = "")
       .def_prop_ro("stats", [](const Encoded& self) { return stats_dict(self.image.stats()); })
       .def_prop_ro("page_count", [](const Encoded& self) { return self.image.page_count(); })
       .def_prop_ro("group_pages", [](const Encoded& self) { return self.image.group_pages(); })
@@ -187,7 +191,8 @@ void register_patch(nb::module_& m) {
   register_survey(m);
   m.def("encode", &encode, nb::arg("image"), nb::arg("plan"), nb::arg("bases"), nb::arg("codec") = "windowed",
         nb::arg("group_pages") = nb::none(), nb::arg("cancel").none() = nb::none(), nb::arg("simd") = "best",
-        nb::arg("reuse").none() = nb::none(), nb::arg("wanted_first") = nb::bytes("", 0));
+        nb::arg("reuse").none() = nb::none(), nb::arg("wanted_first") = nb::bytes("", 0),
+        nb::arg("folder") = "");
 }
 
 }  // namespace medes::bindings

@@ -41,11 +41,14 @@ nb::dict page_state_counts(SandboxFile& file) {
   return out;
 }
 
-// Rebuilds every page from the file and the bases, against the page checksums, and against `image` where
+// Rebuilds every page from the file and the bases, against the page tags, and against `image` where
 // there is one.
 void verify_file(const SandboxFile& file, BaseSet& bases, std::shared_ptr<MemoryImage> image) {
   nb::gil_scoped_release release;
   const EncodedImage& encoded = file.encoded();
+  if (encoded.keyed() && !store_key_of(file.path()))
+    throw Error(Code::permission_denied, "its page tags cannot be checked without the store's key",
+                file.path(), "read it beside its store.key, as a user who may read that");
   const std::vector<BaseView> views = fetch_bases(encoded, 0, encoded.page_count(), bases);
   if (image != nullptr) {
     verify_image(encoded, *image, views);

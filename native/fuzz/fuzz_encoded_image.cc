@@ -14,20 +14,24 @@
 
 namespace {
 
+constexpr medes::StoreKey kKey{std::byte{1}};
+
 void repair(std::vector<std::byte>& blob) {
   medes::blob::Header h;
-  if (blob.size() < sizeof h) return;
+  if (blob.size() < sizeof h + sizeof(uint64_t)) return;
   std::memcpy(&h, blob.data(), sizeof h);
   std::memcpy(h.magic, medes::blob::kMagicText, sizeof h.magic);
-  h.version = medes::blob::kVersion;
+  h.version = h.version % 2 == 0 ? medes::blob::kVersion : medes::blob::kVersionUnkeyed;
+  h.key_check = medes::PageTags(kKey, h.nonce).key_check();
   h.blob_bytes = blob.size();
-  for (medes::blob::Section* s : {&h.bases, &h.dictionary, &h.checksums, &h.entries, &h.groups, &h.windows}) {
-    if (s->offset < sizeof h || s->offset > blob.size() || s->bytes > blob.size() - s->offset) continue;
+  for (medes::blob::Section* s :
+       {&h.bases, &h.dictionary, &h.page_checks, &h.entries, &h.groups, &h.windows}) {
+    if (s->offset < medes::blob::header_bytes(h) || s->offset > blob.size() ||
+        s->bytes > blob.size() - s->offset)
+      continue;
     s->checksum = medes::checksum64(medes::Bytes(blob).subspan(s->offset, s->bytes));
   }
-  h.checksum =
-      medes::checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(medes::blob::Header, checksum)});
-  std::memcpy(blob.data(), &h, sizeof h);
+  medes::blob::put_header(h, blob.data());
 }
 
 const std::vector<std::byte>& base_bytes() {
@@ -45,8 +49,8 @@ const std::vector<std::byte>& base_bytes() {
 }
 
 // A small image of every page kind.
-const std::vector<std::byte>& valid_blob() {
-  static const std::vector<std::byte> blob = [] {
+const std::vector<std::byte>& valid_blob(bool keyed) {
+  static const auto make = [](const medes::StoreKey* key) {
     const medes::AddressSpace space{{{0x7f0000000000, 0x7f0001000000}}, false};
     std::vector<std::byte> target = base_bytes();
     for (size_t i = 5 * medes::kPageBytes; i < target.size(); i += 200) target[i] ^= std::byte{0x11};
@@ -63,9 +67,11 @@ const std::vector<std::byte>& valid_blob() {
     const std::vector<medes::BaseView> views{{1, base_bytes(), space}};
     medes::EncodeOptions options;
     options.group_pages = 4;
+    options.key = key;
     return medes::encode_blob(*image, plan, views, options);
-  }();
-  return blob;
+  };
+  static const std::vector<std::byte> with = make(&kKey), without = make(nullptr);
+  return keyed ? with : without;
 }
 
 std::vector<std::byte> input_blob(const uint8_t* data, size_t size) {
@@ -74,7 +80,7 @@ std::vector<std::byte> input_blob(const uint8_t* data, size_t size) {
     if (size != 0) std::memcpy(blob.data(), data, size);
     return blob;
   }
-  std::vector<std::byte> blob = valid_blob();
+  std::vector<std::byte> blob = valid_blob(data[0] % 4 == 1);
   for (size_t i = 1; i + 3 <= size; i += 3) {
     blob[(data[i] | size_t{data[i + 1]} << 8) % blob.size()] = static_cast<std::byte>(data[i + 2]);
   }
@@ -87,7 +93,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<std::byte> blob = input_blob(data, size);
   repair(blob);
   try {
-    const auto image = medes::EncodedImage::open(blob);
+    const auto image = medes::EncodedImage::open(blob, &kKey);
     const std::vector<medes::BaseView> views(std::min<size_t>(image.base_ids().size(), 16),
                                              {1, base_bytes(), {}});
     static const auto scratch = medes::EncodedImage::make_scratch();

@@ -1,26 +1,32 @@
 // The encoded image's layout (docs/patch-format.md draws it). Internal to patch/: everything else goes
 // through EncodedImage. All integers little-endian.
 //
-//   header | bases | dictionary | page checksums | page entries | group index | windows | payload | 64 bytes
+//   header | bases | dictionary | page checks | page entries | group index | windows | payload | 64 bytes
 //   of padding
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
+#include "common/bytes.h"
+#include "common/checksum.h"
 #include "common/limits.h"
+#include "patch/page_tags.h"
 
 namespace medes::blob {
 
 inline constexpr char kMagicText[9] = "MEDESENC";
-inline constexpr uint32_t kVersion = 3;
+// How pages are told right from wrong: by keyed tags (page_tags.h), where there is a key; else by XXH3.
+inline constexpr uint32_t kVersion = 4;
+inline constexpr uint32_t kVersionUnkeyed = 3;
 inline constexpr size_t kMaxGroupPages = 64;
 inline constexpr size_t kTailPadding = 64;
 
 struct Section {
   uint64_t offset = 0;  // from the blob's begin
   uint64_t bytes = 0;
-  uint64_t checksum = 0;  // checksum64; 0 for the payload, which the page checksums cover
+  uint64_t checksum = 0;  // checksum64; 0 for the payload, which the page checks cover
 };
 
 struct Header {
@@ -32,10 +38,25 @@ struct Header {
   uint64_t window_count = 0;  // of all pages, for statistics
   uint32_t base_count = 0;
   uint32_t reserved = 0;
-  Section bases, dictionary, checksums, entries, groups, windows, payload;
-  uint64_t checksum = 0;  // of all the above
+  Section bases, dictionary, page_checks, entries, groups, windows, payload;
+  // Version 4 only.
+  TagNonce nonce = {};
+  uint64_t key_check = 0;  // PageTags::key_check
 };
-static_assert(sizeof(Header) == 224 && offsetof(Header, checksum) == 216);
+static_assert(sizeof(Header) == 240 && offsetof(Header, nonce) == 216);
+
+// What is stored of the header, behind which its own checksum (checksum64) lies.
+constexpr size_t stored_bytes(const Header& h) {
+  return h.version == kVersionUnkeyed ? offsetof(Header, nonce) : sizeof(Header);
+}
+constexpr size_t header_bytes(const Header& h) { return stored_bytes(h) + sizeof(uint64_t); }
+
+inline void put_header(const Header& h, std::byte* blob) {
+  const size_t stored = stored_bytes(h);
+  std::memcpy(blob, &h, stored);
+  const uint64_t sum = checksum64({blob, stored});
+  std::memcpy(blob + stored, &sum, sizeof sum);
+}
 
 // A page entry: kind in the upper 3 bits, payload length in the lower 13.
 enum class EntryKind : uint8_t { zero, identical, patch, compressed, raw, words, loose };

@@ -27,7 +27,9 @@ struct EncodedImage::Impl {
   std::vector<SlideTable> tables;
   std::vector<Predictor> predictors;
   Dictionary dictionary;
-  const uint64_t* checksums = nullptr;
+  std::shared_ptr<const PageTags> tags;  // null: XXH3, or the key is not here
+  uint64_t first_page = 0;               // of group 0, where groups are those of a larger image
+  const uint64_t* page_checks = nullptr;
   const uint16_t* entries = nullptr;
   const blob::Group* groups = nullptr;
   Bytes windows, payload;
@@ -45,6 +47,7 @@ struct EncodedImage::Impl {
   Code decode(uint64_t group, size_t index, size_t next, std::span<const BaseView> bases, std::byte* out,
               Scratch& s) const;
   void check_groups() const;
+  Code check(uint64_t page, const std::byte* bytes) const;
   bool load_group(uint64_t group, Scratch& s) const;
   bool unpack(Scratch& s) const;
   void prefetch(size_t index, std::span<const BaseView> bases, const Scratch& s) const;
@@ -174,33 +177,41 @@ void EncodedImage::Impl::check_groups() const {
   }
 }
 
-EncodedImage EncodedImage::open(Bytes blob) {
-  if (blob.size() < sizeof(blob::Header) || reinterpret_cast<uintptr_t>(blob.data()) % 8 != 0) {
+EncodedImage EncodedImage::open(Bytes blob, const StoreKey* key) {
+  if (blob.size() < sizeof(blob::Header) + sizeof(uint64_t) ||
+      reinterpret_cast<uintptr_t>(blob.data()) % 8 != 0) {
     corrupt("too short or not aligned");
   }
   auto impl = std::make_shared<Impl>();
   blob::Header& h = impl->header;
-  std::memcpy(&h, blob.data(), sizeof h);
+  std::memcpy(&h, blob.data(), offsetof(blob::Header, nonce));
   if (std::memcmp(h.magic, blob::kMagicText, sizeof h.magic) != 0) corrupt("no encoded image");
-  if (h.version != blob::kVersion)
+  if (h.version != blob::kVersion && h.version != blob::kVersionUnkeyed)
     throw Error(Code::unsupported,
                 "encoded image: version " + std::to_string(h.version) + " is not known here");
-  if (checksum64(blob.first(offsetof(blob::Header, checksum))) != h.checksum)
-    corrupt("header checksum does not match");
+  const size_t stored = blob::stored_bytes(h);
+  uint64_t header_checksum;
+  std::memcpy(&header_checksum, blob.data() + stored, sizeof header_checksum);
+  if (checksum64(blob.first(stored)) != header_checksum) corrupt("header checksum does not match");
+  std::memcpy(&h, blob.data(), stored);
   if (h.blob_bytes != blob.size() || h.page_count > kMaxImagePages || h.base_count > kMaxBasesPerImage ||
       h.group_pages < 1 || h.group_pages > kMaxGroupPages) {
     corrupt("header field out of bounds");
+  }
+  if (h.version == blob::kVersion && key != nullptr) {
+    impl->tags = std::make_shared<const PageTags>(*key, h.nonce);
+    if (impl->tags->key_check() != h.key_check) corrupt("its page tags were made with another key");
   }
   impl->blob = blob;
   impl->serial = next_serial();
   impl->parse_bases(section_bytes(blob, h.bases, true));
   impl->parse_dictionary(section_bytes(blob, h.dictionary, true));
   const uint64_t groups = (h.page_count + h.group_pages - 1) / h.group_pages;
-  if (h.checksums.bytes != h.page_count * sizeof(uint64_t) ||
+  if (h.page_checks.bytes != h.page_count * sizeof(uint64_t) ||
       h.entries.bytes != h.page_count * sizeof(uint16_t) || h.groups.bytes != groups * sizeof(blob::Group)) {
     corrupt("table length does not match the page count");
   }
-  impl->checksums = reinterpret_cast<const uint64_t*>(section_bytes(blob, h.checksums, true).data());
+  impl->page_checks = reinterpret_cast<const uint64_t*>(section_bytes(blob, h.page_checks, true).data());
   impl->entries = reinterpret_cast<const uint16_t*>(section_bytes(blob, h.entries, true).data());
   impl->groups = reinterpret_cast<const blob::Group*>(section_bytes(blob, h.groups, true).data());
   impl->windows = section_bytes(blob, h.windows, true);
@@ -216,7 +227,10 @@ EncodedImage EncodedImage::open(Bytes blob) {
 Bytes EncodedImage::blob() const { return impl_->blob; }
 uint64_t EncodedImage::page_count() const { return impl_->header.page_count; }
 std::span<const uint64_t> EncodedImage::base_ids() const { return impl_->base_ids; }
-uint64_t EncodedImage::checksum(uint64_t page) const { return impl_->checksums[page]; }
+bool EncodedImage::keyed() const { return impl_->header.version == blob::kVersion; }
+bool EncodedImage::matches(uint64_t page, const std::byte* bytes) const {
+  return impl_->check(page, bytes) == Code::ok;
+}
 uint32_t EncodedImage::group_pages() const { return impl_->header.group_pages; }
 
 PageKind EncodedImage::kind(uint64_t page) const {
@@ -359,8 +373,14 @@ Code EncodedImage::Impl::decode(uint64_t group, size_t index, size_t next, std::
     if (!load_group(group, s)) return Code::corrupt;
   }
   if (!rebuild(index, next, bases, out, s)) return Code::corrupt;
-  const uint64_t expected = checksums[group * header.group_pages + index];
-  return checksum64({out, kPageBytes}) == expected ? Code::ok : Code::corrupt;
+  return check(group * header.group_pages + index, out);
+}
+
+Code EncodedImage::Impl::check(uint64_t page, const std::byte* bytes) const {
+  const uint64_t expected = page_checks[page];
+  if (tags != nullptr) return tags->tag(first_page + page, bytes) == expected ? Code::ok : Code::corrupt;
+  if (header.version == blob::kVersion) return Code::permission_denied;
+  return checksum64({bytes, kPageBytes}) == expected ? Code::ok : Code::corrupt;
 }
 
 Code EncodedImage::decode(uint64_t page, uint64_t next, std::span<const BaseView> bases, std::byte* out,
@@ -381,7 +401,7 @@ uint64_t EncodedImage::group_digest(uint64_t group) const {
   if (windows_end < g.windows_offset || windows_end > impl_->windows.size()) return 0;
   return medes::group_digest({&g,
                               {impl_->entries + first, count},
-                              {impl_->checksums + first, count},
+                              {impl_->page_checks + first, count},
                               impl_->windows.subspan(g.windows_offset, windows_end - g.windows_offset),
                               impl_->payload.subspan(g.payload_offset, g.packed_bytes + g.direct_bytes)});
 }
@@ -391,15 +411,17 @@ uint64_t group_digest(const GroupBytes& group) noexcept {
                             group.index->unpacked_bytes,
                             group.index->reference,
                             checksum64(std::as_bytes(group.entries)),
-                            checksum64(std::as_bytes(group.checksums)),
+                            checksum64(std::as_bytes(group.page_checks)),
                             checksum64(group.windows),
                             checksum64(group.payload)};
   return checksum64(std::as_bytes(std::span(parts)));
 }
 
 GroupVerifier::GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary,
-                             std::span<const BaseView> views)
+                             std::span<const BaseView> views, std::shared_ptr<const PageTags> tags)
     : impl_(std::make_unique<EncodedImage::Impl>()), views_(views) {
+  impl_->header.version = tags != nullptr ? blob::kVersion : blob::kVersionUnkeyed;
+  impl_->tags = std::move(tags);
   impl_->header.base_count = base_count;
   impl_->parse_bases(bases);
   impl_->parse_dictionary(dictionary);
@@ -408,7 +430,7 @@ GroupVerifier::GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary,
 
 GroupVerifier::~GroupVerifier() = default;
 
-size_t GroupVerifier::first_wrong(const GroupBytes& group, const std::byte* pages) {
+size_t GroupVerifier::first_wrong(const GroupBytes& group, uint64_t first, const std::byte* pages) {
   const size_t count = group.entries.size();
   blob::Group index = *group.index;
   index.payload_offset = 0;
@@ -416,7 +438,8 @@ size_t GroupVerifier::first_wrong(const GroupBytes& group, const std::byte* page
   impl_->header.group_pages = static_cast<uint32_t>(count);
   impl_->header.page_count = count;
   impl_->entries = group.entries.data();
-  impl_->checksums = group.checksums.data();
+  impl_->first_page = first;
+  impl_->page_checks = group.page_checks.data();
   impl_->groups = &index;
   impl_->windows = group.windows;
   impl_->payload = group.payload;

@@ -1,5 +1,5 @@
 // The dedup'd form of an image, as one relocatable blob: header, bases referred to (with the address
-// ranges and slide tables the predictor needs), dedup table (one entry a page: kind, checksum, where
+// ranges and slide tables the predictor needs), dedup table (one entry a page: kind, tag or checksum, where
 // its patch lies), patch groups. Format: docs/patch-format.md.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include "common/bytes.h"
 #include "common/error.h"
 #include "patch/base_view.h"
+#include "patch/page_tags.h"
 
 namespace medes {
 
@@ -51,21 +52,26 @@ inline constexpr size_t kMaxGroupPages = 64;  // pages whose patches one unpacki
 // the blob says.
 class EncodedImage {
  public:
-  static EncodedImage open(Bytes blob);  // throws corrupt
+  // With the store's key, which pages of a keyed image cannot be told right without. Throws corrupt,
+  // unsupported.
+  static EncodedImage open(Bytes blob, const StoreKey* key = nullptr);
 
   uint64_t page_count() const;
   std::span<const uint64_t> base_ids() const;  // slot → base
   PageKind kind(uint64_t page) const;
-  uint64_t checksum(uint64_t page) const;
+  bool keyed() const;  // pages carry keyed tags, not checksums
+  // Whether the bytes are the page's. Without the key of a keyed image none are.
+  bool matches(uint64_t page, const std::byte* bytes) const;
   EncodedStats stats() const;
 
   // Appends the base extents that pages [first, first+count) read. Throws corrupt.
   void extents(uint64_t first, uint64_t count, std::vector<Extent>& out) const;
 
-  // Rebuilds one page into out[4096] and checks it against its checksum: ok, or corrupt (out is then
-  // undefined and must not be used). `bases` in slot order, extents present. `scratch` is reused between
-  // calls by one thread (holds the last unpacked patch group) and serves any image. Allocates nothing. `next`
-  // is the page asked for next, if that is known: what it is made of is on its way to the cache meanwhile.
+  // Rebuilds one page into out[4096] and checks it against its tag or checksum: ok, corrupt, or
+  // permission_denied without the key (out is then undefined and must not be used). `bases` in slot order,
+  // extents present. `scratch` is reused between calls by one thread (holds the last unpacked patch group)
+  // and serves any image. Allocates nothing. `next` is the page asked for next, if that is known: what it is
+  // made of is on its way to the cache meanwhile.
   struct Scratch;
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
   Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const {

@@ -86,13 +86,17 @@ class BlobEncoder {
       : image_(image), plan_(plan), views_(views), options_(options) {}
 
   std::vector<std::byte> run() {
+    if (options_.key != nullptr) {
+      nonce_ = random_tag_nonce();
+      tags_ = std::make_shared<const PageTags>(*options_.key, nonce_);
+    }
     tables_ = learn_slides(image_, plan_, views_, options_.reuse);
     for (size_t i = 0; i < views_.size(); ++i) bases_.push_back({views_[i].bytes, tables_[i].predictor()});
     dictionary_ = options_.reuse != nullptr ? options_.reuse->encoded().dictionary()
                                             : learn_dictionary(image_, plan_, views_, bases_, options_.simd);
     base_section_ = make_base_section();
     const uint64_t pages = image_.page_count();
-    checksums_.resize(pages);
+    page_checks_.resize(pages);
     entries_.resize(pages);
     groups_.resize((pages + options_.group_pages - 1) / options_.group_pages);
     choose_loose();
@@ -107,6 +111,10 @@ class BlobEncoder {
   uint64_t first_page(uint64_t g) const { return g * options_.group_pages; }
   size_t pages_in(uint64_t g) const {
     return static_cast<size_t>(std::min<uint64_t>(options_.group_pages, image_.page_count() - first_page(g)));
+  }
+
+  uint64_t check_of(uint64_t page, const std::byte* bytes) const {
+    return tags_ != nullptr ? tags_->tag(page, bytes) : checksum64({bytes, kPageBytes});
   }
 
   void choose_loose() {
@@ -124,7 +132,8 @@ class BlobEncoder {
   // Reads a few groups at a time, which are then encoded and verified from the cache.
   void encode_groups(size_t begin, size_t end) {
     PageEncoder encoder(bases_, dictionary_, options_.simd);
-    GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_);
+    GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_,
+                           tags_);
     const auto scratch = EncodedImage::make_scratch();
     std::vector<std::byte> packed, direct;
     static thread_local const PageBuffer buffer(std::max<uint64_t>(MemoryImage::kReadPages, kMaxGroupPages));
@@ -136,12 +145,12 @@ class BlobEncoder {
       if (options_.before_pages) options_.before_pages(first, count);
       const std::byte* const bytes = image_.read(first, count, buffer.data());
       for (uint64_t i = 0; i < count; ++i) {
-        checksums_[first + i] = checksum64({bytes + i * kPageBytes, kPageBytes});
+        page_checks_[first + i] = check_of(first + i, bytes + i * kPageBytes);
         image_.note_encoded(first + i, bytes + i * kPageBytes);
       }
       for (size_t g = at; g < stop; ++g) {
         const std::byte* const pages = bytes + (first_page(g) - first) * kPageBytes;
-        if (!take_over_group(g, *scratch))
+        if (!take_over_group(g, pages, *scratch))
           encode_group(g, pages, bytes + count * kPageBytes, encoder, *scratch, packed, direct);
         verify_group(g, pages, verifier);
       }
@@ -150,7 +159,7 @@ class BlobEncoder {
 
   EncodedPage encode_page(uint64_t page, const std::byte* bytes, PageEncoder& encoder,
                           EncodedImage::Scratch& scratch, Bytes& payload) {
-    if (options_.reuse == nullptr || !options_.reuse->still_same(page, checksums_[page])) {
+    if (options_.reuse == nullptr || !options_.reuse->still_same(page, bytes)) {
       EncodedPage e = encoder.encode(as_words(bytes), plan_.windows(page));
       payload = {encoder.payload(), e.length};
       e.kind = placed(page, e.kind);
@@ -176,7 +185,7 @@ class BlobEncoder {
 
   // A group all of whose pages were one group before is stored as it was, compressed bytes and all; unless a
   // page of it is wanted sooner now.
-  bool take_over_group(uint64_t g, EncodedImage::Scratch& scratch) {
+  bool take_over_group(uint64_t g, const std::byte* pages, EncodedImage::Scratch& scratch) {
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
     if (!is_taken_over(options_.reuse, first)) return false;
@@ -186,7 +195,7 @@ class BlobEncoder {
     for (size_t i = 0; i < count; ++i) {
       StoredPage page;
       if (options_.reuse->old_page(first + i) != old + i ||
-          !options_.reuse->still_same(first + i, checksums_[first + i]) ||
+          !options_.reuse->still_same(first + i, pages + i * kPageBytes) ||
           (loose_[first + i] && (!before.stored_windows(old + i, scratch, page) ||
                                  page.entry_kind == static_cast<uint8_t>(EntryKind::patch))))
         return false;
@@ -262,12 +271,12 @@ class BlobEncoder {
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
     return {&out.index, std::span(entries_).subspan(first, count),
-            std::span(checksums_).subspan(first, count), out.windows, out.stored()};
+            std::span(page_checks_).subspan(first, count), out.windows, out.stored()};
   }
 
   void verify_group(uint64_t g, const std::byte* pages, GroupVerifier& verifier) {
     const GroupBytes group = bytes_of(g);
-    const size_t wrong = verifier.first_wrong(group, pages);
+    const size_t wrong = verifier.first_wrong(group, first_page(g), pages);
     if (wrong != group.entries.size()) {
       throw Error(Code::internal, "a page does not decode to what was encoded",
                   "page " + std::to_string(first_page(g) + wrong));
@@ -277,7 +286,7 @@ class BlobEncoder {
 
   // The blob, read as a restore will read it, consists of the bytes that were verified.
   void check_assembled(const std::vector<std::byte>& blob) const {
-    const EncodedImage image = EncodedImage::open(blob);
+    const EncodedImage image = EncodedImage::open(blob, options_.key);
     for (uint64_t g = 0; g < groups_.size(); ++g) {
       if (image.group_digest(g) != groups_[g].digest) {
         throw Error(Code::internal, "the blob is not what was verified", "group " + std::to_string(g));
@@ -325,12 +334,16 @@ class BlobEncoder {
       h.window_count += g.window_count;
     }
     std::memcpy(h.magic, blob::kMagicText, sizeof h.magic);
-    h.version = blob::kVersion;
+    h.version = tags_ != nullptr ? blob::kVersion : blob::kVersionUnkeyed;
+    if (tags_ != nullptr) {
+      h.nonce = nonce_;
+      h.key_check = tags_->key_check();
+    }
     h.group_pages = static_cast<uint32_t>(options_.group_pages);
     h.page_count = image_.page_count();
     h.base_count = static_cast<uint32_t>(views_.size());
 
-    uint64_t at = sizeof h;
+    uint64_t at = blob::header_bytes(h);
     const auto place = [&at](blob::Section& s, uint64_t bytes) {
       s.offset = (at + 7) & ~7ull;
       s.bytes = bytes;
@@ -338,7 +351,7 @@ class BlobEncoder {
     };
     place(h.bases, base_section_.size());
     place(h.dictionary, dictionary_bytes().size());
-    place(h.checksums, checksums_.size() * sizeof(uint64_t));
+    place(h.page_checks, page_checks_.size() * sizeof(uint64_t));
     place(h.entries, entries_.size() * sizeof(uint16_t));
     place(h.groups, index.size() * sizeof(blob::Group));
     place(h.windows, windows.size());
@@ -352,7 +365,7 @@ class BlobEncoder {
     };
     fill(h.bases, base_section_);
     fill(h.dictionary, dictionary_bytes());
-    fill(h.checksums, std::as_bytes(std::span(checksums_)));
+    fill(h.page_checks, std::as_bytes(std::span(page_checks_)));
     fill(h.entries, std::as_bytes(std::span(entries_)));
     fill(h.groups, std::as_bytes(std::span(index)));
     fill(h.windows, windows);
@@ -360,8 +373,7 @@ class BlobEncoder {
     for (const GroupOutput& g : groups_) {
       payload = std::copy(g.stored().begin(), g.stored().end(), payload);
     }
-    h.checksum = checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(blob::Header, checksum)});
-    std::memcpy(blob.data(), &h, sizeof h);
+    blob::put_header(h, blob.data());
     return blob;
   }
 
@@ -372,7 +384,9 @@ class BlobEncoder {
   std::vector<SlideTable> tables_;
   std::vector<BaseWords> bases_;
   Dictionary dictionary_;
-  std::vector<uint64_t> checksums_;
+  TagNonce nonce_;
+  std::shared_ptr<const PageTags> tags_;
+  std::vector<uint64_t> page_checks_;
   std::vector<uint16_t> entries_;
   std::vector<GroupOutput> groups_;
   std::vector<std::byte> base_section_;
@@ -442,7 +456,7 @@ std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const 
   fetching.before_pages = [&fetcher](uint64_t first, uint64_t count) { fetcher.fetch(first, count); };
   auto out = std::make_shared<EncodedBlob>();
   out->bytes = encode_blob(image, plan, fetcher.views(), fetching);
-  out->image = EncodedImage::open(out->bytes);
+  out->image = EncodedImage::open(out->bytes, options.key);
   return out;
 }
 

@@ -31,7 +31,8 @@ struct EncodeOptions {
   bool compress_groups = true;  // false: patches are stored as they are (any page reads alone, larger)
   SimdLevel simd = best_simd();
   const CancelFlag* cancel = nullptr;
-  const Reuse* reuse = nullptr;  // of this image; the plan must come from plan_with_reuse()
+  const StoreKey* key = nullptr;  // pages carry tags made with it; without one, checksums
+  const Reuse* reuse = nullptr;   // of this image; the plan must come from plan_with_reuse()
   // Pages that a restore will want first, in any order. Where few of a group are among them their patches are
   // stored loose, so that they cost no unpacking of the others'.
   std::vector<uint64_t> wanted_first;
@@ -60,7 +61,8 @@ std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& p
 void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::span<const BaseView> views,
                   const CancelFlag* cancel = nullptr);
 
-// Rebuilds every page and checks it against its checksum. Throws corrupt naming a page that fails.
+// Rebuilds every page and checks it against its tag or checksum. Throws what decode() returns, naming a page
+// that fails.
 void check_image(const EncodedImage& encoded, std::span<const BaseView> views);
 
 }  // namespace medes

@@ -14,7 +14,7 @@ namespace medes {
 struct GroupBytes {
   const blob::Group* index = nullptr;
   std::span<const uint16_t> entries;
-  std::span<const uint64_t> checksums;
+  std::span<const uint64_t> page_checks;
   Bytes windows;  // of this group alone, whatever index->windows_offset says
   Bytes payload;  // packed part, direct part, kPayloadPadding readable bytes behind
 };
@@ -23,10 +23,13 @@ struct GroupBytes {
 class GroupVerifier {
  public:
   // From the blob's sections `bases` and `dictionary`. Throws corrupt.
-  GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary, std::span<const BaseView> views);
+  // `tags` are those of the blob, null for one with checksums.
+  GroupVerifier(Bytes bases, uint32_t base_count, Bytes dictionary, std::span<const BaseView> views,
+                std::shared_ptr<const PageTags> tags);
   ~GroupVerifier();
-  // Index of the first page that does not decode to `pages`, or the number of pages.
-  size_t first_wrong(const GroupBytes& group, const std::byte* pages);
+  // Index of the first page that does not decode to `pages`, or the number of pages. `first` is the image's
+  // page that the group begins with.
+  size_t first_wrong(const GroupBytes& group, uint64_t first, const std::byte* pages);
 
  private:
   std::unique_ptr<EncodedImage::Impl> impl_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "common/checksum.h"
 #include "common/error.h"
 
 namespace medes {
@@ -48,7 +47,7 @@ void Reuse::look(uint64_t first, uint64_t count, const std::byte* pages) {
     const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
     const uint64_t old = before_.find(processes_[run.process], address);
     if (old == kNoPage || !may_be_taken_over(encoded_->kind(old))) continue;
-    if (checksum64({pages, kPageBytes}) != encoded_->checksum(old)) continue;
+    if (!encoded_->matches(old, pages)) continue;
     old_pages_[page] = old;
     ++found;
   }

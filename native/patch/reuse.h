@@ -13,7 +13,7 @@
 
 namespace medes {
 
-// Which pages of an image an earlier encoded image of the same processes has, told by address and checksum.
+// Which pages of an image an earlier encoded image of the same processes has, told by address and tag.
 // A page of a live image may change after it was looked at: who takes one over looks again (still_same), and
 // what is taken over is verified like all the rest.
 class Reuse {
@@ -31,9 +31,9 @@ class Reuse {
   uint64_t reused() const { return reused_.load(std::memory_order_relaxed); }
   // Page of the earlier image, kNoPage when there is none with the same bytes.
   uint64_t old_page(uint64_t page) const { return old_pages_[page]; }
-  // Whether the page is taken over and still has that checksum.
-  bool still_same(uint64_t page, uint64_t checksum) const {
-    return old_pages_[page] != kNoPage && checksum == encoded_->checksum(old_pages_[page]);
+  // Whether the page is taken over and still has the bytes that it was found with.
+  bool still_same(uint64_t page, const std::byte* bytes) const {
+    return old_pages_[page] != kNoPage && encoded_->matches(old_pages_[page], bytes);
   }
   const EncodedImage& encoded() const { return *encoded_; }
 

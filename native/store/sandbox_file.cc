@@ -74,6 +74,9 @@ SandboxFile::~SandboxFile() = default;
 
 std::shared_ptr<SandboxFile> SandboxFile::create(const std::string& path, Bytes meta,
                                                  const ImageLayout& layout, Bytes encoded_blob) {
+  const auto key = store_key_of(path);
+  (void)EncodedImage::open(encoded_blob,
+                           key ? &*key : nullptr);  // before there is a file that cannot be read
   const std::vector<std::byte> layout_bytes = layout.serialise();
   SandboxHeader header{};
   header.magic = kSandboxMagic;
@@ -135,7 +138,9 @@ std::shared_ptr<SandboxFile> SandboxFile::read(const std::string& path, Owners o
   if (checksum64(layout_bytes) != h.layout_checksum)
     throw Error(Code::corrupt, "sandbox file: checksum of the image layout", path);
   impl.layout = ImageLayout::parse(layout_bytes);
-  impl.encoded.emplace(EncodedImage::open(impl.section(h.encoded_offset, h.encoded_bytes)));
+  const auto key = store_key_of(path);
+  impl.encoded.emplace(
+      EncodedImage::open(impl.section(h.encoded_offset, h.encoded_bytes), key ? &*key : nullptr));
   if (impl.layout.page_count != h.page_count || impl.layout.processes.size() != h.process_count ||
       impl.encoded->page_count() != h.page_count)
     throw Error(Code::corrupt, "sandbox file: sections disagree on the image's size", path);

@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <map>
@@ -38,23 +37,17 @@ struct Seal {
 };
 static_assert(sizeof(Seal) == 32 && kSealOffset + sizeof(Seal) + sizeof(uint64_t) == kPageBytes);
 
-using Key = std::array<unsigned char, kStoreKeyBytes>;
-
 std::mutex keys_mutex;
-std::map<std::string, Key> keys;  // by folder
+std::map<std::string, StoreKey> keys;  // by folder
 
-std::optional<Key> key_of(const std::string& path) {
-  std::lock_guard lock(keys_mutex);
-  const auto found = keys.find(folder_of(path));
-  return found == keys.end() ? std::nullopt : std::optional(found->second);
-}
-
-void make_tag(const Key& key, const unsigned char* nonce, Bytes header_page, Bytes body, unsigned char* tag) {
+void make_tag(const StoreKey& key, const unsigned char* nonce, Bytes header_page, Bytes body,
+              unsigned char* tag) {
   std::array<std::byte, kPageBytes> page{};
   std::memcpy(page.data(), header_page.data(), kSealOffset);
   const std::unique_ptr<EVP_CIPHER_CTX, void (*)(EVP_CIPHER_CTX*)> context(EVP_CIPHER_CTX_new(),
                                                                            EVP_CIPHER_CTX_free);
-  bool ok = context && EVP_EncryptInit_ex(context.get(), EVP_aes_256_gcm(), nullptr, key.data(), nonce) == 1;
+  bool ok = context && EVP_EncryptInit_ex(context.get(), EVP_aes_256_gcm(), nullptr,
+                                          reinterpret_cast<const unsigned char*>(key.data()), nonce) == 1;
   const auto add = [&](Bytes part) {
     for (; ok && !part.empty(); part = part.subspan(std::min(part.size(), kStepBytes))) {
       int taken = 0;
@@ -75,14 +68,20 @@ void make_tag(const Key& key, const unsigned char* nonce, Bytes header_page, Byt
 
 void set_store_key(const std::string& folder, Bytes key) {
   if (key.size() != kStoreKeyBytes) throw Error(Code::invalid_argument, "not a store key", folder);
-  Key copy;
+  StoreKey copy;
   std::memcpy(copy.data(), key.data(), copy.size());
   std::lock_guard lock(keys_mutex);
   keys[folder_of(folder + "/")] = copy;
 }
 
+std::optional<StoreKey> store_key_of(const std::string& path) {
+  std::lock_guard lock(keys_mutex);
+  const auto found = keys.find(folder_of(path));
+  return found == keys.end() ? std::nullopt : std::optional(found->second);
+}
+
 void seal(const std::string& path, MutableBytes header_page, Bytes body) {
-  const auto key = key_of(path);
+  const auto key = store_key_of(path);
   if (!key) return;
   Seal made{};
   made.kind = kGmac;
@@ -126,7 +125,7 @@ void seal_existing(const std::string& path) {
 }
 
 void check_seal(const std::string& path, Bytes header_page, Bytes body) {
-  const auto key = key_of(path);
+  const auto key = store_key_of(path);
   if (!key) return;
   Seal found;
   std::memcpy(&found, header_page.data() + kSealOffset, sizeof found);

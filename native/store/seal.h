@@ -6,16 +6,18 @@
 //   it does the rest of the page (a slab's checksum of its header covers the seal)
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "common/bytes.h"
+#include "patch/page_tags.h"
 
 namespace medes {
 
-inline constexpr size_t kStoreKeyBytes = 32;
-
 // Files of `folder` are sealed when written and checked when opened from now on. Without a key nothing is.
 void set_store_key(const std::string& folder, Bytes key);
+// Of the folder that the file lies in.
+std::optional<StoreKey> store_key_of(const std::string& path);
 
 // Seals a file of that path under construction: its first page, and what follows up to where it may change.
 void seal(const std::string& path, MutableBytes header_page, Bytes body);

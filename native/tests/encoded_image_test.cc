@@ -197,8 +197,8 @@ TEST(EncodedImage, OneWrongByteAnywhereIsReported) {
     ASSERT_TRUE(never_wrong(damaged, scene, scene.views, failures)) << at;
     const bool unused = at >= header.payload.offset + header.payload.bytes;  // padding
     const auto in = [at](const blob::Section& s) { return at >= s.offset && at < s.offset + s.bytes; };
-    const bool alignment = at >= sizeof header && !in(header.bases) && !in(header.dictionary) &&
-                           !in(header.checksums) && !in(header.entries) && !in(header.groups) &&
+    const bool alignment = at >= blob::header_bytes(header) && !in(header.bases) && !in(header.dictionary) &&
+                           !in(header.page_checks) && !in(header.entries) && !in(header.groups) &&
                            !in(header.windows) && !in(header.payload);
     if (!unused && !alignment && at < header.payload.offset) EXPECT_GT(failures, 0u) << at;
   }
@@ -240,21 +240,20 @@ TEST(EncodedImage, HostileTablesNeverLeaveTheBuffers) {
     std::vector<std::byte> damaged = scene.blob;
     blob::Header h = header;
     for (uint64_t n = 1 + random.below(3); n > 0; --n) {
-      const size_t at = sizeof h + random.below(damaged.size() - sizeof h);
+      const size_t at = blob::header_bytes(h) + random.below(damaged.size() - blob::header_bytes(h));
       damaged[at] = static_cast<std::byte>(random.below(3) == 0 ? 0xff : random.next());
     }
     if (random.below(4) == 0) {
       auto* bytes = reinterpret_cast<std::byte*>(&h);
-      bytes[16 + random.below(offsetof(blob::Header, checksum) - 16)] ^=
+      bytes[16 + random.below(offsetof(blob::Header, nonce) - 16)] ^=
           static_cast<std::byte>(1 << random.below(8));
     }
-    for (blob::Section* s : {&h.bases, &h.dictionary, &h.checksums, &h.entries, &h.groups, &h.windows}) {
+    for (blob::Section* s : {&h.bases, &h.dictionary, &h.page_checks, &h.entries, &h.groups, &h.windows}) {
       if (s->offset <= damaged.size() && s->bytes <= damaged.size() - s->offset) {
         s->checksum = checksum64(Bytes(damaged).subspan(s->offset, s->bytes));
       }
     }
-    h.checksum = checksum64({reinterpret_cast<const std::byte*>(&h), offsetof(blob::Header, checksum)});
-    std::memcpy(damaged.data(), &h, sizeof h);
+    blob::put_header(h, damaged.data());
     try {
       const EncodedImage encoded = EncodedImage::open(damaged);
       const auto scratch = EncodedImage::make_scratch();

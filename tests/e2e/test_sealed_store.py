@@ -15,6 +15,7 @@ from medes.agent.store_key import KEY_NAME
 from medes.errors import MedesError
 from tests.support.cluster import AgentProcess
 from tests.support.counter_app import App
+from tests.support.older_files import without_tags
 
 pytestmark = pytest.mark.live
 
@@ -86,7 +87,7 @@ def sandbox_file(agent: AgentProcess, name: str) -> Path:
     return agent.shm / f"sandbox-{name}.medes"
 
 
-@pytest.mark.parametrize("how", [change_meta, strip_seal])
+@pytest.mark.parametrize("how", [change_meta, strip_seal, without_tags])
 def test_a_changed_file_is_never_restored_from(agent: AgentProcess, how: object) -> None:
     with App(seed=1) as changed, App(seed=2) as other:
         dedup(agent, changed, "changed")
@@ -124,6 +125,7 @@ def test_files_of_agents_without_a_key_are_taken_once(agent: AgentProcess) -> No
     with App(seed=4) as app:
         dedup(agent, app, "a")
         agent.end(signal.SIGKILL)
+        without_tags(sandbox_file(agent, "a"))
         for folder in (agent.shm, agent.state_dir):
             (folder / KEY_NAME).unlink()
         files = [p for p in agent.shm.iterdir() if p.suffix in (".slab", ".medes")]

@@ -72,7 +72,7 @@ def collect(folder: Path, shm: Path) -> dict[str, str]:
     working_sets.get("d", "f").merge([(1, 10), (1, 11), (2, 5)], frozenset())
     working_sets.save("d", "f")
     (ws,) = (folder / "ws").iterdir()
-    files = {p.name: packed(p) for p in sorted(shm.iterdir()) if p.suffix in (".slab", ".medes")}
+    files = {p.name: packed(p) for p in sorted(shm.iterdir()) if p.suffix in (".slab", ".medes", ".key")}
     return {**files, "journal": packed(folder / "state" / "journal"), f"working-sets/{ws.name}": packed(ws)}
 
 

@@ -35,6 +35,7 @@ def test_json_lines_of_every_scheme(one_function: Path) -> None:
     saved = {case["scheme"]: case["saved_ratio"] for case in lines if case["function"] == "ALL"}
     assert 0 < saved["ksm"] < saved["medes-nogroup"] <= saved["medes"] < 1
     assert saved["paper"] < saved["medes"]
+    assert abs(saved["medes-untagged"] - saved["medes"]) < 0.0002  # a nonce and a word an image
     for case in lines:
         assert sum(case["pages"].values()) * native.PAGE_BYTES == case["warm_bytes"]
         assert set(case["pages"]) == set(KINDS)

@@ -119,3 +119,30 @@ def test_what_is_not_there_or_not_ours(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "notes.txt").write_text("hello")
     code, rows = inspect(capsys, str(tmp_path / "notes.txt"))
     assert (code, rows[0]["kind"]) == (CorruptError.exit_code, "unknown")
+
+
+def test_page_tags_are_checked_where_the_stores_key_lies_beside_the_files(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = bytes(range(32))
+    pages = random.Random(1).randbytes(20 * 4096)
+    image = native.MemoryImage.from_buffer(pages)
+    keyed, elsewhere = (tmp_path_factory.mktemp(name) for name in ("keyed", "elsewhere"))
+    native.set_store_key(str(keyed), key)
+    bases = native.BaseSet()
+    bases.add_local(native.Slab.create(str(keyed / "base-7.slab"), 7, image))
+    prints = native.fingerprint(image)
+    plan = native.plan_windows(image, prints, native.FingerprintIndex().lookup(prints.hashes, 8))
+    encoded = native.encode(image, plan, bases, folder=str(keyed))
+    path = keyed / "sandbox-s1.medes"
+    native.SandboxFile.create(str(path), b"{}", image, encoded)
+    copy = elsewhere / path.name
+    copy.write_bytes(path.read_bytes())
+    code, rows = inspect(capsys, "--verify", str(copy))
+    assert (code, rows[0]["verified"], "store's key" in rows[0]["not_verified"]) == (0, None, True)
+    (elsewhere / "store.key").write_bytes(key + b"\0")
+    code, rows = inspect(capsys, "--verify", str(copy))
+    assert (code, rows[0]["verified"]) == (0, True)
+    (elsewhere / "store.key").write_bytes(key[::-1] + b"\0")
+    code, rows = inspect(capsys, "--verify", str(copy))
+    assert code == CorruptError.exit_code and "another key" in rows[0]["error"]
