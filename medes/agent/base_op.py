@@ -71,8 +71,9 @@ async def publish_base(
     bases.add(base, prints)
     agent.base_advised.pop((spec.domain, spec.function), None)
     entry.is_base = True
+    publish = agent.controller.publish(base.descriptor, prints)
     try:
-        await agent.controller.publish(base.descriptor, prints)
+        await (entry.cancel.unless_cancelled(publish) if entry.cancel is not None else publish)
     except MedesError as error:
         log.info("base %016x is not announced yet: %s", base.base_id, error)
     point("dedup.base_published")

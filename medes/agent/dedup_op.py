@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from medes import native
 from medes.agent import accounting, hooks, journal_state, page_sources
@@ -29,6 +30,7 @@ from medes.agent.core import Agent, endpoints_to_json
 from medes.agent.drivers import LiveHandle
 from medes.agent.fault_points import point
 from medes.agent.memory_headroom import headroom_bytes
+from medes.agent.op_cancel import OpCancel
 from medes.agent.orphans import set_aside
 from medes.agent.processes import is_ending, namespace
 from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
@@ -83,7 +85,7 @@ class DedupOp:
         # A base must be made of all pages, so nothing is taken over then.
         self.previous = None if make_base else entry.previous
         self.reuse: native.Reuse | None = None
-        self.cancel = native.CancelFlag()
+        self.cancel = OpCancel(entry.id)
         entry.cancel = self.cancel
 
     async def run(self) -> DedupReport:
@@ -145,7 +147,7 @@ class DedupOp:
 
     async def _run_hook(self) -> None:
         body = {"sandbox_id": self.entry.id, "function": self.entry.spec.function}
-        problem = await hooks.try_call(self.entry, "before-dedup", body)
+        problem = await self.cancel.unless_cancelled(hooks.try_call(self.entry, "before-dedup", body))
         if problem:
             self._note(NoteCode.HOOK_FAILED, problem)
 
@@ -187,8 +189,9 @@ class DedupOp:
         self.stage_us[name] = self.stage_us.get(name, 0) + int((time.perf_counter() - start_s) * 1e6)
 
     def _check(self) -> None:
-        if self.entry.requests or self.cancel.cancelled:
-            raise CancelledError("a request arrived: the sandbox stays warm", object=self.entry.id)
+        if self.entry.requests:
+            self.cancel.cancel()
+        self.cancel.check()
 
     async def _survey(self, image: native.MemoryImage) -> Candidates:
         """Where base pages may lie for the pages that are not taken over from the last dedup."""
@@ -197,11 +200,11 @@ class DedupOp:
         previous = self.previous.file if self.previous is not None else None
         with self._stage("survey"):
             prints, locations, self.reuse = await self.agent.in_ops(
-                native.survey, image, bases.samples_per_page, index, previous, self.cancel
+                native.survey, image, bases.samples_per_page, index, previous, self.cancel.flag
             )
         candidates = Candidates(self.agent, self.entry.spec.domain, prints, locations)
         with self._stage("lookup"):
-            await candidates.gather()
+            await self.cancel.unless_cancelled(candidates.gather())
         return candidates
 
     async def _afresh(self, image: native.MemoryImage) -> Candidates:
@@ -261,7 +264,7 @@ class DedupOp:
                 raise
             self._note(NoteCode.BASE_GONE, f"a base known here is gone: {error}")
             self._unpin_all()
-            await candidates.ask_anew()
+            await self.cancel.unless_cancelled(candidates.ask_anew())
             return await self._attempt(image, candidates, remote=True)
 
     def _pinned_ids(self) -> set[int]:
@@ -290,21 +293,22 @@ class DedupOp:
         """Whether to become a base. While another sandbox is becoming the function's first one, waits for it: patches
         against no base at all would be many times larger."""
         with self._stage("advice"):
-            advised, reason = await wants_base(self.agent, self.entry)
+            advised, reason = await self.cancel.unless_cancelled(wants_base(self.agent, self.entry))
             deadline_s = time.monotonic() + BASE_WAIT_S
             waited = False
             while reason == BEING_MADE and not advised and time.monotonic() < deadline_s:
                 await asyncio.sleep(BASE_POLL_S)
                 self._check()
                 waited = True
-                advised, reason = await wants_base(self.agent, self.entry)
+                advised, reason = await self.cancel.unless_cancelled(wants_base(self.agent, self.entry))
             if waited:
-                await candidates.gather_again()
+                await self.cancel.unless_cancelled(candidates.gather_again())
         return advised, reason
 
     async def _make_base(self, image: native.MemoryImage, candidates: Candidates, reason: str) -> None:
         with self._stage("base"):
-            await candidates.ask_anew()  # or a base that is gone would seem to have these pages
+            # Or a base that is gone would seem to have these pages.
+            await self.cancel.unless_cancelled(candidates.ask_anew())
             locations = await candidates.locations(remote=True)
             plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
             pages = await self.agent.in_ops(plan.uncovered_pages)
@@ -363,18 +367,42 @@ class DedupOp:
                 agent.peers.learn(endpoints[node_id])
             if node_id in agent.peers.endpoints:
                 planned.endpoints[node_id] = agent.peers.endpoints[node_id]
-        calls = [agent.peers.pin(node, self.holder, spec.domain, ids) for node, ids in remote.items()]
-        # Every call has ended before anything is taken back: an unpin must not overtake its pin.
-        granted = await asyncio.gather(*calls, return_exceptions=True)
+        granted = await self._pin_at(remote)
         for node_id, descriptors in zip(remote, granted, strict=True):
             if isinstance(descriptors, BaseException):
                 raise descriptors
-            reader = await agent.peers.live_reader(node_id, spec.domain, remote[node_id][0])
+            first = remote[node_id][0]
+            reader = await self.cancel.unless_cancelled(agent.peers.live_reader(node_id, spec.domain, first))
             planned.transport_by_peer[node_id] = reader.transport
             for descriptor in descriptors:
                 # The holder's word on its own base counts, not the registry's.
                 planned.descriptors[descriptor.base_id] = descriptor
                 add_remote(planned.bases, descriptor, reader)
+
+    async def _pin_at(self, remote: dict[str, list[int]]) -> list[list[BaseDescriptor] | BaseException]:
+        """What each node answers. Every call has ended before anything is taken back: an unpin must not overtake its pin.
+        Of an op that is to end that is done behind it."""
+        peers, domain = self.agent.peers, self.entry.spec.domain
+
+        async def ask() -> list[list[BaseDescriptor] | BaseException]:
+            calls = (peers.pin(node, self.holder, domain, ids) for node, ids in remote.items())
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        asked = self.agent.spawn(ask(), f"pins {self.holder}")
+
+        async def answers() -> list[list[BaseDescriptor] | BaseException]:
+            return await asyncio.shield(asked)
+
+        try:
+            return await self.cancel.unless_cancelled(answers())
+        except CancelledError:
+            self.pins = {node: ids for node, ids in self.pins.items() if node not in remote}
+            self.agent.spawn(self._unpin_when_answered(asked, remote), f"unpin {self.holder}")
+            raise
+
+    async def _unpin_when_answered(self, asked: asyncio.Task[Any], remote: dict[str, list[int]]) -> None:
+        await asyncio.wait({asked})
+        unpin(self.agent, self.holder, remote)
 
     def _encode(
         self, image: native.MemoryImage, planned: Planned, wanted_first: bytes
@@ -383,7 +411,7 @@ class DedupOp:
             image,
             planned.plan,
             planned.bases,
-            cancel=self.cancel,
+            cancel=self.cancel.flag,
             reuse=self.reuse,
             wanted_first=wanted_first,
             folder=str(self.agent.settings.shm_path),
@@ -454,7 +482,7 @@ class DedupOp:
         packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         try:
             live = await agent.in_ops(
-                driver.evict, image, file, planned.bases, self.hold_frozen, self.cancel, packed
+                driver.evict, image, file, planned.bases, self.hold_frozen, self.cancel.flag, packed
             )
         except BaseException as error:
             if _pages_gone(file) and isinstance(error, MedesError):

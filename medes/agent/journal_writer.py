@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from medes.agent.journal import COMPACT_BYTES_MIN, Journal, Record
 from medes.agent.journal_state import JournalState
@@ -33,6 +33,7 @@ class JournalWriter:
         self._compact_at_bytes = max(COMPACT_BYTES_MIN, GROWTH_BEFORE_COMPACTION * journal.size_bytes)
         self._appended_bytes_seen = 0
         self._healing: Future[None] | None = None
+        self._closed = False
         self.failure: str = ""  # why the file lacks records that `state` has; empty: it lacks none
 
     def post(self, *records: Record) -> None:
@@ -88,9 +89,17 @@ class JournalWriter:
             raise
 
     def close(self) -> None:
-        """Waits for what was posted, tries once more what could not be written, closes. Idempotent."""
+        """Waits for what was posted, tries once more what could not be written, closes. Idempotent. A disk that does not
+        answer within JOURNAL_WRITE_TIMEOUT_S is not waited for: the next agent has slabs and sandbox files."""
+        if self._closed:
+            return
         if self.failure:
             self.heal()
             self.failure = ""
-        self._thread.shutdown(wait=True)
+        self._closed = True
+        last = self._thread.submit(lambda: None)
+        self._thread.shutdown(wait=False)
+        if wait({last}, timeout=JOURNAL_WRITE_TIMEOUT_S).not_done:
+            log.error("journal: %s does not answer: what is not written by now is lost", self._journal.path)
+            return
         self._journal.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from medes import native
 from medes.agent.drivers import LiveHandle
+from medes.agent.op_cancel import OpCancel
 from medes.agent.processes import runs
 from medes.agent.states import may_follow
 from medes.agent.working_sets import Page
@@ -185,7 +186,7 @@ class SandboxEntry:
         self.lock = asyncio.Lock()
         self.requests = 0  # begun and not yet ended
         self.heard_s = now_s  # when the runtime last said that one began or ended
-        self.cancel: native.CancelFlag | None = None  # of the dedup op under way
+        self.cancel: OpCancel | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None
         self.pending: Pending | None = None

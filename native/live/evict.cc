@@ -21,6 +21,7 @@
 #include "live/kernel_ranges.h"
 #include "live/make_anonymous.h"
 #include "live/make_uffd.h"
+#include "memory/foreign_memory.h"
 #include "memory/memory_sharers.h"
 #include "memory/proc.h"
 
@@ -254,28 +255,23 @@ void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
   const size_t blocks = (candidates.size() + kComparePages - 1) / kComparePages;
   std::vector<uint8_t> same(candidates.size(), 0);
   const auto& layout = image_.layout();
+  const ForeignMemory memory(p.pid);
   ThreadPool::shared().parallel_for(blocks, 16, [&](size_t first, size_t last) {
     static thread_local const PageBuffer buffer(kComparePages);
     for (size_t b = first; b < last; ++b) {
       const size_t at = b * kComparePages;
       const size_t n = std::min(kComparePages, candidates.size() - at);
-      iovec remote[kComparePages];
-      size_t iovecs = 0;
-      for (size_t i = 0; i < n; ++i) {
+      for (size_t i = 0, run = 0; i < n; i += run) {
         const uint64_t page = candidates[at + i];
-        if (i > 0 && page == candidates[at + i - 1] + 1 && layout.adjacent(page - 1)) {
-          remote[iovecs - 1].iov_len += kPageBytes;
-          continue;
-        }
-        const PageRun& run = layout.run_of(page);
-        remote[iovecs++] = {reinterpret_cast<void*>(run.address + (page - run.first_page) * kPageBytes),
-                            kPageBytes};
+        for (run = 1;
+             i + run < n && candidates[at + i + run] == page + run && layout.adjacent(page + run - 1);)
+          ++run;
+        const PageRun& whole = layout.run_of(page);
+        const uint64_t address = whole.address + (page - whole.first_page) * kPageBytes;
+        const ssize_t got = memory.read(address, buffer.data(), run * kPageBytes);
+        for (size_t j = 0; got > 0 && j < static_cast<size_t>(got) / kPageBytes; ++j)
+          same[at + i + j] = image_.is_encoded(page + j, buffer.data() + j * kPageBytes);
       }
-      iovec local{buffer.data(), n * kPageBytes};
-      const ssize_t got = process_vm_readv(p.pid, &local, 1, remote, iovecs, 0);
-      const size_t whole = got < 0 ? 0 : static_cast<size_t>(got) / kPageBytes;
-      for (size_t i = 0; i < whole; ++i)
-        same[at + i] = image_.is_encoded(candidates[at + i], buffer.data() + i * kPageBytes);
     }
   });
   for (size_t i = 0; i < candidates.size(); ++i) {

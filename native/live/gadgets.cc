@@ -1,7 +1,6 @@
 #include "live/gadgets.h"
 
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "memory/foreign_memory.h"
 
 namespace medes {
 namespace {
@@ -38,12 +38,9 @@ std::map<FileKey, Found> g_cache;  // a node has few distinct executables; bound
 constexpr size_t kMaxCached = 4096;
 
 size_t read_text(pid_t pid, uint64_t address, char* out, size_t length) {
-  iovec local{out, length}, remote{reinterpret_cast<void*>(address), length};
-  const ssize_t n = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+  const ssize_t n = ForeignMemory(pid).read(address, out, length);
   if (n >= 0) return static_cast<size_t>(n);
-  const int err = errno;
-  if (err == EFAULT) return 0;
-  throw errno_error(err, "cannot read its memory", "pid " + std::to_string(pid),
+  throw errno_error(errno, "cannot read its memory", "pid " + std::to_string(pid),
                     "the agent needs CAP_SYS_PTRACE over the sandbox");
 }
 

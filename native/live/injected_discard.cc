@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "live/process_bytes.h"
 #include "memory/proc.h"
 
 namespace medes {
@@ -30,9 +31,7 @@ std::vector<AddressRange> ranges_of(pid_t pid, const SleepingCall& call) {
   if (call.number == SYS_madvise && a[2] == MADV_DONTNEED) return {{a[0], a[0] + a[1]}};
   if (call.number != SYS_process_madvise || a[3] != MADV_DONTNEED || a[2] > IOV_MAX) return {};
   std::vector<iovec> vector(a[2]);
-  const iovec local{vector.data(), vector.size() * sizeof(iovec)};
-  const iovec remote{reinterpret_cast<void*>(a[1]), local.iov_len};
-  if (process_vm_readv(pid, &local, 1, &remote, 1, 0) != static_cast<ssize_t>(local.iov_len)) return {};
+  if (!read_memory(pid, a[1], vector.data(), vector.size() * sizeof(iovec))) return {};
   std::vector<AddressRange> out;
   for (const auto& v : vector) {
     const auto begin = reinterpret_cast<uint64_t>(v.iov_base);

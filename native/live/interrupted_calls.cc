@@ -221,7 +221,8 @@ void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_
   if (time == 0 || !read_memory(thread.pid, time, value, sizeof value)) return;
   const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - stood_still.count());
   const int64_t rest[2] = {left / 1'000'000'000, left % 1'000'000'000 / unit};
-  (void)write_memory(thread.pid, time, rest, sizeof rest);  // the kernel read and wrote it, so it can be
+  // Where the kernel could not write what is left, nor can we: what is there is the program's own time.
+  (void)write_as_program(thread.pid, time, rest, sizeof rest);
 }
 
 void InterruptedCalls::shorten() noexcept {

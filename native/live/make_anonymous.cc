@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +11,8 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
+#include "live/process_bytes.h"
+#include "memory/foreign_memory.h"
 #include "memory/proc.h"
 
 namespace medes {
@@ -83,18 +84,16 @@ class Replacement {
 
  private:
   int copy(std::span<const FileRun> batch, uint64_t to) {
-    std::vector<iovec> from;
     uint64_t bytes = 0;
-    for (const auto& r : batch) {
-      from.push_back({reinterpret_cast<void*>(r.begin), bytes_of(r)});
-      bytes += bytes_of(r);
-    }
+    for (const auto& r : batch) bytes += bytes_of(r);
     buffer_.resize(bytes);
-    iovec local{buffer_.data(), bytes}, target{reinterpret_cast<void*>(to), bytes};
-    if (process_vm_readv(pid_, &local, 1, from.data(), from.size(), 0) != static_cast<ssize_t>(bytes) ||
-        process_vm_writev(pid_, &local, 1, &target, 1, 0) != static_cast<ssize_t>(bytes))
-      return EFAULT;
-    return 0;
+    const ForeignMemory memory(pid_);
+    std::byte* out = buffer_.data();
+    for (const auto& r : batch) {
+      if (memory.read(r.begin, out, bytes_of(r)) != static_cast<ssize_t>(bytes_of(r))) return EFAULT;
+      out += bytes_of(r);
+    }
+    return write_memory(pid_, to, buffer_.data(), bytes) ? 0 : EFAULT;
   }
 
   // The kernel takes the old mapping away before it moves the new one, and the move may then fail for want of

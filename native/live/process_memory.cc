@@ -20,6 +20,7 @@ constexpr size_t kEventsPerRead = 64;
 constexpr int kMaxUnregisterPasses = 1000;
 constexpr uint64_t kMaxUserAddress = (1ull << 47) - kPageBytes;
 constexpr std::chrono::milliseconds kTracerPatience{50};
+constexpr std::chrono::seconds kLookPatience{5};
 constexpr timespec kTracerPause{0, 100'000};
 // On idle cores threads stop within it. Those that do not are on their way, which is all that is needed.
 constexpr std::chrono::microseconds kHoldTimeout{60};
@@ -133,7 +134,10 @@ DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
 // A call that changes mappings says so before it does anything, and until its event is read, which is by us.
 void ProcessMemory::look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>& born,
                                      const std::function<void()>& look) {
+  const auto deadline = std::chrono::steady_clock::now() + kLookPatience;
   do {
+    if (std::chrono::steady_clock::now() > deadline)
+      throw Error(Code::busy, "it changes its mappings without a pause", "pid " + std::to_string(pid_));
     for (auto& child : drain().children) born.push_back(std::move(child));
     look();
   } while (uffd_ && uffd_.changing());

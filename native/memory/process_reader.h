@@ -1,8 +1,6 @@
 // Image pages out of running processes, in few system calls. Internal to memory/.
 #pragma once
 
-#include <sys/uio.h>
-
 #include <cstdint>
 #include <vector>
 
@@ -10,7 +8,7 @@
 
 namespace medes {
 
-// Collects runs of pages and reads them back to back into a buffer with process_vm_readv. Used by one thread.
+// Collects runs of pages and reads them back to back into a buffer. Used by one thread.
 class ProcessReader {
  public:
   // `layout` and `out` outlive this object; `out` has room for all pages that are added.
@@ -22,12 +20,10 @@ class ProcessReader {
   void flush();
 
  private:
-  void zero_page(size_t& i);
-
   const ImageLayout& layout_;
   std::byte* out_;
   uint32_t process_ = 0;
-  std::vector<iovec> runs_;
+  std::vector<AddressRange> runs_;
 };
 
 }  // namespace medes

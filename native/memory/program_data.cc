@@ -2,7 +2,6 @@
 
 #include <elf.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
@@ -10,6 +9,7 @@
 #include <cstring>
 
 #include "common/error.h"
+#include "memory/foreign_memory.h"
 
 namespace medes {
 namespace {
@@ -43,11 +43,9 @@ std::vector<FileRange> writable_segments(const std::array<std::byte, kPageBytes>
 }
 
 bool read_page(pid_t pid, uint64_t address, std::array<std::byte, kPageBytes>& out) {
-  iovec local{out.data(), out.size()}, remote{reinterpret_cast<void*>(address), out.size()};
-  const ssize_t n = process_vm_readv(pid, &local, 1, &remote, 1, 0);
-  const int err = errno;
-  if (n < 0 && err != EFAULT)
-    throw errno_error(err, "cannot read its memory", "pid " + std::to_string(pid),
+  const ssize_t n = ForeignMemory(pid).read(address, out.data(), out.size());
+  if (n < 0)
+    throw errno_error(errno, "cannot read its memory", "pid " + std::to_string(pid),
                       "the agent needs CAP_SYS_PTRACE over the sandbox");
   return n == static_cast<ssize_t>(out.size());
 }

@@ -60,8 +60,8 @@ def test_a_blocked_main_thread_neither_wakes_nor_wakes_the_sandbox(
     stops: str, how: str, deduper: Deduper
 ) -> None:
     with Program([stops, how]) as program:
-        until(lambda: sleeps(program.pid))
         for _ in range(3):
+            until(lambda: sleeps(program.pid))
             live = deduper.dedup([program.pid])
             until(lambda: sleeps(program.pid))
             assert live.state == "dormant"

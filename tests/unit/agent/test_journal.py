@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medes.agent.journal import Journal, decode_line, encode_line
+from medes.agent import journal_writer
+from medes.agent.journal import Journal, Record, decode_line, encode_line
 from medes.agent.journal_state import DEDUP, DEDUPING, LOST, RESTORING, WARM, JournalState
 from medes.agent.journal_writer import JournalWriter
 from medes.errors import AlreadyExistsError
@@ -153,3 +156,25 @@ async def test_writer_compacts_and_loses_nothing(tmp_path: Path) -> None:
     assert again.state == expected
     assert again.state.sandboxes["s1"].figures == {"n": 199}
     again.close()
+
+
+def test_a_disk_that_does_not_answer_does_not_hold_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal_writer, "JOURNAL_WRITE_TIMEOUT_S", 0.05)
+    journal, answers, written = Journal(tmp_path / "journal"), threading.Event(), threading.Event()
+    writer = JournalWriter(journal)
+    append = journal.append
+
+    def late(records: Iterable[Record], *, sync: bool = False) -> None:
+        answers.wait()
+        append(records, sync=sync)
+        written.set()
+
+    monkeypatch.setattr(journal, "append", late)
+    writer.post({"t": "node", "samples_per_page": 8})
+    writer.close()
+    assert "does not answer" in caplog.text
+    answers.set()
+    assert written.wait(30.0)
+    journal.close()
