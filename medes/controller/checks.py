@@ -79,11 +79,8 @@ def hashes(data: bytes, samples_per_page: int) -> int:
 
 
 def base(value: BaseDescriptor, page_count: int, positions: bytes, samples_per_page: int) -> None:
-    if not value.base_id:
-        raise InvalidArgumentError("is missing", object="base_id")
-    name(value.node_id, "node_id")
-    name(value.domain, "domain")
-    name(value.function, "function")
+    """With the hashes and positions that come with it."""
+    descriptor(value)
     where = f"base {value.base_id:#x}"
     if page_count == 0 or value.page_count != page_count:
         raise InvalidArgumentError(
@@ -93,6 +90,18 @@ def base(value: BaseDescriptor, page_count: int, positions: bytes, samples_per_p
         raise InvalidArgumentError(
             f"{len(positions)} positions for {page_count * samples_per_page} hashes", object=where
         )
+
+
+def descriptor(value: BaseDescriptor) -> None:
+    """What a base says of itself."""
+    if not value.base_id:
+        raise InvalidArgumentError("is missing", object="base_id")
+    name(value.node_id, "node_id")
+    name(value.domain, "domain")
+    name(value.function, "function")
+    where = f"base {value.base_id:#x}"
+    if not 0 < value.page_count <= LOOKUP_PAGES_MAX:
+        raise InvalidArgumentError(f"page_count {value.page_count}", object=where)
     range_count(len(value.ranges), value.base_id)
     if any(r.begin >= r.end for r in value.ranges):
         raise InvalidArgumentError("an address range is empty or reversed", object=where)

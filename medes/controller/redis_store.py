@@ -14,6 +14,9 @@ All keys of a dedup domain share a hash tag, so that a Cluster spreads the regis
 
 A location's upper 16 bits are the base's slot, unique in its domain. States of a record: adding, ready, leaving;
 each step may be repeated, so that a controller killed in the middle leaves work that the next call completes.
+
+What Redis answers is believed no more than a caller: a record that is none is logged by its name and dropped, a base of
+another domain is not told, a key of another type is an error that names it.
 """
 
 from __future__ import annotations
@@ -23,24 +26,30 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from medes import native
+from medes.controller import checks
 from medes.controller import store as contract
 from medes.controller.store import LOCATIONS_PER_HASH, NO_LOCATION, Found, RegistryStore, StoreStats
 from medes.errors import (
     AlreadyExistsError,
+    CorruptError,
     InvalidArgumentError,
     IoError,
     LimitExceededError,
+    MedesError,
     PermissionDeniedError,
     StoreUnreachableError,
     UnsupportedError,
 )
 from medes.types import AddressRange, BaseDescriptor
+
+log = logging.getLogger(__name__)
 
 # Hashes per script call: a few milliseconds of Redis each, so that other callers get their turn; Lua's unpack()
 # takes just under 8,000 values.
@@ -48,6 +57,8 @@ CHUNK_HASHES = 4096
 SOCKET_TIMEOUT_S = 10.0
 BASES = "medes:bases"
 NONE_SLOT = 0xFFFF
+RECORD_BYTES_MAX = 64 << 10
+SCAN_COUNT = 1000
 
 _FIELDS = """
 local fields = {}
@@ -60,7 +71,7 @@ local none = string.rep('\\255', 8)
 local found = redis.call('HMGET', KEYS[1], unpack(fields))
 for i = 1, #fields do
   local v = found[i]
-  if not v then found[i] = none .. none elseif #v == 8 then found[i] = v .. none end
+  if v and #v == 8 then found[i] = v .. none elseif not v or #v ~= 16 then found[i] = none .. none end
 end
 return table.concat(found)
 """
@@ -75,6 +86,8 @@ for i = 1, #fields do
   local location, v = string.sub(ARGV[2], i * 8 - 7, i * 8), known[i]
   if fields[i] ~= zero then
     if not v then
+      redis.call('HSET', KEYS[1], fields[i], location)
+    elseif #v ~= 8 and #v ~= 16 then
       redis.call('HSET', KEYS[1], fields[i], location)
     elseif #v == 8 and string.sub(v, 7, 8) ~= string.sub(location, 7, 8) then
       redis.call('HSET', KEYS[1], fields[i], v .. location)
@@ -92,7 +105,7 @@ local known = redis.call('HMGET', KEYS[1], unpack(fields))
 for i = 1, #fields do
   local v, rest = known[i], ''
   if v then
-    for j = 1, #v, 8 do
+    for j = 1, math.min(#v, 16), 8 do
       if string.sub(v, j + 6, j + 7) ~= ARGV[2] then rest = rest .. string.sub(v, j, j + 7) end
     end
     if rest == '' then
@@ -123,8 +136,15 @@ return -1
 """
 
 
+KEY_BYTES = 8
+
+
 def _key(base_id: int) -> bytes:
     return struct.pack("<Q", base_id)
+
+
+def _slot(slot: int) -> bytes:
+    return struct.pack("<H", slot)
 
 
 def _tag(domain: str) -> str:
@@ -152,11 +172,49 @@ class _Record:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @staticmethod
-    def unpack(data: bytes) -> _Record:
-        fields = json.loads(data)
-        base = fields.pop("base")
-        base["ranges"] = tuple(AddressRange(**r) for r in base["ranges"])
-        return _Record(BaseDescriptor(**base), **fields)
+    def unpack(key: bytes, data: bytes) -> _Record:
+        """Raises corrupt for what is not a base's record, or another base's."""
+        try:
+            if len(data) > RECORD_BYTES_MAX:
+                raise ValueError(f"{len(data)} bytes")
+            fields = json.loads(data)
+            base = fields.pop("base")
+            base["ranges"] = tuple(AddressRange(**r) for r in base["ranges"])
+            record = _Record(BaseDescriptor(**base), **fields)
+            record.check()
+            if _key(record.base.base_id) != key:
+                raise ValueError("another base's")
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+            MedesError,
+        ) as error:
+            raise CorruptError(
+                f"is no record of a base: {error!r:.200}", object=f"{BASES} {key[:16].hex()}"
+            ) from error
+        return record
+
+    def check(self) -> None:
+        """Raises type_error, value_error or a catalogue error for what no controller has written."""
+        base = self.base
+        numbers = (
+            base.base_id,
+            base.page_count,
+            self.mark,
+            *(n for r in base.ranges for n in (r.begin, r.end)),
+        )
+        if (
+            any(type(n) is not int or not 0 <= n < 1 << 64 for n in numbers)
+            or type(base.value_only) is not bool
+        ):
+            raise ValueError("a number is none")
+        if self.state not in ("adding", "ready", "leaving"):
+            raise ValueError("no such state")
+        checks.descriptor(base)
 
 
 class RedisStore(RegistryStore):
@@ -189,8 +247,8 @@ class RedisStore(RegistryStore):
         self._closed = False
 
     @contextlib.contextmanager
-    def _mapped(self) -> Iterator[None]:
-        """Redis' exceptions as ours."""
+    def _mapped(self, what: str = "registry store") -> Iterator[None]:
+        """Redis' exceptions as ours; `what`: the record they are about."""
         try:
             yield
         except (self._errors.ConnectionError, self._errors.TimeoutError) as error:
@@ -200,12 +258,12 @@ class RedisStore(RegistryStore):
                 hint="is it running at the URL of controller.store?",
             ) from error
         except self._errors.RedisError as error:
-            raise IoError(f"Redis: {error}", object="registry store") from error
+            raise IoError(f"Redis: {error}", object=what) from error
 
     # --- writing -------------------------------------------------------------------------------------------
     def publish(self, base: BaseDescriptor, hashes: bytes, positions: bytes, samples_per_page: int) -> None:
         mark = native.checksum64(hashes) ^ native.checksum64(positions)
-        with self._mapped():
+        with self._mapped(f"base {base.base_id:#x}"):
             record = self._begin(base, mark)
             if record.state == "ready":
                 return
@@ -253,7 +311,7 @@ class RedisStore(RegistryStore):
         return slot
 
     def retire(self, base_id: int, node_id: str) -> bool:
-        with self._mapped():
+        with self._mapped(f"base {base_id:#x}"):
             record = self._load(base_id)
             if record is None:
                 return False
@@ -263,10 +321,10 @@ class RedisStore(RegistryStore):
             return True
 
     def retire_node(self, node_id: str) -> int:
-        with self._mapped():
+        with self._mapped(f"medes:node:{node_id}"):
             count = 0
-            for key in self._redis.smembers(f"medes:node:{node_id}"):
-                record = self._load(struct.unpack("<Q", key)[0])
+            for key in set(self._redis.sscan_iter(f"medes:node:{node_id}", count=SCAN_COUNT)):
+                record = self._load(struct.unpack("<Q", key)[0]) if len(key) == KEY_BYTES else None
                 if record is None or record.base.node_id != node_id:
                     # The attempt that wrote the set ended before the record, or lost the id to another node.
                     self._redis.srem(f"medes:node:{node_id}", key)
@@ -292,8 +350,21 @@ class RedisStore(RegistryStore):
         self._redis.hdel(BASES, key)
 
     def _load(self, base_id: int) -> _Record | None:
-        data = self._redis.hget(BASES, _key(base_id))
-        return _Record.unpack(data) if data else None
+        key = _key(base_id)
+        return self._record(key, self._redis.hget(BASES, key), drop=True)
+
+    def _record(self, key: bytes, data: bytes | None, *, drop: bool = False) -> _Record | None:
+        """None for a record that is none: it is said in the log and, with `drop`, taken out, so that its base may be
+        published anew."""
+        if not data:
+            return None
+        try:
+            return _Record.unpack(key, data)
+        except CorruptError as error:
+            log.warning("the registry in Redis was changed by somebody else, or damaged: %s", error)
+            if drop:
+                self._redis.hdel(BASES, key)
+            return None
 
     def _save(self, record: _Record) -> None:
         self._redis.hset(BASES, _key(record.base.base_id), record.pack())
@@ -301,43 +372,49 @@ class RedisStore(RegistryStore):
     # --- reading -------------------------------------------------------------------------------------------
     def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
         tag = _tag(domain)
-        with self._mapped():
+        with self._mapped(f"domain {domain}, {tag}"):
             packed = b"".join(self._redis.eval(_LOOKUP, 1, f"{tag}:h", fields) for fields in _chunks(hashes))
+            if len(packed) != len(hashes) * LOCATIONS_PER_HASH:
+                raise IoError("Redis answered with another size than asked for", object=f"{tag}:h")
             # Slots are resolved after the hashes: a base that left in between is not there any more.
             slots = sorted(
                 {low | high << 8 for low, high in set(zip(packed[6::8], packed[7::8], strict=True))}
                 - {NONE_SLOT}
             )
-            bases = self._bases_of(tag, slots)
-        if len(packed) != len(hashes) * LOCATIONS_PER_HASH:
-            raise IoError("Redis answered with another size than asked for", object=domain)
+            bases = self._bases_of(domain, slots)
         return _dense(packed, bases)
 
-    def _bases_of(self, tag: str, slots: list[int]) -> dict[int, BaseDescriptor]:
-        """Slot → base, for those that are published."""
+    def _bases_of(self, domain: str, slots: list[int]) -> dict[int, BaseDescriptor]:
+        """Slot → base, for those that are published, in this domain."""
         if not slots:
             return {}
-        keys = self._redis.hmget(f"{tag}:slots", [struct.pack("<H", s) for s in slots])
+        keys = self._redis.hmget(f"{_tag(domain)}:slots", [_slot(s) for s in slots])
         present = [(slot, key) for slot, key in zip(slots, keys, strict=True) if key]
         if not present:
             return {}
         rows = self._redis.hmget(BASES, [key for _, key in present])
-        records = {slot: _Record.unpack(row) for (slot, _), row in zip(present, rows, strict=True) if row}
-        return {slot: r.base for slot, r in records.items() if r.state != "leaving"}
+        records = {slot: self._record(key, row) for (slot, key), row in zip(present, rows, strict=True)}
+        return {
+            slot: r.base
+            for slot, r in records.items()
+            if r is not None and r.state != "leaving" and r.base.domain == domain
+        }
 
     def _records(self) -> Iterable[_Record]:
-        return (_Record.unpack(row) for row in self._redis.hvals(BASES))
+        # A scan may tell of one twice.
+        rows = dict(self._redis.hscan_iter(BASES, count=SCAN_COUNT))
+        return (r for key, row in rows.items() if (r := self._record(key, row)) is not None)
 
     def bases(self) -> list[BaseDescriptor]:
-        with self._mapped():
+        with self._mapped(BASES):
             return [r.base for r in self._records() if r.state == "ready"]
 
     def base_count(self, function: str, domain: str) -> int:
-        with self._mapped():
+        with self._mapped(f"function {function}"):
             return int(self._redis.scard(_function_key(function, domain)))
 
     def stats(self) -> StoreStats:
-        with self._mapped():
+        with self._mapped(BASES):
             records = [r for r in self._records() if r.state == "ready"]
             tables = [f"{_tag(domain)}:h" for domain in {r.base.domain for r in records}]
             return StoreStats(
@@ -349,12 +426,12 @@ class RedisStore(RegistryStore):
 
     # --- leases --------------------------------------------------------------------------------------------
     def renew(self, node_ids: Iterable[str], lease_s: float) -> None:
-        with self._mapped():
+        with self._mapped("medes:lease"):
             for node_id in node_ids:
                 self._redis.set(f"medes:lease:{node_id}", 1, px=max(1, int(lease_s * 1000)))
 
     def orphans(self) -> set[str]:
-        with self._mapped():
+        with self._mapped(BASES):
             holders = {r.base.node_id for r in self._records()}
             return {n for n in holders if not self._redis.exists(f"medes:lease:{n}")}
 
