@@ -133,10 +133,12 @@ def test_tokens_change_under_reads_and_none_fails(served: Served, streams: int) 
 
 def test_every_connection_can_be_ended_and_readers_go_on(served: Served) -> None:
     reader = served.reader(served.token())
+    for _ in range(20):
+        assert served.reads(reader)
+        served.server.end_connections()
+    wait_until(lambda: served.server.stats()["connections_open"] == 0, "the last has ended")
     assert served.reads(reader)
-    served.server.end_connections()
-    assert served.reads(reader)
-    wait_until(lambda: served.server.stats()["connections_open"] == 1, "the first has ended")
+    assert served.server.stats()["connections_total"] > 1
 
 
 def test_a_peer_that_is_not_believed_any_more_loses_its_connection(served: Served, tmp_path: Path) -> None:
