@@ -61,6 +61,7 @@ class Way:
     connect: Callable[[], None]
     server_cpu_s: Callable[[], float]
     reference: Callable[..., dict[str, Any]] = native.time_socket
+    reference_connect: Callable[[], None] | None = None  # of the same transport as `reference`
 
 
 def offsets_of(pages: int, scattered: bool, slab_pages: int) -> tuple[list[int], int]:
@@ -160,15 +161,20 @@ def _with_worst(samples: Sequence[float]) -> dict[str, float | int]:
 
 
 def _setup(way: Way) -> dict[str, Any]:
-    samples = []
+    """In turn with the reference, where that connects as well."""
+    ways = {"connect_us": way.connect, "reference_connect_us": way.reference_connect}
+    samples: dict[str, list[float]] = {name: [] for name, connect in ways.items() if connect}
     for _ in range(SETUP_REPEATS):
-        begun = time.perf_counter()
-        way.connect()
-        samples.append((time.perf_counter() - begun) * 1e6)
+        for name, times in samples.items():
+            connect = ways[name]
+            assert connect is not None
+            begun = time.perf_counter()
+            connect()
+            times.append((time.perf_counter() - begun) * 1e6)
     return {
         "benchmark": "transport_setup",
         "transport": way.name,
-        "connect_us": _with_worst(samples),
+        **{name: _with_worst(times) for name, times in samples.items()},
     }
 
 
@@ -211,15 +217,15 @@ def _tcp_tls(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | Non
         identity = IssuedIdentity(Authority.create("bench"), party)
     pem = identity.pem
     shown = native.TlsIdentity(pem.certificate, pem.private_key, pem.ca)
-    plain = _over_sockets(stack, slab, "tcp").reader
+    tcp = _over_sockets(stack, slab, "tcp")
 
     def time_tcp(
         slab: native.Slab, offsets: list[int], length: int, rounds: int, depth: int
     ) -> dict[str, Any]:
-        return native.time_reads(plain, slab, offsets, length, rounds, depth)
+        return native.time_reads(tcp.reader, slab, offsets, length, rounds, depth)
 
     way = _over_sockets(stack, slab, "tcp+tls", shown, party)
-    way.reference = time_tcp
+    way.reference, way.reference_connect = time_tcp, tcp.connect
     return way
 
 

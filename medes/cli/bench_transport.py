@@ -57,8 +57,9 @@ def cli(
 ) -> None:
     """Time page reads: batches of contiguous and scattered pages, latency, throughput and CPU time of both sides.
 
-    --json prints one line per case. `of reference` compares with memcpy (local), READs on bare verbs (rdma) or a bare
-    socket (all others) that moved the same bytes in the same run. With rdma, perftest's ib_read_bw is run on the same
+    --json prints one line per case. `of reference` compares with memcpy (local), READs on bare verbs (rdma), tcp
+    (tcp+tls; connection set-up in turn with it as well) or a bare socket (all others) that moved the same bytes in the
+    same run, in turn, medians. With rdma, perftest's ib_read_bw is run on the same
     device at the same read sizes, where it is installed.
     """
     from medes.bench import transport
@@ -84,9 +85,20 @@ def cli(
         if as_json:
             click.echo(line(case))
         else:
-            rows.append(_row(case))
+            rows += _rows(case)
     if not as_json:
         table(COLUMNS, rows)
+
+
+def _rows(case: dict[str, Any]) -> list[list[str]]:
+    if case["benchmark"] != "transport_setup":
+        return [_row(case)]
+    what = {"connect_us": "connect", "reference_connect_us": "reference connect"}
+    return [
+        [case["transport"], "", text, *(str(case[name][key]) for key in ("p50", "p99", "max", "n"))]
+        for name, text in what.items()
+        if name in case
+    ]
 
 
 def _row(case: dict[str, Any]) -> list[str]:
@@ -95,9 +107,6 @@ def _row(case: dict[str, Any]) -> list[str]:
     if case["benchmark"] == "transport_reference":
         text = f"{case['read_bytes']} B × {case['reads_in_flight']} in flight"
         return [case["reference"], "", text, "", "", "", "", str(case["gb_per_s"])]
-    if case["benchmark"] == "transport_setup":
-        times = case["connect_us"]
-        return [case["transport"], "", "connect", *(str(times[key]) for key in ("p50", "p99", "max", "n"))]
     times = case["latency_us"]
     return [
         case["transport"],

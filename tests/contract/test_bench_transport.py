@@ -60,6 +60,8 @@ def test_tls_is_measured_without_being_given_certificates() -> None:
     assert [x["transport"] for x in lines if x["benchmark"] == "transport" and x["gb_per_s"] > 0] == [
         "tcp+tls"
     ] * 4
+    (setup,) = (x for x in lines if x["benchmark"] == "transport_setup")
+    assert setup["connect_us"]["n"] == setup["reference_connect_us"]["n"] >= 20
 
 
 @pytest.mark.skipif(_has_device(), reason="this machine has an RDMA device")

@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "hostile_rings.h"
+
 enum { kPage = 4096, kPages = 2048 };
 static unsigned char* area;
 static const char* self;
@@ -247,6 +249,7 @@ int main(int argc, char** argv) {
   if (!strcmp(mode, "queues")) fill_every_queue();
   if (!strcmp(mode, "change")) start_threads(3, toucher), toucher((void*)7);
   if (!strcmp(mode, "vfork")) vfork_and_hang();
+  if (!strcmp(mode, "rings")) return storm_of_rings(area, kPages) ? 4 : 0;
   if (!strcmp(mode, "leave")) nap_us(300000 + getpid() % 7 * 50000), _exit(0);
   if (!strcmp(mode, "become")) nap_us(400000), execl(self, self, "change", NULL);
   return 3;

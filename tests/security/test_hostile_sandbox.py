@@ -42,6 +42,7 @@ MODES = (
     "queues",
     "change",
     "vfork",
+    "rings",
     "leave",
     "become",
 )
@@ -55,8 +56,8 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = Path(f"/tmp/medes-hostile-{os.getpid()}")  # where other users get to
     folder.mkdir(mode=0o755)
     program = folder / "hostile"
-    source = Path(__file__).with_name("hostile.c")
-    subprocess.run([compiler, "-O1", "-pthread", "-o", str(program), str(source)], check=True)
+    sources = [str(Path(__file__).with_name(name)) for name in ("hostile.c", "hostile_rings.c")]
+    subprocess.run([compiler, "-O1", "-pthread", "-o", str(program), *sources], check=True)
     yield program
     shutil.rmtree(folder)
 
@@ -98,6 +99,15 @@ def hostile(binary: Path, mode: str) -> Iterator[int]:
 def descriptors(agent: AgentProcess) -> int:
     assert agent.process is not None
     return len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
+
+
+def own_bytes(agent: AgentProcess) -> int:
+    """Memory of the agent without what lies in shared memory."""
+    assert agent.process is not None
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{agent.process.pid}/status").read_text().splitlines()
+    )
+    return (int(fields["RssAnon"].split()[0]) + int(fields["RssFile"].split()[0])) << 10
 
 
 class Neighbour:
@@ -216,6 +226,31 @@ def test_it_harms_nobody_else(
     record_property("figures", figures)
     print(figures)
     check_agent(agent, before)
+
+
+ROUNDS, ROUND_S = 4, 0.5
+GROWTH_BYTES_MAX = 24 << 20  # a few sandboxes' worth of freed memory that the allocator keeps, no more
+
+
+@pytest.mark.timeout(600)
+def test_rounds_of_it_leave_nothing_in_the_agent(
+    agent: AgentProcess, binary: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """All of them one after another, again and again: after the second round nothing is new."""
+    figures = []
+    for n in range(ROUNDS):
+        for mode in MODES:
+            with hostile(binary, mode) as pid:
+                attack(agent, pid, f"{mode}-{n}", time.monotonic() + ROUND_S)
+        with agent.client() as client:
+            assert client.list() == []
+        figures.append((own_bytes(agent), descriptors(agent)))
+    text = ", ".join(f"{memory >> 20} MiB and {count} descriptors" for memory, count in figures)
+    record_property("figures", text)
+    print(f"after each round: {text}")
+    (memory, count), (last_memory, last_count) = figures[1], figures[-1]
+    assert last_memory - memory <= GROWTH_BYTES_MAX, text
+    assert last_count - count <= 8, text
 
 
 def test_without_it_for_comparison(
