@@ -16,8 +16,8 @@ from medes.limits import RESTORES_QUEUED_MAX
 class Slot:
     """The right of one restore op to run; given back once, at the latest when the block that it guards is left."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission: Admission | None = admission
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
 
     def __enter__(self) -> Slot:
         return self
@@ -32,8 +32,8 @@ class Slot:
             admission.release()
 
     def hand_over(self) -> Slot:
-        """The same right as a new slot, for somebody else to give back; this one has none any more."""
-        assert self._admission is not None
+        """The same right, if it was not given back, as a new slot for somebody else to give back; this one has none any
+        more."""
         admission, self._admission = self._admission, None
         return Slot(admission)
 

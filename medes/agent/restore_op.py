@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 from medes import native
 from medes.agent import hooks, journal_state, outcomes, page_sources, waiting
@@ -24,6 +25,7 @@ from medes.agent.working_sets import Page, unpack_pages
 from medes.errors import (
     CancelledError,
     DeadlineExceededError,
+    LimitExceededError,
     LostError,
     MedesError,
     PeerUnreachableError,
@@ -37,6 +39,7 @@ from medes.types import SandboxState as S
 log = logging.getLogger(__name__)
 
 WAIT_SLICE_S = 30.0
+NO_ROOM = "its memory cgroup has no room for its pages"
 
 
 async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: float, reason: str) -> None:
@@ -59,7 +62,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         except MedesError as error:
             outcomes.restore_failed(agent, entry, error, {"queue": queue_us, "peers": _us_since(peers_s)})
             raise
-        evicted.waited_us = 0
+        evicted.waited_us, evicted.slot = 0, slot
         evicted.stage_us = {"queue": queue_us, "peers": _us_since(peers_s)}
         agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
         packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
@@ -83,13 +86,31 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         watch = _watch(agent, entry, evicted, None if eager else probe, queue_us, slot.hand_over())
         agent.spawn(watch, f"restore {entry.id}")
     if not ready:
-        raise DeadlineExceededError("the restore goes on, but is late", object=entry.id)
+        _refuse_late(entry, evicted)
     evicted.waited_us = _us_since(start_s)
     point("restore.ready")
     entry.restore_count += 1
     entry.last_restore = _report(evicted, queue_us)
     if entry.spec.hook_address:
         await _run_hook(agent, entry, evicted)
+
+
+def _refuse_late(entry: SandboxEntry, evicted: Evicted) -> NoReturn:
+    live = evicted.live
+    if live is not None and live.stats().get("short_of_memory"):
+        raise LimitExceededError(
+            f"the restore waits: {NO_ROOM}",
+            object=entry.id,
+            hint="raise the group's limit, or end what fills it",
+        )
+    raise DeadlineExceededError("the restore goes on, but is late", object=entry.id)
+
+
+def short_of_memory(entry: SandboxEntry) -> None:
+    """Its restore waits for room, for as long as that takes: others, that have room, get its turn."""
+    log.warning("%s: its restore waits: %s", entry.id, NO_ROOM)
+    if entry.evicted is not None and entry.evicted.slot is not None:
+        entry.evicted.slot.release()
 
 
 async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
@@ -168,12 +189,16 @@ async def _watch(
     sandbox does not run before its last page is in, so that what did not fault says nothing."""
     asked = entry.requests > 0
     handle = evicted.live
+    evicted.slot = slot
+    if handle is not None and handle.stats().get("short_of_memory"):
+        slot.release()  # it was told before there was one
     with slot:
         try:
             while handle is not None and not await agent.in_watches(handle.wait_complete, WAIT_SLICE_S):
                 if agent.stopping or entry.evicted is not evicted:
                     return
-                log.warning("%s: still restoring (%s)", entry.id, entry.op_reason)
+                cause = NO_ROOM if handle.stats().get("short_of_memory") else entry.op_reason
+                log.warning("%s: still restoring (%s)", entry.id, cause)
             if handle is None:  # let go of before this began
                 return
             point("restore.complete")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medes import native
+from medes.agent.admission import Slot
 from medes.agent.drivers import LiveHandle
 from medes.agent.op_cancel import OpCancel
 from medes.agent.processes import runs
@@ -137,6 +138,7 @@ class Evicted:
     remote_pages_before: dict[str, int] = field(default_factory=dict)  # what encoding had read, by transport
     stage_us: dict[str, int] = field(default_factory=dict)  # of the restore, before pages move
     waited_us: int = 0  # for it, until the sandbox ran
+    slot: Slot | None = None  # of the restore under way
     probe: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
 
     def sources(self, own_node: str) -> dict[str, str]:

@@ -143,7 +143,7 @@ class DriverEvents:
             if event == "demand_woken":
                 self._agent.spawn(restore_op.woken(self._agent, entry), f"wake {entry.id}")
             elif event == "short_of_memory":
-                log.warning("%s: its restore waits for room in its memory cgroup", entry.id)
+                restore_op.short_of_memory(entry)
             elif event in ("lost", "process_gone"):
                 self._agent.spawn(self._ended(entry, path, event), f"{event} {entry.id}")
 

@@ -44,6 +44,7 @@ nb::dict restore_dict(const RestoreStats& s) {
   d["place_us"] = s.place_us;
   d["remote_bytes"] = s.remote_bytes;
   d["demand_woken"] = static_cast<uint64_t>(s.demand_woken);
+  d["short_of_memory"] = static_cast<uint64_t>(s.short_of_memory);
   return d;
 }
 

@@ -51,7 +51,8 @@ struct RestoreStats {
   uint64_t complete_us = 0;  // restore called → last page placed and ranges unregistered
   uint64_t fetch_us = 0, apply_us = 0, place_us = 0;
   uint64_t remote_bytes = 0;
-  bool demand_woken = false;  // started by the sandbox's own fault
+  bool demand_woken = false;     // started by the sandbox's own fault
+  bool short_of_memory = false;  // its memory cgroup had no room for all that was missing
 };
 
 enum class LiveState : uint8_t { dormant, restoring, complete, lost };

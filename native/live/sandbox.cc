@@ -134,6 +134,7 @@ RestoreStats Sandbox::stats() const {
   s.apply_us = rebuilder_.apply_us();
   s.place_us = rebuilder_.place_us();
   s.remote_bytes = bases_->remote_bytes_read();
+  s.short_of_memory = told_short_of_memory_;
   return s;
 }
 

@@ -77,6 +77,7 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   void serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
   void serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries);
   bool room_for_all();
+  bool room_for(uint64_t bytes);
   void short_of_memory();
   Code serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
                    Rebuilder::Worker& worker);
@@ -129,15 +130,15 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   bool settling_ = false;  // a thread completes it
   RestoreStats stats_;
   Clock::time_point restore_called_{};
-  std::optional<MemoryRoom> room_;  // once a child was forked while pages were missing
-  bool told_short_of_memory_ = false;
+  std::optional<MemoryRoom> room_;
 
   std::atomic<LiveState> state_{LiveState::dormant};
   std::atomic<bool> detached_{false};
-  std::atomic<uint64_t> last_fault_us_{0};    // since the restore began
-  std::atomic<bool> recording_afresh_{true};  // this restore knows no working set
-  std::atomic<int> running_{0};               // restore jobs at work
-  std::atomic<int> draining_{0};              // threads between reading a fork event and taking its child in
+  std::atomic<bool> told_short_of_memory_{false};  // what is missing comes when it is touched
+  std::atomic<uint64_t> last_fault_us_{0};         // since the restore began
+  std::atomic<bool> recording_afresh_{true};       // this restore knows no working set
+  std::atomic<int> running_{0};                    // restore jobs at work
+  std::atomic<int> draining_{0};  // threads between reading a fork event and taking its child in
   std::atomic<uint64_t> faults_{0}, prefetched_{0}, background_{0}, demanded_{0};
 };
 

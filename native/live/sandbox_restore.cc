@@ -34,6 +34,8 @@ constexpr std::chrono::milliseconds kPeerBackoffFirst{50}, kPeerBackoffMost{500}
 constexpr std::chrono::milliseconds kMemoryBackoffFirst{20};
 constexpr int kMemoryBackoffDoublings = 4;
 constexpr size_t kUnitsPerLook = 16;  // between two looks at the room that a memory cgroup has
+// Left to the program, and to what other threads of ours place between a look and the deed.
+constexpr uint64_t kRoomReserve = 1u << 20;
 
 class ClaimsOf : public PageClaims {
  public:
@@ -111,7 +113,6 @@ void Sandbox::add_child(std::shared_ptr<ProcessMemory> child) {
   {
     const std::lock_guard lock(mutex_);
     if (detached_) return;  // whoever lets go of it waits for us, and puts the child aside
-    if (!room_) room_.emplace(memories_.front()->pid());
   }
   host_.watch(shared_from_this(), child);
   ++running_;
@@ -119,31 +120,30 @@ void Sandbox::add_child(std::shared_ptr<ProcessMemory> child) {
   host_.enqueue([self = shared_from_this(), child] { self->run_child(child, 0); }, true);
 }
 
-// A child and its parent share what is there since the fork, and each gets a copy of what was missing. Where
-// these do not all fit the memory limit they come one by one, when they are touched, until a child that ends
-// leaves room: what the program would have shared may well never be needed twice.
+// Where what is missing does not all fit the memory limit, the kernel would kill for it (or refuse it, where
+// its killer is off): it comes page by page then, when it is touched, for as long as there is room for that.
+// A child and its parent share what is there since the fork, and each gets a copy of what was missing: what
+// the program would have shared may well never be needed twice, and a child that ends leaves room.
 bool Sandbox::room_for_all() {
+  uint64_t missing = 0;
+  for (const auto& m : memories())
+    if (m->missing() > 0 && !(m->pid() == 0 ? m->look_whether_gone() : m->gone())) missing += m->missing();
+  return room_for(missing * kPageBytes);
+}
+
+bool Sandbox::room_for(uint64_t bytes) {
   std::optional<MemoryRoom> room;
   {
     const std::lock_guard lock(mutex_);
+    if (!room_) room_.emplace(memories_.front()->pid());  // its groups, should it end before its children
     room = room_;
   }
-  if (!room) return true;
-  uint64_t missing = 0;
-  bool children = false;
-  for (const auto& m : memories()) {
-    if (m->missing() == 0 || (m->pid() == 0 ? m->look_whether_gone() : m->gone())) continue;
-    missing += m->missing();
-    children |= m->pid() == 0;
-  }
-  return !children || missing * kPageBytes < room->bytes().value_or(UINT64_MAX);
+  const auto left = room->bytes();
+  return !left || bytes + kRoomReserve <= *left;
 }
 
 void Sandbox::short_of_memory() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (std::exchange(told_short_of_memory_, true)) return;
-  }
+  if (told_short_of_memory_.exchange(true)) return;
   host_.emit(file_->path(), "short_of_memory");
 }
 
@@ -173,6 +173,7 @@ void Sandbox::wake_by_fault() {
     ++running_;
   }
   host_.emit(file_->path(), "demand_woken");
+  if (!room_for_all()) short_of_memory();
   RestoreOptions options;
   {
     const std::lock_guard lock(mutex_);
@@ -219,9 +220,10 @@ void Sandbox::record(ProcessMemory& memory, uint64_t page) {
 
 void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
                          Rebuilder::Worker& worker, int tries) {
+  if (told_short_of_memory_ && !room_for(kPageBytes)) return serve_again(memory, page, tries);
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   const Code code = serve_pages(memory, page, page + 1, worker);
-  if (code == Code::ok && !recording_afresh_) serve_around(memory, page, worker);
+  if (code == Code::ok && !recording_afresh_ && !told_short_of_memory_) serve_around(memory, page, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
   settle();
 }
@@ -464,7 +466,10 @@ bool Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, co
 
 void Sandbox::run(RestoreOptions options) {
   recording_afresh_ = options.working_set.empty();
-  prefetch(options);
+  if (room_for_all())
+    prefetch(options);
+  else
+    short_of_memory();
   fault_point("restore.prefetched");
   if (state() == LiveState::lost || detached_) return;
   if (!options.lazy) return run_background(options);

@@ -17,9 +17,11 @@ constexpr size_t kMaxDepth = 64;
 // Cgroup v2's name of a file, and v1's.
 struct Names {
   const char *limit, *used;
+  const char *swap_limit, *swap_used;  // v1's are of memory and swap together
 };
-constexpr Names kNames[] = {{"/memory.max", "/memory.current"},
-                            {"/memory.limit_in_bytes", "/memory.usage_in_bytes"}};
+constexpr Names kNames[] = {{"/memory.max", "/memory.current", "/memory.swap.max", "/memory.swap.current"},
+                            {"/memory.limit_in_bytes", "/memory.usage_in_bytes",
+                             "/memory.memsw.limit_in_bytes", "/memory.memsw.usage_in_bytes"}};
 
 std::optional<uint64_t> number_in(const std::string& path) {
   try {
@@ -52,17 +54,29 @@ uint64_t cache_of(const std::string& group) {
   // v1 has each field twice; those of the whole subtree are what the limit is for.
   const bool twice = text.find("\ntotal_inactive_file ") != std::string::npos;
   const std::string prefix = twice ? "total_" : "";
-  return stat_field(text, prefix + "inactive_file") + stat_field(text, prefix + "active_file");
+  return stat_field(text, prefix + "inactive_file") + stat_field(text, prefix + "active_file") +
+         stat_field(text, "slab_reclaimable");
+}
+
+// What the kernel may still swap out of the group to make room in it.
+uint64_t swap_in(const std::string& group, const Names& names) {
+  const uint64_t free = field_of(read_proc_file("/proc/meminfo", 0, 1u << 20), "SwapFree") * 1024;
+  if (free == 0) return 0;
+  const auto limit = number_in(group + names.swap_limit), used = number_in(group + names.swap_used);
+  if (!limit || !used || *limit >= kNoLimit) return free;
+  return std::min(free, *limit - std::min(*limit, *used));
 }
 
 std::optional<uint64_t> room_in(const std::string& group) {
   for (const Names& names : kNames) {
-    const auto limit = number_in(group + names.limit), used = number_in(group + names.used);
-    if (!limit || !used) continue;
+    const auto limit = number_in(group + names.limit);
+    if (!limit) continue;
     if (*limit >= kNoLimit) return std::nullopt;
+    const auto used = number_in(group + names.used);
+    if (!used) continue;
     try {
       const uint64_t held = *used - std::min(*used, cache_of(group));
-      return *limit - std::min(*limit, held);
+      return *limit - std::min(*limit, held) + swap_in(group, names);
     } catch (const Error&) {
       return std::nullopt;
     }

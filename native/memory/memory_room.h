@@ -16,7 +16,8 @@ class MemoryRoom {
   // Remembers the groups, since the process may end before its children do. Of one that is gone, or whose
   // groups cannot be seen, nothing is known.
   explicit MemoryRoom(pid_t pid);
-  // The least over the groups; file cache counts as free. Nothing without a limit. Some 0.1 ms a group.
+  // The least over the groups; file cache and what can be swapped out count as free. Nothing without a limit.
+  // Some 0.1 ms a group that has one.
   std::optional<uint64_t> bytes() const;
 
  private:

@@ -67,14 +67,17 @@ def _next_events(server: native.FaultServer, wanted: str) -> None:
         seen += [event for _, event in server.take_events()]
 
 
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("killer", ["off", "on"])
+@pytest.mark.parametrize("how", ["eager", "lazy", "demand"])
 def test_a_restore_into_a_full_group_waits_for_room(
-    deduper: Deduper, group: MemoryCgroup, lazy: bool
+    deduper: Deduper, group: MemoryCgroup, how: str, killer: str
 ) -> None:
+    """Where the kernel kills for room (cgroup v2 always does) as well as where it refuses."""
     control = group.folder / "memory.oom_control"
-    if not control.exists():
-        pytest.skip("only cgroup v1 can be full without killing")
-    control.write_text("1")
+    if killer == "off":
+        if not control.exists():
+            pytest.skip("only cgroup v1 can be full without killing")
+        control.write_text("1")
     group.limit(96 * MIB)
     with Program([sys.executable, "-c", FORKER]) as program, Program([sys.executable, "-c", HOG]) as hog:
         group.add(program.pid)
@@ -83,11 +86,17 @@ def test_a_restore_into_a_full_group_waits_for_room(
         live = deduper.dedup([program.pid])
         hog.tell(str(60 * MIB))
         assert hog.hear() == "held"
-        live.restore(lazy=lazy)
+        if how == "demand":
+            program.tell("check")
+        else:
+            live.restore(lazy=how == "lazy")
         _next_events(deduper.server, "short_of_memory")
         assert not live.wait_complete(0.5)
         assert live.state == "restoring"
-        program.tell("check")
+        assert live.stats()["short_of_memory"]
+        if how != "demand":
+            program.tell("check")
+        assert hog.process.poll() is None
         hog.process.kill()
         assert program.hear() == "intact"
         assert live.wait_complete(WAIT_S)

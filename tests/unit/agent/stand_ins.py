@@ -21,6 +21,7 @@ class StandInHandle:
         self.lost_reason = ""
         self.lost_code = "ok"
         self.needed = False
+        self.short_of_memory = False
         self.notes = ["a page is mlocked"]
         self.wake_prefetch = b""
         self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
@@ -66,7 +67,12 @@ class StandInHandle:
 
     def stats(self) -> dict[str, int]:
         done = self._done.is_set()
-        return {"pages_total": self.page_count, "demand_woken": self.woken, "complete_us": 5 if done else 0}
+        return {
+            "pages_total": self.page_count,
+            "demand_woken": self.woken,
+            "complete_us": 5 if done else 0,
+            "short_of_memory": self.short_of_memory,
+        }
 
     def working_set(self) -> bytes:
         return self.faulted
