@@ -23,7 +23,7 @@ from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
 from medes.agent.processes import namespace, runs, waits_for_pages
 from medes.agent.sandbox import Pending, SandboxEntry, SandboxSpec
 from medes.agent.store_identity import same_store
-from medes.errors import CorruptError, MedesError, NotFoundError, UnsupportedError
+from medes.errors import AlreadyExistsError, CorruptError, MedesError, NotFoundError, UnsupportedError
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,12 @@ async def recover(agent: Agent) -> Recovered:
     await _recover_bases(agent, files, found)
     _recover_pins(agent, found)
     agent.bases_known = True
-    for path, file in files.items():
+    for path, file in sorted(files.items(), key=lambda f: not _in_place(agent, *f)):
         if file.spec.sandbox_id not in agent.journal.state.sandboxes:
             _journal_again(agent, path, file)
     for known in list(agent.journal.state.sandboxes.values()):
         try:
-            await _recover_sandbox(agent, known, files.get(known.path or _path_of(agent, known)), found)
+            await _recover_sandbox(agent, known, _file_of(agent, known, files), found)
         except (MedesError, KeyError, TypeError, ValueError) as error:
             found.notes.append(f"{known.spec.get('sandbox_id')}: {error}")
     await agent.in_ops(_remove_leftovers, agent, files)
@@ -152,8 +152,19 @@ def _leave(agent: Agent, path: str, error: MedesError) -> None:
     agent.orphans[path] = Orphan(path, error)
 
 
-def _path_of(agent: Agent, known: JournalSandbox) -> str:
-    return str(agent.sandbox_path(str(known.spec.get("sandbox_id", ""))))
+def _in_place(agent: Agent, path: str, file: Found) -> bool:
+    """Whether it bears the name that agents give it: another may be a copy, and older."""
+    return path == str(agent.sandbox_path(file.spec.sandbox_id))
+
+
+def _file_of(agent: Agent, known: JournalSandbox, files: dict[str, Found]) -> Found | None:
+    """A sandbox's file. One that is not in its place was renamed, if it is the only one of the same dedup op."""
+    sandbox_id = str(known.spec.get("sandbox_id", ""))
+    own = {path: f for path, f in files.items() if f.spec.sandbox_id == sandbox_id}
+    if (at := known.path or str(agent.sandbox_path(sandbox_id))) in own:
+        return own[at]
+    same = [f for f in own.values() if known.holder and f.holder == known.holder]
+    return same[0] if len(same) == 1 else None
 
 
 def _journal_again(agent: Agent, path: str, file: Found) -> None:
@@ -184,6 +195,8 @@ def _remove_leftovers(agent: Agent, files: dict[str, Found]) -> None:
             path.unlink(missing_ok=True)
         elif file is not None and not file.elsewhere and _all_gone(file.file):
             file.file.unlink()
+        elif file is not None:
+            _leave(agent, str(path), NotFoundError(f"says {file.spec.sandbox_id}, which does not need it"))
         else:
             _leave(agent, str(path), NotFoundError("nothing says whose it is"))
 
@@ -223,11 +236,18 @@ async def _recover_bases(agent: Agent, files: dict[str, Found], found: Recovered
     journalled = agent.journal.state.bases
     path_of = {base_id: known.path for base_id, known in journalled.items()}
     slabs = await agent.in_ops(orphans.own_files, agent.settings.shm_path)
+    others = []
     for slab in (str(p) for p in slabs if p.suffix == ".slab" and str(p) not in path_of.values()):
         try:
-            path_of[(await agent.in_ops(native.Slab.open, slab)).base_id] = slab
+            others.append(((await agent.in_ops(native.Slab.open, slab)).base_id, slab))
         except MedesError as error:
             _leave(agent, slab, error)
+    # Those that bear the name that agents give them first: another is a copy, or was renamed.
+    for base_id, slab in sorted(others, key=lambda s: s[1] != str(agent.bases.path_of(s[0]))):
+        if base_id in path_of and await agent.in_ops(Path(path_of[base_id]).exists):
+            _leave(agent, slab, AlreadyExistsError(f"a copy of {path_of[base_id]}"))
+        else:
+            path_of[base_id] = slab
     for base_id, path in path_of.items():
         try:
             await take_back.open_base(agent, base_id, path, _base_meta(agent, base_id, files))
@@ -254,7 +274,7 @@ def _base_meta(agent: Agent, base_id: int, files: dict[str, Found]) -> BaseMeta 
         function = str(known.descriptor.get("function", ""))
         return BaseMeta(str(known.descriptor["domain"]), function, known.sandbox_id)
     for file in files.values():
-        if base_id in file.pins.get(agent.node_id, []):
+        if any(base_id in ids for ids in file.pins.values()):
             return BaseMeta(file.spec.domain, "", "")
     return None
 
@@ -285,6 +305,9 @@ def _recover_pins(agent: Agent, found: Recovered) -> None:
 async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | None, found: Recovered) -> None:
     spec = SandboxSpec.from_json(known.spec)
     path = file.file.path if file is not None else known.path
+    known.pins = take_back.at_home(agent, known.pins)
+    if file is not None:
+        file.pins = take_back.at_home(agent, file.pins)
     if file is not None and (file.spec.pids, file.spec.start_times) != (spec.pids, spec.start_times):
         file = None  # of other processes that had this id before: an orphan, or removed with them
     if file is not None:

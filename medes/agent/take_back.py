@@ -59,6 +59,16 @@ def evicted_of(file: native.SandboxFile, meta: Mapping[str, Any]) -> Evicted:
         raise CorruptError(f"meta: {error}", object=file.path) from error
 
 
+def at_home(agent: Agent, pins: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Pins with those on this node's own bases under the name that it has now: it may have had another one."""
+    found: dict[str, list[int]] = {}
+    for node_id, base_ids in pins.items():
+        for base_id in base_ids:
+            own = base_id in agent.bases.bases or base_id in agent.bases_waiting
+            found.setdefault(agent.node_id if own else node_id, []).append(base_id)
+    return found
+
+
 def _descriptor(data: dict[str, Any]) -> BaseDescriptor:
     ranges = tuple(AddressRange(int(r["begin"]), int(r["end"])) for r in data["ranges"])
     return BaseDescriptor(**{**data, "ranges": ranges})
@@ -83,6 +93,7 @@ async def take_back(agent: Agent, entry: SandboxEntry) -> None:
         meta = read_meta(file)
         require_namespace(meta, entry.id)
         evicted = entry.evicted = evicted_of(file, meta)
+        evicted.pins = at_home(agent, evicted.pins)
         agent.pins.pin(agent.node_id, evicted.holder, entry.spec.domain, evicted.pins.get(agent.node_id, []))
     await _have_own_bases(agent, evicted)
     if entry.state is S.LOST:  # its pins were not kept by a peer that said it had no such base
@@ -151,8 +162,7 @@ async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[nativ
     for node_id, base_ids in evicted.pins.items():
         if not base_ids:
             continue
-        # Also after the node has got another name.
-        if node_id == agent.node_id or all(base_id in agent.bases.bases for base_id in base_ids):
+        if node_id == agent.node_id:
             for base_id in base_ids:
                 bases.add_local(agent.bases.get(base_id).slab)
             continue

@@ -229,6 +229,53 @@ def test_what_was_lost_for_want_of_a_file_is_back_with_it(
         elsewhere.unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("journal", [True, False])
+def test_files_are_known_by_what_they_say(alone: AgentProcess, make_app: MakeApp, journal: bool) -> None:
+    """Not by their names: renamed ones are found, and a copy never takes the place of the one that is kept up to date."""
+    apps = {name: make_app(megabytes=1, seed=n) for n, name in enumerate(("a", "b"))}
+    dedupd(alone, apps)
+    (base,) = alone.shm.glob("base-*")
+    shutil.copy(base, alone.shm / "base-0-copy.slab")
+    shutil.copy(alone.shm / "sandbox-a.medes", alone.shm / "sandbox-0-copy.medes")
+    with alone.client() as client:
+        client.restore("a", eager=True)
+        client.dedup("a")
+    alone.kill()
+    (alone.shm / "sandbox-b.medes").rename(alone.shm / "sandbox-renamed.medes")
+    if not journal:
+        (alone.state_dir / "journal").unlink()
+    alone.start()
+    with alone.client() as client:
+        assert states(client) == {"a": (S.DEDUP, ""), "b": (S.DEDUP, "")}
+        assert {o.name for o in client.orphans()} == {"base-0-copy.slab", "sandbox-0-copy.medes"}
+    for name in ("base-0-copy.slab", "sandbox-0-copy.medes"):
+        (alone.shm / name).unlink()
+    all_answer(alone, apps)
+
+
+def test_a_renamed_node_keeps_the_bases_that_its_sandboxes_need(
+    alone: AgentProcess, make_app: MakeApp
+) -> None:
+    """Of another function than the base's too: nothing but its pins says that it needs them."""
+    apps = {"maker": make_app(megabytes=1), "user": make_app(megabytes=1)}
+    with alone.client() as client:
+        for name, app in apps.items():
+            client.register(f"function-{name}", pids=[app.pid], sandbox_id=name, lifecycle=OFF)
+            client.dedup(name)
+        assert client.bases("function-maker")[0].pins_by_node == {"n0": 2}
+    alone.end()
+    alone.set(node_id="another", base_keep_period_s=1)
+    alone.start()
+    with alone.client() as client:
+        (base,) = client.bases("function-maker")
+        assert (base.pins_by_node, base.sandboxes) == ({"another": 2}, 2)
+        client.purge("maker")
+        with pytest.raises(WrongStateError, match="pinned by"):
+            client.remove_base(base.base.base_id, force=True)
+        client.restore("user", eager=True)
+    apps["user"].ask()
+
+
 def test_a_second_agent_with_the_same_shm_dir_is_refused_by_name(
     alone: AgentProcess, make_app: MakeApp, make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
