@@ -52,6 +52,20 @@ void abort_restartable_sequence(const Tracee& t, user_regs_struct& r) {
   }
 }
 
+// With syscall user dispatch (Wine) the kernel hands a thread's calls to the program, an injected one as
+// well: it would be a SIGSYS, and the program's handler for that lost, since signals are blocked.
+void require_calls_reach_kernel(const Tracee& t, uint64_t instruction) {
+  trace::DispatchConfig config{};
+  if (trace::request(trace::kGetDispatch, t.tid, sizeof config, reinterpret_cast<uint64_t>(&config)) < 0 ||
+      config.on == 0 || instruction - config.offset < config.length)
+    return;
+  uint8_t blocks = 1;
+  if (config.selector != 0) (void)read_memory(t.pid, config.selector, &blocks, sizeof blocks);
+  if (blocks == 0) return;
+  throw Error(Code::busy, "its system calls go to the program itself now (syscall user dispatch)",
+              thread_object(t), "try again when the sandbox is idle");
+}
+
 std::vector<std::byte> xstate_of(const Tracee& t) {
   std::vector<std::byte> state(kMaxXstateBytes);
   iovec io{state.data(), state.size()};
@@ -132,6 +146,7 @@ Injector::Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlac
     : thread_(thread), gadgets_(gadgets), saved_(registers_of(thread)), deadline_(deadline) {
   if (saved_.cs != kUserCode64)
     throw Error(Code::unsupported, "the thread runs 32-bit code", thread_object(thread));
+  require_calls_reach_kernel(thread, gadgets.syscall_ret);
   trace::require(trace::kGetSigmask, thread.tid, sizeof saved_mask_, reinterpret_cast<uint64_t>(&saved_mask_),
                  "cannot read its signal mask");
   xstate_ = xstate_of(thread);

@@ -22,6 +22,7 @@ from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
+KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 SOURCE = Path(__file__).with_name("stops.c")
 BLOCKED = ["epoll", "epoll-spec", "sigtimedwait", "sigwait", "ppoll", "poll", "select", "uring", "uring-time"]
 
@@ -69,6 +70,25 @@ def test_a_blocked_main_thread_neither_wakes_nor_wakes_the_sandbox(
             assert live.wait_complete(WAIT_S)
             program.tell("check")
             assert program.hear() == "ok"  # and not "woke"
+
+
+@pytest.mark.skipif(KERNEL < (6, 4), reason="the kernel does not tell of syscall user dispatch")
+def test_calls_that_go_to_the_program_are_not_injected(deduper: Deduper, tmp_path: Path) -> None:
+    """The kernel would make a SIGSYS of them, and take the program's handler for it away, as it is blocked then."""
+    path = tmp_path / "dispatch"
+    subprocess.run(["cc", "-O1", "-o", str(path), str(SOURCE.with_name("dispatch.c"))], check=True)
+    with Program([str(path)]) as program:
+        stat = Path(f"/proc/{program.pid}/stat")
+        until(lambda: int(stat.read_text().rpartition(")")[2].split()[11]) > 1)  # it computes
+        with pytest.raises(BusyError, match="syscall user dispatch"):
+            deduper.dedup([program.pid])
+        os.kill(program.pid, signal.SIGUSR1)
+        assert program.hear() == "0 before, 1 after"
+        until(lambda: sleeps(program.pid))
+        live = deduper.dedup([program.pid])
+        program.tell("check")
+        assert program.hear() == "ok"
+        assert live.wait_complete(WAIT_S)
 
 
 @pytest.mark.parametrize("how", ["fiber", "altstack", "frame"])
