@@ -29,6 +29,8 @@ constexpr uint64_t kRestartNoHand = static_cast<uint64_t>(-514);
 // The same by way of restart_syscall, which knows what is left of a timeout.
 constexpr uint64_t kRestartBlock = static_cast<uint64_t>(-516);
 
+constexpr int kOffsetTries = 3;
+
 enum class Timeout : uint8_t { none, milliseconds, timespec, timeval, ring };
 
 // A call that a stop ends with EINTR, having done nothing; and where it says how long it waits.
@@ -92,6 +94,7 @@ std::optional<int64_t> exec_start_ns(const std::string& sched) {
   long long ms = 0, ns = 0;
   if (colon == std::string::npos || sscanf(sched.c_str() + colon + 1, " %lld.%lld", &ms, &ns) != 2)
     return std::nullopt;
+  if (ms == 0 && ns == 0) return std::nullopt;  // it was moved to another processor, and has not run there
   return ms * 1'000'000 + ns;
 }
 
@@ -116,7 +119,7 @@ int processor_of(const std::string& stat) {
   return cpu;
 }
 
-// Of this thread, which has just been put on a processor: now, by that one's clock of tasks.
+// Of this thread, which has just been put on a processor: a time not long ago, by that one's clock of tasks.
 std::optional<int64_t> own_exec_start_ns() {
   try {
     return exec_start_ns(read_proc_file("/proc/thread-self/sched", 0, 65536));
@@ -189,6 +192,21 @@ InterruptedCalls::Clock::time_point InterruptedCalls::asleep_since(const Tracee&
   return it->second.at;
 }
 
+// Our clock is read last: whatever keeps us from the processor in between makes sleeps seem shorter, never
+// longer (a timeout that ends early is a program's error, one that ends late is not). The least of some tries
+// is the best.
+std::optional<std::chrono::nanoseconds> InterruptedCalls::offset_here() {
+  std::optional<std::chrono::nanoseconds> least;
+  for (int i = 0; i < kOffsetTries; ++i) {
+    sched_yield();  // brings the account of our own time up to now
+    const auto task = own_exec_start_ns();
+    if (!task) return std::nullopt;
+    const std::chrono::nanoseconds found = Clock::now().time_since_epoch() - std::chrono::nanoseconds(*task);
+    if (!least || found < *least) least = found;
+  }
+  return least;
+}
+
 // Processors' clocks of tasks may differ (they leave out time that a hypervisor took), so ours is read on the
 // same one.
 InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& seen) {
@@ -199,12 +217,10 @@ InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& s
     CPU_ZERO(&one);
     if (seen.cpu < CPU_SETSIZE) CPU_SET(seen.cpu, &one);
     const bool moved = known && sched_setaffinity(0, sizeof one, &one) == 0;
-    sched_yield();  // brings the account of our own time up to now
-    const auto now = Clock::now().time_since_epoch();
-    const auto task = own_exec_start_ns();
+    const auto found = offset_here();
     if (moved) (void)sched_setaffinity(0, sizeof before, &before);
-    if (!task) return seen.at;
-    offset = offsets_.emplace(seen.cpu, now - std::chrono::nanoseconds(*task)).first;
+    if (!found) return seen.at;
+    offset = offsets_.emplace(seen.cpu, *found).first;
   }
   return Clock::time_point(offset->second + std::chrono::nanoseconds(seen.asleep_ns));
 }

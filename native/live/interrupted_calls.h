@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <unordered_map>
 
@@ -42,6 +43,8 @@ class InterruptedCalls {
   };
   Clock::time_point asleep_since(const Tracee& thread);
   Clock::time_point on_our_clock(const Seen& seen);
+  // What this processor's clock of tasks is behind ours, at least.
+  static std::optional<std::chrono::nanoseconds> offset_here();
   void shorten(const Again& again, size_t& slot);
 
   std::unordered_map<pid_t, Seen> seen_;
