@@ -17,6 +17,7 @@ namespace medes {
 namespace {
 
 constexpr size_t kEventsPerRead = 64;
+constexpr size_t kPagesPerLook = 256;
 constexpr int kMaxUnregisterPasses = 1000;
 constexpr uint64_t kMaxUserAddress = (1ull << 47) - kPageBytes;
 constexpr std::chrono::milliseconds kTracerPatience{50};
@@ -426,6 +427,26 @@ Code ProcessMemory::place_zero(uint64_t address) {
   }
 }
 
+// How many pages from `address` on may be placed: up to the first guard. No event tells of
+// MADV_GUARD_INSTALL, and the kernel would put a page in a guard's place. Of a forked child nobody knows the
+// process.
+uint64_t ProcessMemory::unguarded(uint64_t address, uint64_t count) {
+  if (pid_ == 0) return count;
+  try {
+    std::call_once(look_at_pages_, [&] { pagemap_ = open_pagemap(pid_); });
+    PagemapEntry entries[kPagesPerLook];
+    for (uint64_t n = 0; n < count;) {
+      const size_t got = read_pagemap(pagemap_.get(), pid_, address + n * kPageBytes,
+                                      std::span(entries).first(std::min<uint64_t>(count - n, kPagesPerLook)));
+      for (size_t i = 0; i < got; ++i)
+        if (entries[i].guard()) return n + i;
+      n += got;
+    }
+  } catch (const Error&) {  // it is gone, as placing finds out, or we have no descriptor left to look with
+  }
+  return count;
+}
+
 // Places as much as lies together and is still wanted, from `page` on; `done` gets how many pages are
 // settled (in place, or not wanted any more). busy: events must be read first.
 Code ProcessMemory::place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done) {
@@ -444,6 +465,13 @@ Code ProcessMemory::place_once(uint64_t page, uint64_t count, const std::byte* b
   uint64_t together = std::min(count, where.bytes / kPageBytes);
   for (uint64_t i = 1; i < together; ++i)
     if (state(page + i) != PageState::evicted) together = i;
+  together = unguarded(where.address, together);
+  if (together == 0) {  // what was there is gone by the program's own wish
+    set_state(page, PageState::resident);
+    uffd_.wake(where.address, 1);
+    done = 1;
+    return Code::ok;
+  }
   uint64_t placed = 0;
   UffdResult result = uffd_.copy(where.address, bytes, together, placed);
   if (result == UffdResult::unmapped && placed == 0 && together > 1)
@@ -565,6 +593,7 @@ void ProcessMemory::close_locked() {
   if (file_) file_->set_done();
   told_when_gone_ = {};
   uffd_.close();
+  pagemap_.reset();
   if (file_) file_->unlink();
 }
 
@@ -593,7 +622,7 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
     const PageState s = state(i);
     states[i] = static_cast<std::byte>(s == PageState::evicting ? PageState::evicted : s);
   }
-  for (const uint64_t page : wiped_pages()) states[page] = static_cast<std::byte>(PageState::resident);
+  for (const uint64_t page : unwanted_by_child()) states[page] = static_cast<std::byte>(PageState::resident);
   child->own_states_ = std::vector<std::atomic<uint8_t>>(states.size());
   for (size_t i = 0; i < states.size(); ++i) child->own_states_[i] = static_cast<uint8_t>(states[i]);
   child->states_ = child->own_states_;
@@ -612,18 +641,26 @@ std::shared_ptr<ProcessMemory> ProcessMemory::fork(Uffd uffd) const {
   return child;
 }
 
-// Image pages that a child does not get: MADV_WIPEONFORK gives it zeros there. The thread that forks waits
-// for us meanwhile. Of a process that is a forked child itself nothing is known but its memory; what it was
-// not given it has not either.
-std::vector<uint64_t> ProcessMemory::wiped_pages() const {
+// Image pages that a child does not get: MADV_WIPEONFORK gives it zeros there, and a guard region stays one.
+// The thread that forks waits for us meanwhile. Of a process that is a forked child itself nothing is known
+// but its memory; what it was not given it has not either.
+std::vector<uint64_t> ProcessMemory::unwanted_by_child() const {
   std::vector<uint64_t> out;
   if (pid_ == 0) return out;
+  const auto add = [&](uint64_t begin, uint64_t end) {
+    for (uint64_t a = begin; a < end; a += kPageBytes)
+      if (const auto origin = segments_.origin_of(a))
+        if (const uint64_t page = layout_.find(process_, *origin); page != ImageLayout::kNoPage)
+          out.push_back(page);
+  };
   try {
-    for (const AddressRange& r : ranges_with_flag(pid_, "wf"))
-      for (uint64_t a = r.begin; a < r.end; a += kPageBytes)
-        if (const auto origin = segments_.origin_of(a))
-          if (const uint64_t page = layout_.find(process_, *origin); page != ImageLayout::kNoPage)
-            out.push_back(page);
+    for (const AddressRange& r : ranges_with_flag(pid_, "wf")) add(r.begin, r.end);
+    const Pagemap pagemap(pid_);
+    for (const auto& s : segments_.all()) {
+      std::vector<PageSpan> guards;
+      pagemap.guard_pages(s.begin, s.end, guards);
+      for (const auto& g : guards) add(g.address, g.address + g.count * kPageBytes);
+    }
   } catch (const Error&) {  // it is being killed, and the child with it
   }
   return out;

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <span>
 #include <vector>
@@ -26,6 +27,7 @@
 #include "live/segments.h"
 #include "live/uffd.h"
 #include "memory/image.h"
+#include "memory/pagemap.h"
 #include "restore/placer.h"
 #include "store/child_file.h"
 #include "store/sandbox_file.h"
@@ -118,7 +120,7 @@ class ProcessMemory : public Placer {
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
-  std::vector<uint64_t> wiped_pages() const;
+  std::vector<uint64_t> unwanted_by_child() const;
   static void hold(ChildFile& file, const Holder& here);
   void keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
   void take_up_file(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
@@ -144,6 +146,7 @@ class ProcessMemory : public Placer {
   bool settle_events();
   bool unregister_registered();  // true when there were any, or it could not be told
   void set_state(uint64_t page, PageState state);
+  uint64_t unguarded(uint64_t address, uint64_t count);
   Code place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done);
 
   const pid_t pid_;
@@ -151,6 +154,8 @@ class ProcessMemory : public Placer {
   const ImageLayout& layout_;
   Uffd uffd_;
   HugePages huge_;
+  std::once_flag look_at_pages_;
+  UniqueFd pagemap_;                              // from the first page placed on
   std::vector<std::atomic<uint8_t>> own_states_;  // of a forked child
   std::span<std::atomic<uint8_t>> states_;
   std::vector<std::atomic<uint8_t>> claims_;  // of pages first_page_ … end_page_

@@ -99,12 +99,17 @@ void Pagemap::huge_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& ou
   (void)scan(begin, end, Wanted::huge, out);
 }
 
+void Pagemap::guard_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
+  (void)scan(begin, end, Wanted::guard, out);
+}
+
 bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const {
   int support = g_support.load(std::memory_order_relaxed);
   if (support == absent) return false;
   constexpr size_t kRegions = 1024;
   const auto regions = std::make_unique<ScanRegion[]>(kRegions);
   while (begin < end) {
+    if (wanted == Wanted::guard && support == without_guard) return false;
     ScanArgument arg{};
     arg.size = sizeof arg;
     arg.start = begin, arg.end = end;
@@ -115,6 +120,10 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
     arg.category_mask = unwanted | (wanted == Wanted::huge ? kHuge : 0);
     arg.category_anyof_mask = kPresent | kSwapped;
     arg.return_mask = kPresent | kSwapped;
+    if (wanted == Wanted::guard) {
+      arg.category_inverted = arg.category_anyof_mask = 0;
+      arg.category_mask = arg.return_mask = kGuard;
+    }
     const int n = ioctl(fd_.get(), kPagemapScan, &arg);
     if (n < 0) {
       const int err = errno;

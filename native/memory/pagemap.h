@@ -59,11 +59,13 @@ class Pagemap {
   void private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
   // Same walk but every page that is mapped at all, whatever is behind it (the zero page too).
   void present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
+  // Appends guard regions (MADV_GUARD_INSTALL); nothing where the kernel does not show them (before 6.15).
+  void guard_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
   // Appends what lies in huge pages; nothing where the kernel has no PAGEMAP_SCAN.
   void huge_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
 
  private:
-  enum class Wanted : uint8_t { present, own, huge };
+  enum class Wanted : uint8_t { present, own, huge, guard };
   bool scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const;
   void read_entries(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const;
   pid_t pid_;

@@ -18,6 +18,7 @@ from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
+KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 CLONE_VM, CLONE_VFORK, CLONE_PARENT = 0x100, 0x4000, 0x8000
 
 
@@ -60,6 +61,46 @@ def test_a_child_sees_zeros_where_its_parent_asked_for_that(deduper: Deduper, pr
         assert program.ask("exec forked()") == "intact zeros"
         assert program.ask("exec set(wiped[:]) == {65}") == "True"
         assert live.wait_complete(WAIT_S)
+
+
+# --- guard regions ---------------------------------------------------------------------------------------
+GUARD = """
+import errno, mmap
+mine = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+mine[:] = os.urandom(1 << 20)
+rest = bytes(mine[1 << 19:])
+ends = os.pipe()
+def guarded(page):
+    try:
+        os.read(ends[0], os.write(ends[1], memoryview(mine)[page * 4096:page * 4096 + 8]))
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return False
+def guard():
+    mine.madvise(102, 0, 1 << 19)  # MADV_GUARD_INSTALL
+def look():
+    return f"{sum(map(guarded, range(128)))} {bytes(mine[1 << 19:]) == rest}"
+def forked():
+    answer = os.pipe()
+    if os.fork() == 0:
+        os.write(answer[1], look().encode())
+        os._exit(0)
+    os.wait()
+    return os.read(answer[0], 64).decode()
+"""
+
+
+@pytest.mark.skipif(KERNEL < (6, 15), reason="no guard regions, or the page map does not show them")
+def test_no_page_comes_back_into_a_guard_region(deduper: Deduper, program: Program) -> None:
+    """No event tells that one was made over missing pages, and the kernel would place pages there."""
+    _define(program, GUARD)
+    live = deduper.dedup([program.pid])
+    assert program.ask("exec guard()") == "None"
+    assert program.ask("exec forked()") == "128 True"
+    live.restore(lazy=False)
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("exec look()") == "128 True"
+    assert program.ask("check") == "intact"
 
 
 DAEMON = """
