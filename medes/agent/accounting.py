@@ -31,7 +31,7 @@ def unpinned_by_maker(agent: Agent) -> dict[str, list[LocalBase]]:
     """Sandbox id → the bases it made that nobody pins."""
     found: dict[str, list[LocalBase]] = defaultdict(list)
     for base in list(agent.bases.bases.values()):
-        if base.sandbox_id and not agent.pins.is_pinned(base.base_id):
+        if base.sandbox_id and not agent.pins.users(base.base_id):
             found[base.sandbox_id].append(base)
     return found
 
@@ -55,7 +55,7 @@ def base_shares(
 def _share(agent: Agent, entry: SandboxEntry, node_id: str, base_id: int) -> BaseShare:
     if node_id == agent.node_id:
         base = agent.bases.bases.get(base_id)
-        size, users = (base.slab.file_bytes, agent.pins.count(base_id)) if base is not None else (0, 0)
+        size, users = (base.slab.file_bytes, agent.pins.users(base_id)) if base is not None else (0, 0)
     else:
         evicted = entry.evicted
         descriptor = evicted.descriptors.get(base_id) if evicted is not None else None
@@ -125,6 +125,6 @@ def shares_by_owner(agent: Agent) -> dict[str, int]:
     unused = sum(
         b.slab.file_bytes
         for b in list(agent.bases.bases.values())
-        if not agent.pins.is_pinned(b.base_id) and b.sandbox_id not in known
+        if not agent.pins.users(b.base_id) and b.sandbox_id not in known
     )
     return {"sandboxes": here, "peers": max(0, agent.bases.used_bytes - here - unused), "nobody": unused}

@@ -71,6 +71,10 @@ class PinTable:
         """How many holders pin the base."""
         return len(self._by_base.get(base_id, ()))
 
+    def users(self, base_id: int) -> int:
+        """How many of them are known: those that the base's memory is shared out to."""
+        return sum(node != UNKNOWN_NODE for node, _ in self._by_base.get(base_id, ()))
+
     def by_node(self, base_id: int) -> dict[str, int]:
         """Node → how many of its holders pin the base."""
         counts: dict[str, int] = {}

@@ -325,7 +325,7 @@ async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | No
     entry.reason = "as it was when the agent started"
     entry.dedup_count = int(known.figures.get("dedup_count", 0))
     entry.is_base = any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values())
-    entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or await agent.in_ops(_private_bytes, spec)
+    entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or await agent.in_ops(_warm_bytes, spec, file)
     agent.entries[spec.sandbox_id] = entry
     if unreadable:
         orphan = agent.orphans.pop(path)
@@ -344,12 +344,14 @@ async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | No
         await _recover_evicted(agent, entry, known, file, found)
 
 
-def _private_bytes(spec: SandboxSpec) -> int:
-    """(blocks) 0 where that cannot be told now."""
+def _warm_bytes(spec: SandboxSpec, file: Found | None) -> int:
+    """(blocks) What it has in memory, and what of it is out; 0 where that cannot be told now."""
+    counts = file.file.page_state_counts if file is not None else {}
     try:
-        return native.private_bytes(spec.processes())
+        here = native.private_bytes(spec.processes())
     except MedesError:
         return 0
+    return here + (counts.get("evicted", 0) + counts.get("evicting", 0)) * native.PAGE_BYTES
 
 
 def _is_out(file: native.SandboxFile, phase: str) -> bool:

@@ -172,7 +172,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         bases = (self._agent.bases.bases.get(base_id) for base_id in base_ids)
         return [
             peer_pb2.BaseUse(
-                base_id=b.base_id, bytes=b.slab.file_bytes, users=self._agent.pins.count(b.base_id)
+                base_id=b.base_id, bytes=b.slab.file_bytes, users=self._agent.pins.users(b.base_id)
             )
             for b in bases
             if b is not None

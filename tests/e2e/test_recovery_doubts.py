@@ -85,6 +85,8 @@ def test_every_single_line_of_a_journal_may_be_damaged(alone: AgentProcess, make
 def test_without_its_journal_the_files_are_enough(alone: AgentProcess, make_app: MakeApp, loss: str) -> None:
     apps = {"a": make_app(megabytes=1, seed=1), "b": make_app(megabytes=1, seed=2)}
     dedupd(alone, apps)
+    with alone.client() as client:
+        told = client.list()
     alone.kill()
     path = alone.state_dir / "journal"
     if loss == "emptied":
@@ -99,6 +101,10 @@ def test_without_its_journal_the_files_are_enough(alone: AgentProcess, make_app:
         assert states(client) == dict.fromkeys(apps, (S.DEDUP, ""))
         (base,) = client.node().bases
         assert base.base.function == "counter"
+        for sandbox, before in zip(client.list(), told, strict=True):
+            # What is pinned for whom nobody remembers is nobody's share; pages that stayed may differ by a few.
+            assert sandbox.base_share_bytes == before.base_share_bytes
+            assert abs(sandbox.warm_bytes - before.warm_bytes) < 1 << 20
     if loss == "newer":
         (aside,) = alone.state_dir.glob("journal.newer-*")
         assert aside.read_bytes().startswith(newer), "left for the agent that wrote it"
