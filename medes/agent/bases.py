@@ -18,6 +18,7 @@ from medes.agent.pins import PinTable
 from medes.errors import CorruptError, MedesError, NotFoundError, StoreFullError, UnsupportedError
 from medes.limits import BASES_PER_NODE_MAX
 from medes.types import AddressRange, BaseDescriptor
+from medes.units import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class BaseStore:
             raise StoreFullError(f"{BASES_PER_NODE_MAX} bases", object=str(self.shm_path))
         if self.used_bytes + self._reserved_bytes + size > self.limit_bytes:
             raise StoreFullError(
-                f"a base of {size} bytes does not fit: {self.used_bytes} of {self.limit_bytes} are used",
+                f"a base of {bytes_text(size)} does not fit: {bytes_text(self.used_bytes)} of {bytes_text(self.limit_bytes)} are used",
                 object=str(self.shm_path),
                 hint="raise base_store_limit_bytes, or purge sandboxes so that bases can go",
             )

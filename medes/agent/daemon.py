@@ -326,8 +326,7 @@ class AgentDaemon:
         agent.close_executors()
         self._take_back_start()
         agent.journal.close()
-        left = sum(entry.evicted is not None for entry in agent.entries.values())
-        log.info("agent %s has ended; dedup'd sandboxes that wait for the next one: %d", agent.node_id, left)
+        log.info("agent %s has ended; %s", agent.node_id, _left(agent))
         if self.purge_on_exit:
             self._remove_files()
         self._unlock_shm()
@@ -387,6 +386,14 @@ class AgentDaemon:
         shutil.rmtree(Path(self.settings.state_dir) / "working-sets", ignore_errors=True)
         with contextlib.suppress(OSError):
             Path(self.settings.state_dir).rmdir()
+
+
+def _left(agent: Agent) -> str:
+    """What the next agent finds. A sandbox that was not taken back has its file, and so has one that could not be read."""
+    waiting = sum(e.evicted is not None or e.pending is not None for e in agent.entries.values())
+    unread = sum(Path(path).suffix == ".medes" for path in agent.orphans)
+    told = f"dedup'd sandboxes that wait for the next one: {waiting}"
+    return told + (f", and files of such that could not be read: {unread}" if unread else "")
 
 
 def _refuse_local_addresses(settings: AgentSettings, endpoints: NodeEndpoints) -> None:

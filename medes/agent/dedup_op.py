@@ -46,6 +46,7 @@ from medes.errors import (
 )
 from medes.types import BaseDescriptor, DedupReport, NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
+from medes.units import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class DedupOp:
             image = driver.capture(pids, 1)
             self._note(
                 NoteCode.NO_ROOM_FOR_COPIES,
-                f"copies of shared pages ({copied_bytes} bytes) would not fit its memory limit ({room} bytes left)",
+                f"copies of shared pages ({bytes_text(copied_bytes)}) would not fit its memory limit ({bytes_text(room)} left)",
             )
         shared = image.fork_shared
         if shared["outside"]:
@@ -428,7 +429,7 @@ class DedupOp:
             used = agent.patch_store_bytes
         if used + encoded.blob_bytes > limit:
             raise StoreFullError(
-                f"{encoded.blob_bytes} bytes of patches do not fit: {used} of {limit} are used",
+                f"{bytes_text(encoded.blob_bytes)} of patches do not fit: {bytes_text(used)} of {bytes_text(limit)} are used",
                 object=str(agent.settings.shm_path),
                 hint="raise patch_store_limit_bytes, or purge sandboxes",
             )
@@ -581,7 +582,8 @@ class DedupOp:
         agent.move(
             entry,
             S.DEDUP,
-            f"saved {report.saved_bytes} of {warm_bytes} bytes; {gross} before its share of base pages",
+            f"saved {bytes_text(report.saved_bytes)} of {bytes_text(warm_bytes)}; {bytes_text(gross)} before its share of "
+            "base pages",
         )
         return report
 

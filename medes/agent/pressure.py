@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from medes.units import bytes_text
+
 PSI_FILE = Path("/proc/pressure/memory")
 MEMINFO_FILE = Path("/proc/meminfo")
 # Share of the last ten seconds in which some task waited for memory.
@@ -51,7 +53,7 @@ def available_ratio(text: str) -> float | None:
 def judge(used_bytes: int, limit_bytes: int, psi_text: str, meminfo_text: str) -> Pressure:
     """Pure: the node's own limit first, then the machine."""
     if limit_bytes and used_bytes >= limit_bytes * LIMIT_RATIO_HIGH:
-        return Pressure(True, f"high: {used_bytes} of {limit_bytes} bytes")
+        return Pressure(True, f"high: {bytes_text(used_bytes)} of {bytes_text(limit_bytes)}")
     stalled = psi_some_avg10(psi_text)
     if stalled is not None:
         if stalled >= PSI_SOME_AVG10_PERCENT_HIGH:

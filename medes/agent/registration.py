@@ -64,7 +64,7 @@ def checked_spec(
     ):
         if len(name) > NAME_CHARS_MAX or not _NAME.fullmatch(name):
             raise InvalidArgumentError(
-                f"{what} {name[:50]!r} is not a name",
+                f"{name[:50]!r} is not a name",
                 object=what,
                 hint=f"letters, digits, '.', '_', '-', at most {NAME_CHARS_MAX} characters",
             )

@@ -35,6 +35,7 @@ from medes.errors import (
 from medes.limits import RESTORE_READY_TIMEOUT_S
 from medes.types import RestoreReport
 from medes.types import SandboxState as S
+from medes.units import duration_text
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     report = replace(report, stage_us={**report.stage_us, "settle": _us_since(settle_s)})
     entry.last_restore = report
     outcomes.restore_done(agent, entry, report)
-    agent.move(entry, entry.idle_state(), f"restored in {report.complete_us} us")
+    agent.move(entry, entry.idle_state(), f"restored in {duration_text(report.complete_us / 1e6)}")
 
 
 def _us_since(begin_s: float) -> int:

@@ -26,6 +26,7 @@ from medes.limits import PIDS_PER_SANDBOX_MAX, USER_WATCHES_MAX
 from medes.rpc.convert import to_proto
 from medes.rpc.gen import agent_pb2
 from medes.rpc.user_socket import UserSocket
+from medes.units import bytes_text
 
 ALLOWED = ("Register", "NotifyActivity", "Dedup", "Restore", "Purge", "Get", "Explain", "List", "Watch")
 _MAIN_SOCKET = "use the agent's main socket, where its settings admit you"
@@ -102,7 +103,8 @@ class UserServicer(AgentServicer):
         held = sum(e.warm_bytes for e in own) + await agent.in_ops(native.private_bytes, pids)
         if not known and held > agent.settings.user_bytes_max:
             raise LimitExceededError(
-                f"{held} bytes in all; {agent.settings.user_bytes_max} are allowed", object=f"user {uid}"
+                f"{bytes_text(held)} in all; {bytes_text(agent.settings.user_bytes_max)} are allowed",
+                object=f"user {uid}",
             )
 
     def _processes(self, uid: int, pids: list[int], cgroup: str) -> list[int]:

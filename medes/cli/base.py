@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from medes.cli.format import bytes_text, duration_text, table
+from medes.cli.format import table
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.client import MedesClient
 from medes.errors import MedesError
 from medes.types import BaseStatus
+from medes.units import bytes_text, duration_text
 
 
 class BaseId(click.ParamType):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medes.cli.format import bytes_text, duration_text, maybe_bytes_text
+from medes.cli.format import maybe_bytes_text
 from medes.types import DedupReport, Explanation, OpRecord, RestoreReport, SandboxState
+from medes.units import bytes_text, duration_text
 
 # Maps come over the wire in any order. fetch, apply and place are thread time within the others.
 _STAGES = (

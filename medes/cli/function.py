@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from medes.cli.format import bytes_text, table
+from medes.cli.format import table
 from medes.cli.options import json_option, print_json
 from medes.errors import InvalidArgumentError, LimitExceededError
 from medes.limits import EVENT_BYTES_MAX
 from medes.places import DEFAULT_AGENT_ADDRESS, RUNTIME_DIR
+from medes.units import bytes_text
 
 DEFAULT_SOCKET = f"{RUNTIME_DIR}/functions.sock"
 socket_option = click.option(

@@ -13,7 +13,7 @@ import click
 
 from medes import native
 from medes.agent.store_key import KEY_BYTES, KEY_NAME
-from medes.cli.format import bytes_text, table
+from medes.cli.format import table
 from medes.cli.options import json_option, print_json
 from medes.errors import (
     CorruptError,
@@ -22,6 +22,7 @@ from medes.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from medes.units import bytes_text
 
 ENCODED_MAGIC = b"MEDESENC"
 SANDBOX_MAGIC = b"MEDSBX1\0"

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from medes.cli.format import bytes_text, duration_text, table
+from medes.cli.format import table
 from medes.cli.options import agent_option, json_option, print_json, tls_from
 from medes.client import MedesClient
+from medes.units import bytes_text, duration_text
 
 
 @click.group()

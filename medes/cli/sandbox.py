@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medes.cli.explanation import explanation, restored_text, saved_text
-from medes.cli.format import bytes_text, duration_text, maybe_bytes_text, table
+from medes.cli.format import maybe_bytes_text, table
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.errors import MedesError
 from medes.types import LifecycleSettings, Sandbox
+from medes.units import bytes_text, duration_text
 
 if TYPE_CHECKING:
     from medes.client import MedesClient

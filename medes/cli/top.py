@@ -10,11 +10,12 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from medes.cli.format import build_table, bytes_text, duration_text, wide_console
+from medes.cli.format import build_table, wide_console
 from medes.cli.options import controller_option, json_option, print_json, tls_from
 from medes.client import ControllerClient
 from medes.errors import ControllerUnreachableError
 from medes.types import FunctionUsage, NodeRecord, SandboxRecord, Statistics
+from medes.units import bytes_text, duration_text
 
 
 @click.command()

@@ -14,11 +14,11 @@ import click
 import pytest
 from medes.rpc.gen.agent_pb2_grpc import add_AgentServiceServicer_to_server
 
-from medes.cli.format import bytes_text, duration_text
 from medes.cli.main import COMMANDS, run
 from medes.cli.top import by_tenant, summarize
 from medes.errors import InternalError, NotFoundError
 from medes.types import FunctionUsage, NodeEndpoints, NodeRecord, SandboxRecord, SandboxState
+from medes.units import bytes_text, duration_text
 from tests.support.fake_agent import FakeAgent
 from tests.support.served import served
 

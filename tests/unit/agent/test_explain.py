@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from medes.agent import bases_view, handlers, outcomes
+from medes.agent import bases_view, handlers, outcomes, waiting
 from medes.agent.base_op import retire_unneeded, retire_unused
 from medes.agent.daemon import AgentDaemon
 from medes.agent.explain import explain
@@ -16,9 +16,18 @@ from medes.agent.registration import Registration
 from medes.agent.sandbox import OPS_REMEMBERED
 from medes.cli.explanation import explanation, restored_text
 from medes.client import AsyncMedesClient
-from medes.errors import CorruptError, LostError, NotFoundError, TracedError, WrongStateError
+from medes.errors import (
+    CorruptError,
+    InvalidArgumentError,
+    LimitExceededError,
+    LostError,
+    NotFoundError,
+    TracedError,
+    WrongStateError,
+)
 from medes.types import Activity, LifecycleSettings, NoteCode, RestoreReport
 from medes.types import SandboxState as S
+from medes.units import bytes_text
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
 from tests.unit.agent.test_agent_ops import until
@@ -244,3 +253,40 @@ async def test_an_agent_that_ends_takes_bases_along_that_nobody_needs(
     await handlers.purge(again.agent, "s2")
     await again.stop()
     assert list(daemon.settings.shm_path.glob("base-*")) == []
+
+
+async def test_reasons_show_bytes_and_times_with_units(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon = await make_agent()
+    await register(daemon, make_app())
+    report = (await handlers.dedup(daemon.agent, "s1")).report
+    reason = explain(daemon.agent, "s1").reason
+    assert f"of {bytes_text(report.warm_bytes)}; " in reason
+    assert str(report.warm_bytes) not in reason
+    await handlers.restore(daemon.agent, "s1", eager=True)
+    await until(lambda: daemon.agent.entries["s1"].state is S.WARM, "whole")
+    assert explain(daemon.agent, "s1").reason == "restored in 5 µs"  # the stand-in's
+
+
+async def test_the_end_tells_of_all_that_waits(
+    make_agent: MakeAgent, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a sandbox that was taken back, of one that was not, and of a file that could not be read."""
+    caplog.set_level(logging.INFO)
+    daemon = await make_agent()
+    for sandbox_id, seed in (("s1", 1), ("s2", 2)):
+        await register(daemon, make_app(seed=seed), sandbox_id)
+        await handlers.dedup(daemon.agent, sandbox_id)
+    entry = daemon.agent.entries["s2"]
+    waiting.wait(daemon.agent, entry, LimitExceededError("no descriptor is left"))
+    entry.evicted = None
+    path = str(daemon.settings.shm_path / "sandbox-s3.medes")
+    daemon.agent.orphans[path] = Orphan(path, LimitExceededError("no descriptor is left"))
+    await daemon.stop()
+    assert "wait for the next one: 2, and files of such that could not be read: 1" in caplog.text
+
+
+async def test_a_name_that_is_none_is_told_once(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon = await make_agent()
+    with pytest.raises(InvalidArgumentError) as caught:
+        await handlers.register(daemon.agent, Registration(function="bad name", pids=(make_app().pid,)))
+    assert str(caught.value).startswith("function: 'bad name' is not a name")
