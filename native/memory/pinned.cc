@@ -1,6 +1,7 @@
 // Memory of a process that the kernel or a device holds on to: it cannot be evicted without breaking its
 // user, because the pin keeps the old page while the process would fault in a new one.
 #include <dirent.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,6 +29,17 @@ constexpr std::array<std::string_view, 18> kHarmless = {
     "/dev/null", "/dev/zero", "/dev/full",    "/dev/random", "/dev/urandom", "/dev/tty",
     "/dev/pts/", "/dev/ptmx", "/dev/console", "/dev/shm/",   "/dev/mqueue/", "/dev/hugepages/",
     "/dev/fuse", "/dev/kmsg", "/dev/log",     "/dev/kvm",    "/dev/net/tun", "/dev/userfaultfd"};
+
+// Sockets that hold on to memory which was registered with them, rings mapped or not (AF_XDP's umem; RDS over
+// RDMA). They do so by the name of their protocol, and count it as their user's, not as the process's.
+constexpr std::array<std::string_view, 2> kPinningProtocols = {"XDP", "RDS"};
+
+bool pins_by_protocol(const std::string& link) {
+  char name[32];
+  const ssize_t n = getxattr(link.c_str(), "system.sockprotoname", name, sizeof name);
+  return n > 1 && std::find(kPinningProtocols.begin(), kPinningProtocols.end(),
+                            std::string_view(name, static_cast<size_t>(n) - 1)) != kPinningProtocols.end();
+}
 
 bool is_of(std::string_view name, std::span<const std::string_view> list) {
   return std::any_of(list.begin(), list.end(), [&](std::string_view s) { return name.starts_with(s); });
@@ -83,7 +95,10 @@ void look_at_descriptors(pid_t pid, Pinned& out, std::vector<std::string>& notes
     const ssize_t n = readlink(link.c_str(), target, sizeof target);
     if (n <= 0) continue;
     const std::string_view name(target, static_cast<size_t>(n));
-    if (name.starts_with("socket:[")) continue;  // without a mapping it pins nothing
+    if (name.starts_with("socket:[")) {  // others pin nothing without a mapping
+      if (out.may_pin.empty() && pins_by_protocol(link)) out.may_pin = "a socket's registered memory";
+      continue;
+    }
     look_at_name(pid, name, out.may_pin);
     if (name != kRing) continue;
     add_registered_buffers(read_proc_file(proc_path(pid, std::string("fdinfo/") + entry->d_name), pid),

@@ -331,3 +331,100 @@ def test_an_agent_with_a_filter_says_that_it_is_the_reason(tmp_path: Path) -> No
         live.restore(lazy=False)
         assert live.wait_complete(WAIT_S)
         deduper.close()
+
+
+# --- memory registered with a socket ---------------------------------------------------------------------
+UMEM = """
+import mmap, socket, struct, ctypes
+mine = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+mine[:] = os.urandom(1 << 20)
+first = bytes(mine)
+address = ctypes.addressof(ctypes.c_char.from_buffer(mine))
+link = socket.socket(44, socket.SOCK_RAW)  # AF_XDP
+link.setsockopt(283, 4, struct.pack("QQIII", address, 1 << 20, 4096, 0, 0) + bytes(4))  # XDP_UMEM_REG
+def frames():
+    # The number of the page frame at each page; only root is shown it.
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(address // 4096 * 8)
+        return [n & (1 << 55) - 1 for n in struct.unpack("256Q", file.read(2048))]
+before = frames()
+"""
+
+
+def test_memory_of_an_xdp_socket_is_found_though_no_ring_is_mapped(
+    deduper: Deduper, program: Program
+) -> None:
+    """The socket reads and writes the frames that it was given: they must stay the program's."""
+    try:
+        _define(program, UMEM)
+    except AssertionError:
+        pytest.skip("this kernel has no AF_XDP")
+    for eager in (False, True):
+        live = deduper.dedup([program.pid])
+        assert any("a socket's registered memory may hold on to stay" in note for note in live.notes)
+        live.restore(lazy=not eager)
+        assert live.wait_complete(WAIT_S)
+        assert program.ask("exec frames() == before and any(before)") == "True"
+        assert program.ask("exec bytes(mine) == first") == "True"
+
+
+# --- memory on its way -----------------------------------------------------------------------------------
+VMSPLICED = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+lent = mmap.mmap(-1, 65536, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+lent[:] = os.urandom(65536)
+given, ends = bytes(lent), os.pipe()
+class Part(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("bytes", ctypes.c_size_t)]
+part = Part(ctypes.addressof(ctypes.c_char.from_buffer(lent)), 65536)
+assert libc.vmsplice(ends[1], ctypes.byref(part), ctypes.c_ulong(1), 0) == 65536
+"""
+DIRECT = """
+import mmap
+into = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+wanted = os.urandom(1 << 20)
+with open({path!r}, "wb") as file:
+    file.write(wanted)
+fd = os.open({path!r}, os.O_RDONLY | os.O_DIRECT)
+reads, wrong = 0, 0
+def read():
+    global reads, wrong
+    while True:
+        into[:] = bytes(1 << 20)
+        done = os.preadv(fd, [into], 0)
+        wrong += done != 1 << 20 or into[:] != wanted
+        reads += 1
+assert os.preadv(fd, [into], 0) == 1 << 20
+threading.Thread(target=read, daemon=True).start()
+"""
+
+
+def test_pages_in_a_pipe_hold_what_they_were_given(deduper: Deduper, program: Program) -> None:
+    _define(program, VMSPLICED)
+    live = deduper.dedup([program.pid])
+    assert program.ask("exec os.read(ends[0], 65536) == given") == "True"
+    assert program.ask("exec bytes(lent) == given") == "True"
+    assert live.wait_complete(WAIT_S)
+
+
+def test_reads_past_the_page_cache_arrive(deduper: Deduper, program: Program, tmp_path: Path) -> None:
+    """A device writes to the pages while the program sleeps in the call: the op waits for it, or gives up."""
+    path = str(tmp_path / "direct")
+    try:
+        _define(program, DIRECT.format(path=path))
+    except AssertionError:
+        pytest.skip("this file system has no O_DIRECT")
+    done = 0
+    for _ in range(20):
+        try:
+            live = deduper.dedup([program.pid])
+        except BusyError:
+            continue
+        done += 1
+        assert live.wait_complete(WAIT_S) or live.state == "restoring"
+        assert program.ask("exec wrong") == "0"
+    assert done > 0
+    before = int(program.ask("exec reads"))
+    wait_until(lambda: int(program.ask("exec reads")) > before, "reads go on")
+    assert program.ask("exec wrong") == "0"

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -289,3 +289,20 @@ def test_a_parent_held_longer_than_its_patience_keeps_its_children(deduper: Dedu
             assert children.read_text() == before
         finally:
             parent.terminate()
+
+
+def test_more_timed_waits_at_once_than_there_are_slots_for(deduper: Deduper, tmp_path: Path) -> None:
+    """Of each of seven kinds of call more than an injection area has room for: none ends early or with another result."""
+    binary = tmp_path / "waits"
+    source = Path(__file__).with_name("waits.c")
+    subprocess.run(["cc", "-O1", "-pthread", "-o", str(binary), str(source)], check=True)
+    with Program([str(binary), "700", "6000"]) as program:
+        stopped = 0
+        for _ in range(3):
+            with suppress(BusyError):
+                live = deduper.dedup([program.pid])
+                stopped += 1
+                live.restore(lazy=False)
+                assert live.wait_complete(WAIT_S)
+        assert program.hear() == "early 0 wrong 0 changed 0"
+        assert stopped > 0
