@@ -6,6 +6,7 @@ is. Any of them may hold the only copy of a living process's pages.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from medes.errors import IoError, MedesError, NotFoundError
 from medes.limits import ORPHANS_LISTED_MAX
 from medes.types import OrphanFile
 
+TEMPORARY = re.compile(
+    r"\.tmp-\d+-\d+$"
+)  # as native/store/shm_file.cc names them; a sandbox's id may have ".tmp-" in it
 SET_ASIDE = "set-aside"  # a subfolder: files whose names were needed
 
 
@@ -38,7 +42,7 @@ def own_files(folder: Path) -> list[Path]:
 
 def is_temporary(path: Path) -> bool:
     """Whether a file was being written by an agent that has ended: it was never renamed to what it was to be."""
-    return ".tmp-" in path.name
+    return TEMPORARY.search(path.name) is not None
 
 
 def set_aside(path: Path) -> None:

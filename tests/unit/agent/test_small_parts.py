@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent import hooks
+from medes.agent import hooks, orphans
 from medes.agent.admission import Admission
 from medes.agent.pressure import available_ratio, judge, psi_some_avg10
 from medes.agent.sandbox import SandboxEntry, SandboxSpec
@@ -350,3 +350,14 @@ def test_pressure_takes_the_longest_idle_first() -> None:
     ]
     assert under_pressure(views, 5) == ["old", "young"]
     assert under_pressure(views, 1) == ["old"]
+
+
+def test_only_what_the_store_was_writing_is_temporary() -> None:
+    """It is removed at a start; the file of a sandbox whose id has ".tmp-" in it is not, nor is a copy of one."""
+    names = [
+        "base-1.slab.tmp-17-0",
+        "sandbox-a.tmp-17-0.medes",
+        "sandbox-a.medes.tmp-old",
+        "sandbox-a.tmp-1.medes",
+    ]
+    assert [orphans.is_temporary(Path(name)) for name in names] == [True, False, False, False]
