@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,6 @@ from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as program:
-        yield program
 
 
 def _events(server: native.FaultServer, last: str) -> list[str]:

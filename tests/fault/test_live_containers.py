@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,6 @@ print("ready", flush=True)
 for n, line in enumerate(sys.stdin):
     print(n, *ask(), flush=True)
 """
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _bundle(folder: Path, root: Path, runtime: str, cgroup: str) -> None:

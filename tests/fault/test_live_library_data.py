@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,13 +50,6 @@ for line in sys.stdin:
         view.madvise(mmap.MADV_DONTNEED)
     print(1, chr(view[0]), chr(view[5000]), flush=True)
 """
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _mappings(pid: int) -> list[tuple[int, int, str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -45,13 +44,6 @@ for line in sys.stdin:
     else:
         print(state(), flush=True)
 """
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -50,13 +49,6 @@ for line in sys.stdin:
 def program() -> Iterator[Program]:
     with Program([sys.executable, "-c", GUARDED]) as made:
         yield made
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    made = Deduper(tmp_path)
-    yield made
-    made.close()
 
 
 def say(program: Program, word: str) -> str:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,13 +19,6 @@ from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _need(*names: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -14,13 +13,6 @@ from tests.support.live import Deduper, Program
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
 TOKEN = bytes(range(32))
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _serve(slab: native.Slab, port: int = 0) -> native.PageServer:

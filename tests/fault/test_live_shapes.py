@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ pytestmark = pytest.mark.live
 WAIT_S = 30.0
 KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 CLONE_VM, CLONE_VFORK, CLONE_PARENT = 0x100, 0x4000, 0x8000
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
-
-
-@pytest.fixture
-def program() -> Iterator[Program]:
-    with Program() as program:
-        yield program
 
 
 def _define(program: Program, source: str) -> None:

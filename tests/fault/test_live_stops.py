@@ -34,13 +34,6 @@ def stops(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
-
-
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():

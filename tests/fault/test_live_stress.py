@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,6 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("stress.c")
     subprocess.run([compiler, "-O1", "-pthread", "-o", str(binary), str(source)], check=True)
     return binary
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _answer(program: Program) -> str:

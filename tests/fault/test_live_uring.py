@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ WAIT_S = 30.0
 BUFFER_PAGES = 256
 ORDINARY_PAGES = 2048
 PLACE_BYTES = 4 << 20  # native/live/move_out.cc
-
-
-@pytest.fixture
-def deduper(tmp_path: Path) -> Iterator[Deduper]:
-    deduper = Deduper(tmp_path)
-    yield deduper
-    deduper.close()
 
 
 def _compiled(name: str, folder: Path) -> Path:
