@@ -19,7 +19,7 @@
 
 namespace medes {
 
-inline constexpr uint64_t kChildMagic = 0x3148434453454Dull;  // "MEDSCH1\0"
+inline constexpr uint64_t kChildMagic = 0x3148434453454Dull;  // "MESDCH1\0"
 
 struct ChildHeader {
   uint64_t magic;

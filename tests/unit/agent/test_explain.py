@@ -30,14 +30,9 @@ from medes.types import SandboxState as S
 from medes.units import bytes_text
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import until
+from tests.unit.agent.test_agent_ops import register, until
 
 MakeApp = Callable[..., App]
-
-
-async def register(daemon: AgentDaemon, app: App, sandbox_id: str = "s1", **more: object) -> None:
-    request = Registration(sandbox_id=sandbox_id, function="f", pids=(app.pid,), **more)  # type: ignore[arg-type]
-    await handlers.register(daemon.agent, request)
 
 
 def sample(daemon: AgentDaemon, name: str, **labels: str) -> float:
