@@ -26,7 +26,9 @@ namespace medes {
 namespace {
 
 constexpr unsigned kRoundsPerLook = 16;
+constexpr unsigned kRoundsAwake = 64;
 constexpr timespec kReleasePause{0, 100'000};
+constexpr std::chrono::milliseconds kReleasePatience{200};
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -184,20 +186,24 @@ void StoppedProcesses::seize(pid_t pid, pid_t tid) {
     throw errno_error(errno, "cannot interrupt a thread", pid_object(pid));
 }
 
+void StoppedProcesses::look_for_stops() {
+  for (size_t i = stopped_; i < threads_.size();) {
+    const Wait w = poll_stop(threads_[i]);
+    if (w == Wait::gone) {
+      tids_.erase(threads_[i].tid);
+      std::swap(threads_[i], threads_.back());
+      threads_.pop_back();
+      continue;
+    }
+    if (w == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
+    ++i;
+  }
+}
+
 void StoppedProcesses::wait_for_stops(TimePoint deadline) {
   unsigned rounds = 0;
   while (stopped_ < threads_.size()) {
-    for (size_t i = stopped_; i < threads_.size();) {
-      const Wait w = poll_stop(threads_[i]);
-      if (w == Wait::gone) {
-        tids_.erase(threads_[i].tid);
-        std::swap(threads_[i], threads_.back());
-        threads_.pop_back();
-        continue;
-      }
-      if (w == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
-      ++i;
-    }
+    look_for_stops();
     if (stopped_ == threads_.size()) return;
     const bool late = std::chrono::steady_clock::now() > deadline;
     if (sleepers_ == Sleepers::leave) {
@@ -205,7 +211,7 @@ void StoppedProcesses::wait_for_stops(TimePoint deadline) {
       continue;  // the wait is shorter than giving up the core would be
     }
     if (late) throw why_not(threads_[stopped_]);
-    if (++rounds < 64) {
+    if (++rounds < kRoundsAwake) {
       sched_yield();
     } else {
       const timespec pause{0, 50'000};
@@ -317,13 +323,18 @@ void StoppedProcesses::make_calls_again() noexcept {
 
 void StoppedProcesses::release() noexcept {
   if (threads_.empty()) return;
-  // Detaching needs a stopped thread; one that does not stop soon is let go by the kernel when this tracing
-  // thread ends.
-  const int most = sleepers_ == Sleepers::leave ? 1 : 20;
-  for (int tries = 0; tries < most && stopped_ < threads_.size(); ++tries) {
-    if (tries > 0) nanosleep(&kReleasePause, nullptr);
-    for (size_t i = stopped_; i < threads_.size(); ++i)
-      if (poll_stop(threads_[i]) == Wait::stopped) std::swap(threads_[i], threads_[stopped_++]);
+  // Who was told to stop is out of its call, and what that ends with is ours to mend: so each is waited for,
+  // but those that sleep in the kernel, where no call is interrupted. What does not stop in time is let go by
+  // the kernel when this tracing thread ends (detaching needs a stopped thread), and may see EINTR.
+  const auto deadline = std::chrono::steady_clock::now() + kReleasePatience;
+  for (unsigned rounds = 1;; ++rounds) {
+    look_for_stops();
+    if (stopped_ == threads_.size() || std::chrono::steady_clock::now() > deadline) break;
+    if (rounds % kRoundsPerLook == 0 && only_sleepers_left()) break;
+    if (rounds < kRoundsAwake)
+      sched_yield();
+    else
+      nanosleep(&kReleasePause, nullptr);
   }
   make_calls_again();
   interrupted_->shorten();

@@ -60,6 +60,7 @@ class StoppedProcesses {
   void make_calls_again() noexcept;
   bool seize_new_threads(pid_t pid);
   void seize(pid_t pid, pid_t tid);
+  void look_for_stops();
   void wait_for_stops(TimePoint deadline);
   bool only_sleepers_left() const;
   const Sleepers sleepers_;

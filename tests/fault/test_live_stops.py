@@ -65,6 +65,20 @@ def test_a_blocked_main_thread_neither_wakes_nor_wakes_the_sandbox(
             assert program.hear() == "ok"  # and not "woke"
 
 
+def test_no_wait_ends_because_other_threads_change_mappings(deduper: Deduper, tmp_path: Path) -> None:
+    """All are told to stop for each set of events; with so many of them some get there long after it was read."""
+    path = tmp_path / "waiters"
+    source = SOURCE.with_name("waiters.c")
+    subprocess.run(["cc", "-O1", "-pthread", "-o", str(path), str(source)], check=True)
+    for _ in range(3):
+        with Program([str(path)]) as program:
+            until(lambda pid=program.pid: sleeps(pid))
+            live = deduper.dedup([program.pid])
+            program.tell("churn")
+            assert program.hear() == "ok"
+            assert live.wait_complete(WAIT_S)
+
+
 @pytest.mark.skipif(KERNEL < (6, 4), reason="the kernel does not tell of syscall user dispatch")
 def test_calls_that_go_to_the_program_are_not_injected(deduper: Deduper, tmp_path: Path) -> None:
     """The kernel would make a SIGSYS of them, and take the program's handler for it away, as it is blocked then."""
