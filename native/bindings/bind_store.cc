@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "common/error.h"
+#include "common/wiped.h"
 #include "fingerprint/fingerprint.h"
 #include "patch/encoder.h"
 #include "store/sandbox_file.h"
@@ -54,7 +55,8 @@ void verify_file(const SandboxFile& file, BaseSet& bases, std::shared_ptr<Memory
     verify_image(encoded, *image, views);
     return;
   }
-  std::vector<std::byte> out(kPageBytes);
+  const WorkScope scope;
+  WipedBytes out(kPageBytes);
   auto scratch = EncodedImage::make_scratch();
   for (uint64_t page = 0; page < encoded.page_count(); ++page) {
     const Code code = encoded.decode(page, views, out.data(), *scratch);

@@ -5,6 +5,8 @@
 #include <exception>
 #include <memory>
 
+#include "common/wiped.h"
+
 namespace medes {
 
 ThreadPool::ThreadPool(size_t threads) {
@@ -55,6 +57,7 @@ struct Loop {
   std::exception_ptr error;
 
   void work() {
+    const WorkScope scope;
     for (;;) {
       size_t begin = next.fetch_add(block);
       if (begin >= n) return;

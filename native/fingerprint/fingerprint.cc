@@ -4,6 +4,7 @@
 
 #include "common/error.h"
 #include "common/thread_pool.h"
+#include "common/wiped.h"
 #include "fingerprint/kernel.h"
 #include "fingerprint/murmur3.h"
 
@@ -104,7 +105,8 @@ Fingerprints fingerprint_image(const MemoryImage& image, uint32_t samples_per_pa
   const Fingerprinter fingerprinter(image.layout().space, samples_per_page, level);
   Fingerprints out = fingerprinter.make(image.page_count());
   ThreadPool::shared().parallel_for(out.page_count, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
-    static thread_local const PageBuffer buffer(MemoryImage::kReadPages);
+    static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
+    const PageBuffer& buffer = kept_buffer.use();
     fingerprinter.add(image.read(begin, end - begin, buffer.data()), begin, end - begin, out);
   });
   return out;

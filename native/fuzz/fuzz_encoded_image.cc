@@ -16,7 +16,7 @@ namespace {
 
 constexpr medes::StoreKey kKey{std::byte{1}};
 
-void repair(std::vector<std::byte>& blob) {
+void repair(medes::WipedBytes& blob) {
   medes::blob::Header h;
   if (blob.size() < sizeof h + sizeof(uint64_t)) return;
   std::memcpy(&h, blob.data(), sizeof h);
@@ -49,7 +49,7 @@ const std::vector<std::byte>& base_bytes() {
 }
 
 // A small image of every page kind.
-const std::vector<std::byte>& valid_blob(bool keyed) {
+const medes::WipedBytes& valid_blob(bool keyed) {
   static const auto make = [](const medes::StoreKey* key) {
     const medes::AddressSpace space{{{0x7f0000000000, 0x7f0001000000}}, false};
     std::vector<std::byte> target = base_bytes();
@@ -70,17 +70,17 @@ const std::vector<std::byte>& valid_blob(bool keyed) {
     options.key = key;
     return medes::encode_blob(*image, plan, views, options);
   };
-  static const std::vector<std::byte> with = make(&kKey), without = make(nullptr);
+  static const medes::WipedBytes with = make(&kKey), without = make(nullptr);
   return keyed ? with : without;
 }
 
-std::vector<std::byte> input_blob(const uint8_t* data, size_t size) {
+medes::WipedBytes input_blob(const uint8_t* data, size_t size) {
   if (size == 0 || data[0] % 2 == 0) {
-    std::vector<std::byte> blob(size);
+    medes::WipedBytes blob(size);
     if (size != 0) std::memcpy(blob.data(), data, size);
     return blob;
   }
-  std::vector<std::byte> blob = valid_blob(data[0] % 4 == 1);
+  medes::WipedBytes blob = valid_blob(data[0] % 4 == 1);
   for (size_t i = 1; i + 3 <= size; i += 3) {
     blob[(data[i] | size_t{data[i + 1]} << 8) % blob.size()] = static_cast<std::byte>(data[i + 2]);
   }
@@ -90,7 +90,7 @@ std::vector<std::byte> input_blob(const uint8_t* data, size_t size) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  std::vector<std::byte> blob = input_blob(data, size);
+  medes::WipedBytes blob = input_blob(data, size);
   repair(blob);
   try {
     const auto image = medes::EncodedImage::open(blob, &kKey);

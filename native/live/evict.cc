@@ -15,6 +15,7 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "common/thread_pool.h"
+#include "common/wiped.h"
 #include "live/frozen.h"
 #include "live/injection_area.h"
 #include "live/keeper.h"
@@ -257,7 +258,8 @@ void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
   const auto& layout = image_.layout();
   const ForeignMemory memory(p.pid);
   ThreadPool::shared().parallel_for(blocks, 16, [&](size_t first, size_t last) {
-    static thread_local const PageBuffer buffer(kComparePages);
+    static thread_local ThreadKept<PageBuffer> kept_buffer(kComparePages);
+    const PageBuffer& buffer = kept_buffer.use();
     for (size_t b = first; b < last; ++b) {
       const size_t at = b * kComparePages;
       const size_t n = std::min(kComparePages, candidates.size() - at);

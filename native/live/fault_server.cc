@@ -16,6 +16,7 @@
 #include <unordered_map>
 
 #include "common/error.h"
+#include "common/wiped.h"
 #include "live/adopt.h"
 #include "live/evict.h"
 #include "live/keeper.h"
@@ -99,7 +100,7 @@ struct FaultServer::Impl : SandboxHost {
   void start(size_t fault_threads);
   void start_thread(const char* name, std::function<void()> body);
   void serve_faults();
-  int next_event(epoll_event& e, Clock::time_point awake_until);
+  int next_event(epoll_event& e, Clock::time_point awake_until, Rebuilder::Worker& worker);
   void run_jobs(JobQueue& queue);
   void run_later_jobs();
   void add_to_epoll(int fd, uint64_t id, uint32_t what);
@@ -144,9 +145,12 @@ void FaultServer::Impl::add_to_epoll(int fd, uint64_t id, uint32_t what) {
 }
 
 // (blocks) As epoll_wait for one event, but stays awake until `awake_until`.
-int FaultServer::Impl::next_event(epoll_event& e, Clock::time_point awake_until) {
-  while (Clock::now() < awake_until)
+int FaultServer::Impl::next_event(epoll_event& e, Clock::time_point awake_until, Rebuilder::Worker& worker) {
+  do {
     if (const int n = epoll_wait(epoll.get(), &e, 1, 0); n != 0) return n;
+  } while (Clock::now() < awake_until);
+  worker.wipe();
+  WorkScope::end();
   return epoll_wait(epoll.get(), &e, 1, -1);
 }
 
@@ -155,7 +159,7 @@ void FaultServer::Impl::serve_faults() {
   Clock::time_point awake_until{};
   for (;;) {
     epoll_event e{};
-    const int n = next_event(e, awake_until);
+    const int n = next_event(e, awake_until, worker);
     if (n < 0 && errno != EINTR) return;
     if (n <= 0) continue;
     if (e.data.u64 == kStopId) return;
@@ -204,6 +208,7 @@ void FaultServer::Impl::run_jobs(JobQueue& queue) {
       queue.jobs.pop_front();
     }
     ++restores;
+    const WorkScope scope;
     job();
   }
 }

@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
+#include "common/wiped.h"
 #include "live/process_bytes.h"
 #include "memory/pagemap.h"
 #include "memory/proc.h"
@@ -81,8 +82,8 @@ bool has_userfaultfd(pid_t pid) {
 // The lowest whole pages of a stack that hold zeros and nothing else: where all of it is locked, none is
 // untouched.
 uint64_t all_zeros(pid_t pid, uint64_t begin, uint64_t end, uint64_t bytes) {
-  const std::vector<std::byte> zeros(kPageBytes);
-  std::vector<std::byte> page(kPageBytes);
+  const WipedBytes zeros(kPageBytes);
+  WipedBytes page(kPageBytes);
   uint64_t run = 0;
   for (uint64_t at = begin; at < std::min(end, begin + kMostToLookThrough); at += kPageBytes) {
     run = read_memory(pid, at, page.data(), kPageBytes) && page == zeros ? run + kPageBytes : 0;

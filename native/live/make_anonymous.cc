@@ -11,6 +11,7 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
+#include "common/wiped.h"
 #include "live/process_bytes.h"
 #include "memory/foreign_memory.h"
 #include "memory/proc.h"
@@ -121,7 +122,7 @@ class Replacement {
 
   Injector& injector_;
   const pid_t pid_;
-  std::vector<std::byte> buffer_;
+  WipedBytes buffer_;
   size_t replaced_ = 0;
 };
 

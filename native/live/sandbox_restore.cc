@@ -68,6 +68,7 @@ class Lease {
     if (!worker_) worker_ = std::make_unique<Rebuilder::Worker>();
   }
   ~Lease() {
+    worker_->wipe();
     const std::lock_guard lock(idle().mutex);
     idle().workers.push_back(std::move(worker_));
   }

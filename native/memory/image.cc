@@ -11,6 +11,7 @@
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
+#include "common/wiped.h"
 #include "memory/process_reader.h"
 
 namespace medes {
@@ -278,8 +279,14 @@ bool MemoryImage::is_encoded(uint64_t page, const std::byte* bytes) const {
 }
 
 PageBuffer::PageBuffer(uint64_t pages)
-    : bytes_(static_cast<std::byte*>(::operator new(pages* kPageBytes, std::align_val_t{kPageBytes}))) {}
+    : size_(pages * kPageBytes),
+      bytes_(static_cast<std::byte*>(::operator new(size_, std::align_val_t{kPageBytes}))) {}
 
-void PageBuffer::Free::operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{kPageBytes}); }
+PageBuffer::~PageBuffer() {
+  wipe();
+  ::operator delete(bytes_, std::align_val_t{kPageBytes});
+}
+
+void PageBuffer::wipe() noexcept { medes::wipe(bytes_, size_); }
 
 }  // namespace medes

@@ -158,13 +158,15 @@ class MemoryImage {
 class PageBuffer {
  public:
   explicit PageBuffer(uint64_t pages);
-  std::byte* data() const { return bytes_.get(); }
+  ~PageBuffer();
+  PageBuffer(const PageBuffer&) = delete;
+  PageBuffer& operator=(const PageBuffer&) = delete;
+  std::byte* data() const { return bytes_; }
+  void wipe() noexcept;
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-  std::unique_ptr<std::byte, Free> bytes_;
+  const size_t size_;
+  std::byte* const bytes_;
 };
 
 }  // namespace medes

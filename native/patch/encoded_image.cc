@@ -1,5 +1,6 @@
 #include "patch/encoded_image.h"
 
+#define ZSTD_STATIC_LINKING_ONLY  // contexts in memory of ours
 #include <zstd.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <cstring>
 
 #include "common/checksum.h"
+#include "common/wiped.h"
 #include "patch/blob_layout.h"
 #include "patch/group_verifier.h"
 #include "patch/slides.h"
@@ -68,9 +70,36 @@ struct EncodedImage::Scratch {
   uint32_t offset[kMaxGroupPages];    // of the page's payload in its part
   uint8_t window_count[kMaxGroupPages];
   uint64_t windows[kMaxGroupPages][kMaxWindows];
+  WipedBytes buffer;
+  size_t buffer_used = 0;
+
+  // It lies in `workspace`, and keeps parts of what it unpacks.
+  ZSTD_DCtx* context() {
+    context_used = true;
+    return zstd;
+  }
+  void make_context();
+  WipedBytes workspace;
   ZSTD_DCtx* zstd = nullptr;
-  std::vector<std::byte> buffer;
+  bool context_used = false;
 };
+
+void EncodedImage::Scratch::make_context() {
+  workspace.resize(ZSTD_estimateDCtxSize());
+  zstd = ZSTD_initStaticDCtx(workspace.data(), workspace.size());
+  if (zstd == nullptr) throw Error(Code::internal, "no zstd context can be made");
+  context_used = false;
+}
+
+void EncodedImage::wipe(Scratch& s) noexcept {
+  s.serial = 0;
+  s.unpacked = false;
+  medes::wipe(s.buffer.data(), s.buffer_used);
+  s.buffer_used = 0;
+  if (!s.context_used) return;
+  medes::wipe(s.workspace.data(), s.workspace.size());
+  s.make_context();
+}
 
 namespace {
 
@@ -184,7 +213,7 @@ EncodedImage EncodedImage::open(Bytes blob, const StoreKey* key) {
   }
   auto impl = std::make_shared<Impl>();
   blob::Header& h = impl->header;
-  std::memcpy(&h, blob.data(), offsetof(blob::Header, nonce));
+  std::memcpy(static_cast<void*>(&h), blob.data(), offsetof(blob::Header, nonce));
   if (std::memcmp(h.magic, blob::kMagicText, sizeof h.magic) != 0) corrupt("no encoded image");
   if (h.version != blob::kVersion && h.version != blob::kVersionUnkeyed)
     throw Error(Code::unsupported,
@@ -193,7 +222,7 @@ EncodedImage EncodedImage::open(Bytes blob, const StoreKey* key) {
   uint64_t header_checksum;
   std::memcpy(&header_checksum, blob.data() + stored, sizeof header_checksum);
   if (checksum64(blob.first(stored)) != header_checksum) corrupt("header checksum does not match");
-  std::memcpy(&h, blob.data(), stored);
+  std::memcpy(static_cast<void*>(&h), blob.data(), stored);
   if (h.blob_bytes != blob.size() || h.page_count > kMaxImagePages || h.base_count > kMaxBasesPerImage ||
       h.group_pages < 1 || h.group_pages > kMaxGroupPages) {
     corrupt("header field out of bounds");
@@ -298,8 +327,10 @@ bool EncodedImage::Impl::unpack(Scratch& s) const {
   if (g.packed_bytes == g.unpacked_bytes) {
     s.packed = stored;
   } else {
-    const size_t n = ZSTD_decompressDCtx(s.zstd, s.buffer.data(), s.buffer.size() - kPayloadPadding, stored,
-                                         g.packed_bytes);
+    // zstd puts literals far behind what it unpacks where it is given the room: only that much is wiped.
+    const size_t room = std::min<size_t>(g.unpacked_bytes, s.buffer.size() - kPayloadPadding);
+    s.buffer_used = std::max(s.buffer_used, room);
+    const size_t n = ZSTD_decompressDCtx(s.context(), s.buffer.data(), room, stored, g.packed_bytes);
     if (n != g.unpacked_bytes) return false;
     s.packed = s.buffer.data();
   }
@@ -338,7 +369,7 @@ bool EncodedImage::Impl::rebuild(size_t index, size_t next, std::span<const Base
       std::memcpy(out, direct, kPageBytes);
       return true;
     case EntryKind::compressed:
-      return ZSTD_decompressDCtx(s.zstd, out, kPageBytes, direct, length) == kPageBytes;
+      return ZSTD_decompressDCtx(s.context(), out, kPageBytes, direct, length) == kPageBytes;
     case EntryKind::patch:
     case EntryKind::loose:
     case EntryKind::words: break;
@@ -444,7 +475,8 @@ size_t GroupVerifier::first_wrong(const GroupBytes& group, uint64_t first, const
   impl_->windows = group.windows;
   impl_->payload = group.payload;
   impl_->serial = next_serial();  // the scratch holds another group
-  static thread_local const auto scratch = EncodedImage::make_scratch();
+  static thread_local ThreadKept<EncodedImage::KeptScratch> kept;
+  const EncodedImage::KeptScratch& scratch = kept.use();
   alignas(64) std::byte page[kPageBytes];
   for (size_t i = 0; i < count; ++i) {
     if (impl_->decode(0, i, i + 1, views_, page, *scratch) != Code::ok ||
@@ -514,12 +546,8 @@ const std::vector<SlideTable>& EncodedImage::slides() const { return impl_->tabl
 const Dictionary& EncodedImage::dictionary() const { return impl_->dictionary; }
 
 std::unique_ptr<EncodedImage::Scratch, void (*)(EncodedImage::Scratch*)> EncodedImage::make_scratch() {
-  std::unique_ptr<Scratch, void (*)(Scratch*)> s(new Scratch, [](Scratch* p) {
-    ZSTD_freeDCtx(p->zstd);
-    delete p;
-  });
-  s->zstd = ZSTD_createDCtx();
-  if (s->zstd == nullptr) throw Error(Code::limit_exceeded, "no memory for a zstd context");
+  std::unique_ptr<Scratch, void (*)(Scratch*)> s(new Scratch, [](Scratch* p) { delete p; });
+  s->make_context();
   s->buffer.resize(kMaxGroupPages * kPageBytes + kPayloadPadding);
   return s;
 }

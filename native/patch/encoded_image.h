@@ -74,6 +74,13 @@ class EncodedImage {
   // made of is on its way to the cache meanwhile.
   struct Scratch;
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
+  static void wipe(Scratch& scratch) noexcept;  // of what it has unpacked
+  // One that a thread keeps (common/wiped.h).
+  struct KeptScratch {
+    std::unique_ptr<Scratch, void (*)(Scratch*)> scratch = make_scratch();
+    Scratch& operator*() const { return *scratch; }
+    void wipe() noexcept { EncodedImage::wipe(*scratch); }
+  };
   Code decode(uint64_t page, std::span<const BaseView> bases, std::byte* out, Scratch& scratch) const {
     return decode(page, page + 1, bases, out, scratch);
   }

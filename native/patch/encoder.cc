@@ -7,6 +7,7 @@
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
+#include "common/wiped.h"
 #include "patch/group_verifier.h"
 #include "patch/learn.h"
 #include "patch/page_encoder.h"
@@ -32,8 +33,9 @@ constexpr size_t kLoosePagesMost = 8;
 
 // What encoding a group hands to the assembly.
 struct GroupOutput {
-  std::vector<std::byte> payload, windows;  // payload: packed part as stored, direct part, padding
-  blob::Group index;                        // its two offsets are the assembly's
+  WipedBytes payload;  // packed part as stored, direct part, padding
+  std::vector<std::byte> windows;
+  blob::Group index;  // its two offsets are the assembly's
   uint64_t window_count = 0;
   uint64_t digest = 0;  // of what was verified
 
@@ -85,7 +87,7 @@ class BlobEncoder {
               const EncodeOptions& options)
       : image_(image), plan_(plan), views_(views), options_(options) {}
 
-  std::vector<std::byte> run() {
+  WipedBytes run() {
     if (options_.key != nullptr) {
       nonce_ = random_tag_nonce();
       tags_ = std::make_shared<const PageTags>(*options_.key, nonce_);
@@ -102,7 +104,7 @@ class BlobEncoder {
     choose_loose();
     ThreadPool::shared().parallel_for(groups_.size(), kGroupsPerTask,
                                       [&](size_t begin, size_t end) { encode_groups(begin, end); });
-    std::vector<std::byte> blob = assemble();
+    WipedBytes blob = assemble();
     check_assembled(blob);
     return blob;
   }
@@ -134,9 +136,12 @@ class BlobEncoder {
     PageEncoder encoder(bases_, dictionary_, options_.simd);
     GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_,
                            tags_);
-    const auto scratch = EncodedImage::make_scratch();
-    std::vector<std::byte> packed, direct;
-    static thread_local const PageBuffer buffer(std::max<uint64_t>(MemoryImage::kReadPages, kMaxGroupPages));
+    static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
+    const EncodedImage::KeptScratch& scratch = kept_scratch.use();
+    WipedBytes packed, direct;
+    static thread_local ThreadKept<PageBuffer> kept_buffer(
+        std::max<uint64_t>(MemoryImage::kReadPages, kMaxGroupPages));
+    const PageBuffer& buffer = kept_buffer.use();
     const size_t together = std::max<size_t>(1, MemoryImage::kReadPages / options_.group_pages);
     for (size_t at = begin; at < end; at += together) {
       check_cancelled(options_.cancel);
@@ -227,8 +232,7 @@ class BlobEncoder {
 
   // What was read ends at `end`. `packed` and `direct` are buffers kept from group to group.
   void encode_group(uint64_t g, const std::byte* pages, const std::byte* end, PageEncoder& encoder,
-                    EncodedImage::Scratch& scratch, std::vector<std::byte>& packed,
-                    std::vector<std::byte>& direct) {
+                    EncodedImage::Scratch& scratch, WipedBytes& packed, WipedBytes& direct) {
     GroupOutput& out = groups_[g];
     const uint64_t first = first_page(g);
     const size_t count = pages_in(g);
@@ -285,7 +289,7 @@ class BlobEncoder {
   }
 
   // The blob, read as a restore will read it, consists of the bytes that were verified.
-  void check_assembled(const std::vector<std::byte>& blob) const {
+  void check_assembled(const WipedBytes& blob) const {
     const EncodedImage image = EncodedImage::open(blob, options_.key);
     for (uint64_t g = 0; g < groups_.size(); ++g) {
       if (image.group_digest(g) != groups_[g].digest) {
@@ -320,7 +324,7 @@ class BlobEncoder {
     return std::as_bytes(std::span(dictionary_.words, n));
   }
 
-  std::vector<std::byte> assemble() const {
+  WipedBytes assemble() const {
     std::vector<blob::Group> index;
     std::vector<std::byte> windows;
     blob::Header h;
@@ -358,7 +362,7 @@ class BlobEncoder {
     place(h.payload, payload_bytes);
     h.blob_bytes = at + blob::kTailPadding;
 
-    std::vector<std::byte> blob(h.blob_bytes);
+    WipedBytes blob(h.blob_bytes);
     const auto fill = [&blob](blob::Section& s, Bytes bytes) {
       if (!bytes.empty()) std::memcpy(blob.data() + s.offset, bytes.data(), bytes.size());
       s.checksum = checksum64(bytes);
@@ -395,8 +399,9 @@ class BlobEncoder {
 
 }  // namespace
 
-std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
-                                   std::span<const BaseView> views, const EncodeOptions& options) {
+WipedBytes encode_blob(const MemoryImage& image, const WindowPlan& plan, std::span<const BaseView> views,
+                       const EncodeOptions& options) {
+  const WorkScope scope;
   if (plan.page_count() != image.page_count())
     throw Error(Code::invalid_argument, "plan is of another image");
   if (views.size() != plan.base_ids().size())
@@ -422,8 +427,10 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
   ThreadPool::shared().parallel_for(
       image.page_count(), MemoryImage::kReadPages, [&](size_t begin, size_t end) {
         check_cancelled(cancel);
-        static thread_local const auto scratch = EncodedImage::make_scratch();
-        static thread_local const PageBuffer buffer(MemoryImage::kReadPages);
+        static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
+        const EncodedImage::KeptScratch& scratch = kept_scratch.use();
+        static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
+        const PageBuffer& buffer = kept_buffer.use();
         const std::byte* const expected = image.read(begin, end - begin, buffer.data());
         alignas(64) std::byte page[kPageBytes];
         for (size_t i = begin; i < end; ++i) {
@@ -437,7 +444,8 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
 
 void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
   ThreadPool::shared().parallel_for(encoded.page_count(), 512, [&](size_t begin, size_t end) {
-    static thread_local const auto scratch = EncodedImage::make_scratch();
+    static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
+    const EncodedImage::KeptScratch& scratch = kept_scratch.use();
     alignas(64) std::byte page[kPageBytes];
     for (size_t i = begin; i < end; ++i) {
       const Code code = encoded.decode(i, views, page, *scratch);

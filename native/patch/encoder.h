@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "common/wiped.h"
 #include "fingerprint/simd.h"
 #include "memory/image.h"
 #include "patch/base_view.h"
@@ -43,7 +44,7 @@ struct EncodeOptions {
 
 // The blob and its view.
 struct EncodedBlob {
-  std::vector<std::byte> bytes;
+  WipedBytes bytes;
   EncodedImage image;
 };
 
@@ -54,8 +55,8 @@ std::shared_ptr<const EncodedBlob> encode_image(const MemoryImage& image, const 
                                                 BaseSet& bases, const EncodeOptions& options);
 
 // The same on views alone, in the plan's slot order; an empty view means that the base is not there.
-std::vector<std::byte> encode_blob(const MemoryImage& image, const WindowPlan& plan,
-                                   std::span<const BaseView> views, const EncodeOptions& options);
+WipedBytes encode_blob(const MemoryImage& image, const WindowPlan& plan, std::span<const BaseView> views,
+                       const EncodeOptions& options);
 
 // Decodes every page and compares it with the image. Throws corrupt naming the first page that differs.
 void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::span<const BaseView> views,

@@ -1,12 +1,14 @@
 #include "patch/page_encoder.h"
 
+#define ZSTD_STATIC_LINKING_ONLY  // contexts whose memory is wiped
 #include <zstd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 #include "common/error.h"
+#include "common/wiped.h"
 #include "patch/predict_kernels.h"
 
 namespace medes {
@@ -29,14 +31,47 @@ bool is_zero(const uint64_t* page) {
   return true;
 }
 
-// A context takes longer to make than a page to compress; threads keep theirs.
+// A context takes longer to make than a page to compress; a thread keeps its own till the end of its work.
+class Context {
+ public:
+  Context() = default;
+  ~Context() { wipe(); }
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ZSTD_CCtx* get() {
+    if (context_ == nullptr) context_ = ZSTD_createCCtx_advanced({allocate, release, nullptr});
+    if (context_ == nullptr) throw Error(Code::limit_exceeded, "no memory for a zstd context");
+    return context_;
+  }
+  void wipe() noexcept {
+    ZSTD_freeCCtx(context_);
+    context_ = nullptr;
+  }
+
+ private:
+  // In front of what zstd gets: how much it is.
+  static constexpr size_t kFront = alignof(std::max_align_t);
+  static void* allocate(void*, size_t bytes) {
+    auto* const front = static_cast<std::byte*>(std::malloc(kFront + bytes));
+    if (front == nullptr) return nullptr;
+    std::memcpy(front, &bytes, sizeof bytes);
+    return front + kFront;
+  }
+  static void release(void*, void* memory) {
+    if (memory == nullptr) return;
+    auto* const front = static_cast<std::byte*>(memory) - kFront;
+    size_t bytes = 0;
+    std::memcpy(&bytes, front, sizeof bytes);
+    medes::wipe(memory, bytes);
+    std::free(front);
+  }
+
+  ZSTD_CCtx* context_ = nullptr;
+};
+
 ZSTD_CCtx* thread_context() {
-  struct Free {
-    void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
-  };
-  static thread_local const std::unique_ptr<ZSTD_CCtx, Free> context(ZSTD_createCCtx());
-  if (context == nullptr) throw Error(Code::limit_exceeded, "no memory for a zstd context");
-  return context.get();
+  static thread_local ThreadKept<Context> context;
+  return context.use().get();
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "patch/survey.h"
 
 #include "common/thread_pool.h"
+#include "common/wiped.h"
 
 namespace medes {
 namespace {
@@ -28,7 +29,8 @@ Survey survey_image(const MemoryImage& image, uint32_t samples_per_page, const F
   const FingerprintIndex::View view(index);
   uint64_t* const places = out.locations.packed().data();
   ThreadPool::shared().parallel_for(pages, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
-    static thread_local const PageBuffer buffer(MemoryImage::kReadPages);
+    static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
+    const PageBuffer& buffer = kept_buffer.use();
     check_cancelled(cancel);
     const std::byte* const bytes = image.read(begin, end - begin, buffer.data());
     if (out.reuse != nullptr) out.reuse->look(begin, end - begin, bytes);

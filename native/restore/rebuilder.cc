@@ -23,10 +23,14 @@ class Timer {
 
 }  // namespace
 
-Rebuilder::Worker::Worker()
-    : bytes_(std::make_unique_for_overwrite<std::byte[]>(kBlockPages * kPageBytes)),
-      scratch_(EncodedImage::make_scratch()) {}
+Rebuilder::Worker::Worker() : bytes_(kBlockPages * kPageBytes), scratch_(EncodedImage::make_scratch()) {}
 Rebuilder::Worker::~Worker() = default;
+
+void Rebuilder::Worker::wipe() noexcept {
+  medes::wipe(bytes_.data(), used_);
+  used_ = 0;
+  EncodedImage::wipe(*scratch_);
+}
 
 Rebuilder::Rebuilder(const ImageLayout& layout, const EncodedImage& encoded, BaseSet& bases)
     : layout_(layout), encoded_(encoded), bases_(bases), views_(bases.views_for(encoded.base_ids())) {
@@ -61,13 +65,14 @@ Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageCla
   for (uint64_t page : pages.first(std::min(pages.size(), kBlockPages)))
     if (claims.claim(page)) mine[n++] = page;
   if (n == 0) return Code::ok;
+  worker.used_ = std::max(worker.used_, n * kPageBytes);
   const std::span<const uint64_t> claimed(mine, n);
   Code code = fetch(claimed, kFetchTimeout);
   if (code == Code::ok) {
     const Timer timer(apply_ns_);
     for (size_t i = 0; i < n && code == Code::ok; ++i)
       code = encoded_.decode(mine[i], i + 1 < n ? mine[i + 1] : ImageLayout::kNoPage, views_,
-                             worker.bytes_.get() + i * kPageBytes, *worker.scratch_);
+                             worker.bytes_.data() + i * kPageBytes, *worker.scratch_);
   }
   fault_point("restore.rebuilt");
   if (code == Code::ok) code = place_runs(worker, claimed, placer);
@@ -81,7 +86,7 @@ Code Rebuilder::place_runs(Worker& worker, std::span<const uint64_t> pages, Plac
   for (size_t i = 0; i < pages.size();) {
     size_t n = 1;
     while (i + n < pages.size() && pages[i + n] == pages[i] + n && layout_.adjacent(pages[i + n - 1])) ++n;
-    const Code code = placer.place(pages[i], n, worker.bytes_.get() + i * kPageBytes);
+    const Code code = placer.place(pages[i], n, worker.bytes_.data() + i * kPageBytes);
     if (code != Code::ok) return code;
     i += n;
   }

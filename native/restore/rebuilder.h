@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "common/wiped.h"
 #include "memory/image.h"
 #include "patch/encoded_image.h"
 #include "restore/placer.h"
@@ -35,10 +36,12 @@ class Rebuilder {
     ~Worker();
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
+    void wipe() noexcept;  // before it is another sandbox's
 
    private:
     friend class Rebuilder;
-    std::unique_ptr<std::byte[]> bytes_;
+    WipedBytes bytes_;
+    size_t used_ = 0;  // of bytes_
     std::unique_ptr<EncodedImage::Scratch, void (*)(EncodedImage::Scratch*)> scratch_;
   };
 

@@ -33,7 +33,7 @@ struct Scene {
   std::shared_ptr<MemoryImage> image;
   std::vector<BaseView> views;
   WindowPlan plan;
-  std::vector<std::byte> blob;
+  WipedBytes blob;
 
   explicit Scene(const EncodeOptions& options = {}, uint64_t seed = 1) {
     base_a = testing::heap_like(40, seed);
@@ -93,7 +93,7 @@ TEST(EncodedImage, EveryKindAndOptionComesBack) {
 }
 
 TEST(EncodedImage, LevelsMakeTheSameBlob) {
-  std::vector<std::vector<std::byte>> blobs;
+  std::vector<WipedBytes> blobs;
   for (SimdLevel level : simd_levels()) {
     EncodeOptions options;
     options.simd = level;
@@ -191,7 +191,7 @@ TEST(EncodedImage, OneWrongByteAnywhereIsReported) {
   std::memcpy(&header, scene.blob.data(), sizeof header);
   Random random(5);
   for (size_t at = 0; at < scene.blob.size(); at += at < header.payload.offset ? 1 : 1 + random.below(23)) {
-    std::vector<std::byte> damaged = scene.blob;
+    WipedBytes damaged = scene.blob;
     damaged[at] ^= static_cast<std::byte>(1 + random.below(255));
     size_t failures = 0;
     ASSERT_TRUE(never_wrong(damaged, scene, scene.views, failures)) << at;
@@ -237,7 +237,7 @@ TEST(EncodedImage, HostileTablesNeverLeaveTheBuffers) {
   std::memcpy(&header, scene.blob.data(), sizeof header);
   Random random(7);
   for (int round = 0; round < 3000; ++round) {
-    std::vector<std::byte> damaged = scene.blob;
+    WipedBytes damaged = scene.blob;
     blob::Header h = header;
     for (uint64_t n = 1 + random.below(3); n > 0; --n) {
       const size_t at = blob::header_bytes(h) + random.below(damaged.size() - blob::header_bytes(h));

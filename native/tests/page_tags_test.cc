@@ -173,7 +173,7 @@ struct Encoded {
   Words base = random_words(4, 6), target = base;
   std::shared_ptr<MemoryImage> image = MemoryImage::from_buffer(bytes_of(target), 0, {});
   WindowPlan plan;
-  std::vector<std::byte> blob;
+  WipedBytes blob;
 
   explicit Encoded(const StoreKey* key) {
     FingerprintIndex index;

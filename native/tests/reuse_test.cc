@@ -58,8 +58,7 @@ class Sandbox {
     return survey_image(image, 8, index_, earlier);
   }
   // Encodes, opens and verifies; `views` has those of the encoding's bases.
-  std::vector<std::byte> encode(const MemoryImage& image, const Survey& found,
-                                std::vector<uint64_t> wanted_first = {}) {
+  WipedBytes encode(const MemoryImage& image, const Survey& found, std::vector<uint64_t> wanted_first = {}) {
     EncodeOptions options;
     options.wanted_first = std::move(wanted_first);
     options.reuse = found.reuse.get();
@@ -101,7 +100,7 @@ TEST(Reuse, TakesOverWhatDidNotChange) {
   (void)sandbox.encode(*second, most);
 }
 
-std::vector<uint64_t> loose_pages(const std::vector<std::byte>& blob) {
+std::vector<uint64_t> loose_pages(Bytes blob) {
   const EncodedImage encoded = EncodedImage::open(blob);
   const auto scratch = EncodedImage::make_scratch();
   std::vector<uint64_t> out;

@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "common/error.h"
+#include "common/wiped.h"
 #include "transport/rdma_reader.h"
 
 namespace medes {
@@ -70,6 +71,7 @@ RdmaClient::ChunkRef RdmaClient::take_chunk() {
   auto* chunk = new Chunk{pool_->free.back(), pool_->mr->lkey};
   pool_->free.pop_back();
   return {chunk, [pool = pool_](Chunk* c) {
+            wipe(c->memory, c->used);  // the next reader may be of another domain
             std::lock_guard pool_lock(pool->mutex);
             pool->free.push_back(c->memory);
             delete c;

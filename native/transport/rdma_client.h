@@ -25,6 +25,7 @@ class RdmaClient : public std::enable_shared_from_this<RdmaClient> {
   struct Chunk {
     std::byte* memory = nullptr;
     uint32_t local_key = 0;
+    size_t used = 0;  // bytes that reads may have filled
   };
   using ChunkRef = std::shared_ptr<Chunk>;
 

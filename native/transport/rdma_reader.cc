@@ -307,6 +307,7 @@ bool RdmaReader::post_some() {
       work.segments.push_back(std::move(queue_.front()));
       queue_.pop_front();
     }
+    chunk->used = used + length;
     buffers[count] = {reinterpret_cast<uint64_t>(work.data), length, chunk->local_key};
     ibv_send_wr& request = requests[count];
     request = {};

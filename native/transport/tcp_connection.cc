@@ -297,7 +297,7 @@ IoResult TcpConnection::take(std::span<iovec> parts) {
 
 // The first n bytes of `parts` came for other places: some read has failed and sent none.
 void TcpConnection::put_back(std::span<const iovec> parts, size_t n) {
-  std::vector<std::byte> bytes;
+  WipedBytes bytes;
   bytes.reserve(n + surplus_.size() - surplus_taken_);
   for (const iovec& part : parts) {
     const auto* begin = static_cast<const std::byte*>(part.iov_base);

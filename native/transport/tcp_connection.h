@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/wiped.h"
 #include "transport/page_reader.h"
 #include "transport/socket.h"
 #include "transport/wire.h"
@@ -93,8 +94,8 @@ class TcpConnection {
   size_t read_ = 0;         // index of the read whose bytes come next
   size_t read_offset_ = 0;  // bytes of it that have come
   std::vector<uint64_t> page_sums_;
-  std::vector<std::byte> scrap_;
-  std::vector<std::byte> surplus_;  // received, but put back
+  WipedBytes scrap_;
+  WipedBytes surplus_;  // received, but put back
   size_t surplus_taken_ = 0;
   std::thread receiver_;
 };

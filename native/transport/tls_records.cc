@@ -10,6 +10,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "common/wiped.h"
+
 namespace medes {
 
 namespace {
@@ -18,6 +20,7 @@ constexpr uint8_t kAlert = 21, kApplicationData = 23;
 // Sealed or received at once, by connections that move so much. A quarter of it costs a tenth of the speed.
 constexpr size_t kBufferBytesMax = 1024 * 1024;
 constexpr size_t kBufferBytesMin = 32 * 1024;
+using Buffer = std::vector<uint8_t, WipingAllocator<uint8_t>>;
 constexpr size_t kRecordBytesMax = kRecordOverheadBytes + kRecordDataBytesMax;
 
 // HKDF-Expand-Label with an empty context, for outputs of at most one hash.
@@ -122,7 +125,7 @@ class RecordStream final : public Stream {
       if (part == parts.size() || parts[part].iov_len - offset < n) return nullptr;
       return static_cast<uint8_t*>(parts[part].iov_base) + offset;
     }
-    size_t copy(const std::vector<uint8_t>& from, size_t& taken) {
+    size_t copy(const Buffer& from, size_t& taken) {
       size_t copied = 0;
       for (skip_full(); part < parts.size() && taken < from.size(); skip_full()) {
         const size_t n = std::min(parts[part].iov_len - offset, from.size() - taken);
@@ -232,11 +235,11 @@ class RecordStream final : public Stream {
 
   RecordKeys reading_, writing_;
   std::string peer_;
-  std::vector<uint8_t> in_, out_;
+  Buffer in_, out_;
   size_t in_begin_ = 0, in_end_ = 0;
   size_t out_filled_ = 0, out_sent_ = 0;
   std::vector<Sealed> records_;        // sealed, and not reported yet
-  std::vector<uint8_t> opened_;        // of a record that did not go straight to its destination
+  Buffer opened_;                      // of a record that did not go straight to its destination
   size_t taken_ = 0;                   // of opened_
   IoStatus end_ = IoStatus::progress;  // closed or failed: what every later read says
   bool refused_ = false;

@@ -1,0 +1,38 @@
+#include "common/wiped.h"
+
+#include <cstring>
+
+namespace medes {
+
+namespace {
+
+// More than the deepest stage has (an encoder of pages and what it calls).
+constexpr size_t kStackBytes = 64 * 1024;
+
+[[gnu::noinline]] void wipe_stack() noexcept {
+  std::byte below[kStackBytes];
+  wipe(below, sizeof below);
+}
+
+}  // namespace
+
+void wipe(void* memory, size_t bytes) noexcept { explicit_bzero(memory, bytes); }
+
+std::vector<Kept*>& Kept::of_thread() {
+  static thread_local std::vector<Kept*> kept;  // made before, and so gone after, what it lists
+  return kept;
+}
+
+Kept::Kept() { of_thread().push_back(this); }
+Kept::~Kept() { std::erase(of_thread(), this); }
+
+void WorkScope::end() noexcept {
+  for (Kept* kept : Kept::of_thread()) {
+    if (!kept->used_) continue;
+    kept->wipe_used();
+    kept->used_ = false;
+  }
+  wipe_stack();
+}
+
+}  // namespace medes
