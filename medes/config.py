@@ -521,6 +521,8 @@ def _read_file(file: Path, section: str) -> dict[str, Any]:
         raise InvalidArgumentError(f"cannot read: {error.strerror}", object=str(file)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"not TOML: {error}", object=str(file)) from error
+    except RecursionError:
+        raise InvalidArgumentError("not TOML: it nests too deeply", object=str(file)) from None
     unknown = set(parsed) - {"agent", "controller"}
     if unknown:
         raise InvalidArgumentError(

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the native tests: plain, under address+undefined sanitizers, under the thread sanitizer,
-# then each fuzz target for FUZZ_SECONDS (default 10) with clang. Prints one summary line per variant.
+# then with clang each fuzz target: its corpus, and FUZZ_SECONDS (default 10) of random inputs. Prints one summary
+# line per variant. For many executions of the targets: tests/fuzz.sh.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
@@ -40,8 +41,13 @@ CXX=clang++ cmake -S native -B "$dir" -G Ninja -DMEDES_FUZZ=ON -DMEDES_SANITIZE=
 ninja -C "$dir" -j "$jobs" >"$dir/build.out" 2>&1 || { tail -40 "$dir/build.out"; exit 1; }
 for source in native/fuzz/fuzz_*.cc; do
   name=$(basename "$source" .cc)
+  rm -rf "$dir/seeds-$name"
   mkdir -p "$dir/corpus-$name"
-  "$dir/$name" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=10 "$dir/corpus-$name" >"$dir/$name.out" 2>&1 \
+  inputs=$(python3 tests/support/fuzz_corpus.py unpack "native/fuzz/corpus/${name#fuzz_}.hex" "$dir/seeds-$name")
+  length=$(awk -v t="${name#fuzz_}" '$1 == t {print $2}' native/fuzz/lengths.txt)
+  { "$dir/$name" -runs=0 "$dir/seeds-$name" && "$dir/$name" -max_total_time="$fuzz_seconds" -max_len="$length" \
+    -rss_limit_mb=2048 -timeout=10 "$dir/corpus-$name" "$dir/seeds-$name"; } >"$dir/$name.out" 2>&1 \
     || { tail -40 "$dir/$name.out"; exit 1; }
-  printf 'fuzz   %-30s %s\n' "$name" "$(grep -oE 'Done [0-9]+ runs in [0-9]+ second' "$dir/$name.out" | tail -1)"
+  printf 'fuzz   %-30s corpus of %s, %s\n' "$name" "$inputs" \
+    "$(grep -oE 'Done [0-9]+ runs in [0-9]+ second' "$dir/$name.out" | tail -1)"
 done

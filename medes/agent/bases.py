@@ -67,7 +67,7 @@ class BaseMeta:
             if found["readable_from"] > META_VERSION:
                 raise UnsupportedError(f"slab meta of version {found['version']}", object=slab.path)
             return cls(str(found["domain"]), str(found["function"]), str(found["sandbox_id"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptError(f"slab meta: {error}", object=slab.path) from error
 
 

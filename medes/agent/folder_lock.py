@@ -73,5 +73,5 @@ def _owner(fd: int) -> Owner:
     try:
         found = json.loads(os.pread(fd, _OWNER_BYTES_MAX, 0))
         return Owner(str(found["node_id"]), int(found["pid"]), str(found["state_dir"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Owner()

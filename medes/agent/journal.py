@@ -46,7 +46,7 @@ def decode_line(line: bytes) -> Record | None:
         if int(line[:16], 16) != native.checksum64(text):
             return None
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

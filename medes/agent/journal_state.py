@@ -33,6 +33,31 @@ Record = dict[str, Any]
 WARM, DEDUPING, DEDUP, RESTORING, LOST = "warm", "deduping", "dedup", "restoring", "lost"
 
 
+# What is of another type is of no use: such a record is damaged, whatever its checksum says.
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("not a whole number")
+    return value
+
+
+def _numbers(value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("not a list")
+    return [_number(v) for v in value]
+
+
+def _table(value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise TypeError("not a table")
+    return value
+
+
 @dataclass(slots=True)
 class JournalSandbox:
     """A sandbox as last journalled."""
@@ -74,7 +99,7 @@ class JournalState:
         """Adds one record. Never raises: what it cannot use is kept (unknown kinds) or counted."""
         try:
             self._apply(record)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError):
             self.damaged_records += 1
 
     def _apply(self, record: Record) -> None:
@@ -82,48 +107,51 @@ class JournalState:
         if kind in (DEDUPING, DEDUP, RESTORING, WARM, LOST, "purged"):
             self._apply_sandbox(kind, record)
         elif kind == "sandbox":
-            spec = record["spec"]
+            spec = _table(record["spec"])
             # Registered again: settings change, the phase does not.
-            self.sandboxes.setdefault(spec["sandbox_id"], JournalSandbox(spec)).spec = spec
+            self.sandboxes.setdefault(_text(spec["sandbox_id"]), JournalSandbox(spec)).spec = spec
         elif kind == "base":
-            descriptor = record["descriptor"]
-            base = JournalBase(descriptor, record["path"], record.get("sandbox_id", ""))
-            self.bases[int(descriptor["base_id"])] = base
+            descriptor = _table(record["descriptor"])
+            base = JournalBase(descriptor, _text(record["path"]), _text(record.get("sandbox_id", "")))
+            self.bases[_number(descriptor["base_id"])] = base
         elif kind == "base_retired":
-            if base_known := self.bases.get(int(record["base_id"])):
+            if base_known := self.bases.get(_number(record["base_id"])):
                 base_known.retired = True
         elif kind == "base_gone":
-            self.bases.pop(int(record["base_id"]), None)
+            self.bases.pop(_number(record["base_id"]), None)
         elif kind == "pins":
-            key = (record["node"], record["holder"])
-            if record["base_ids"]:
-                self.pins[key] = (record.get("domain", ""), tuple(record["base_ids"]))
+            key = (_text(record["node"]), _text(record["holder"]))
+            if base_ids := _numbers(record["base_ids"]):
+                self.pins[key] = (_text(record.get("domain", "")), tuple(base_ids))
             else:
                 self.pins.pop(key, None)
         elif kind == "peer":
-            self.peers[record["endpoints"]["node_id"]] = record["endpoints"]
+            endpoints = _table(record["endpoints"])
+            self.peers[_text(endpoints["node_id"])] = endpoints
         elif kind == "node":
             self.node.update({k: v for k, v in record.items() if k != "t"})
         else:
             self.unknown = [*self.unknown, record][-JOURNAL_UNKNOWN_RECORDS_MAX:]
 
     def _apply_sandbox(self, kind: str, record: Record) -> None:
-        sandbox = self.sandboxes.get(record["id"])
+        sandbox = self.sandboxes.get(_text(record["id"]))
         if sandbox is None:
             return  # purged meanwhile, or its registration line was damaged
         if kind == "purged":
             del self.sandboxes[record["id"]]
             return
-        sandbox.phase = kind
-        sandbox.lost_reason = record.get("reason", "") if kind == LOST else ""
-        sandbox.lost_finally = kind == LOST and bool(record.get("final", False))
+        reason = _text(record.get("reason", ""))
         if kind in (DEDUPING, DEDUP):
-            sandbox.path = record["path"]
-            sandbox.holder = record["holder"]
-            sandbox.pins = {node: list(ids) for node, ids in record["pins"].items()}
-            sandbox.figures = record.get("figures", {})
+            # All of it first: half a record is taken by nobody.
+            path, holder = _text(record["path"]), _text(record["holder"])
+            pins = {node: _numbers(ids) for node, ids in _table(record["pins"]).items()}
+            figures = _table(record.get("figures", {}))
+            sandbox.path, sandbox.holder, sandbox.pins, sandbox.figures = path, holder, pins, figures
         elif kind == WARM:
             sandbox.path, sandbox.holder, sandbox.pins, sandbox.figures = "", "", {}, {}
+        sandbox.phase = kind
+        sandbox.lost_reason = reason if kind == LOST else ""
+        sandbox.lost_finally = kind == LOST and bool(record.get("final", False))
 
     @classmethod
     def replay(cls, records: Iterable[Record]) -> JournalState:

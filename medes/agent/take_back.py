@@ -25,6 +25,9 @@ from medes.errors import (
 from medes.types import AddressRange, BaseDescriptor
 from medes.types import SandboxState as S
 
+# What JSON of another shape raises.
+META_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
 # Bytes that are absent or wrong. Every other failure waits.
 PROVEN = (NotFoundError, CorruptError, LostError)
 
@@ -39,7 +42,7 @@ def read_meta(file: native.SandboxFile) -> dict[str, Any]:
                 f"written by a newer Medes (meta version {meta['version']})", object=file.path
             )
         return dict(meta)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except META_DAMAGED as error:
         raise CorruptError(f"meta: {error}", object=file.path) from error
 
 
@@ -55,7 +58,7 @@ def evicted_of(file: native.SandboxFile, meta: Mapping[str, Any]) -> Evicted:
             {int(d["base_id"]): _descriptor(d) for d in meta["descriptors"]},
             {e["node_id"]: endpoints_from_json(e) for e in meta["endpoints"]},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except META_DAMAGED as error:
         raise CorruptError(f"meta: {error}", object=file.path) from error
 
 

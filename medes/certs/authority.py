@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,6 +22,15 @@ CA_DAYS = 3650
 CLOCK_SKEW = datetime.timedelta(hours=1)
 CHAIN_MAX = 8  # CAs between a certificate and the one that is believed
 _COMMON_NAME_CHARS_MAX = 64
+# What reading a certificate or key may raise, now or when a part of it is asked for.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +98,11 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             key = serialization.load_pem_private_key(pem, None)
-        except (ValueError, TypeError) as error:
+            fit = key.public_key() == certificate.public_key()
+            _common_name(certificate.subject)
+        except _UNREADABLE as error:
             raise CorruptError(f"is no CA with its key: {error}", object=where) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not fit:
             raise CorruptError("the CA's certificate and key do not match", object=where)
         return cls(certificate, key)
 
@@ -144,7 +155,13 @@ class Authority:
 
 def details(pem: bytes, where: str) -> Details:
     """What the first certificate of a PEM text says. Raises corrupt."""
-    certificate = _load(pem, where)
+    try:
+        return _details(x509.load_pem_x509_certificate(pem))
+    except _UNREADABLE as error:
+        raise CorruptError(f"is no certificate: {error}", object=where) from error
+
+
+def _details(certificate: x509.Certificate) -> Details:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -173,9 +190,13 @@ def check_pem(pem: Pem, certificate: str, private_key: str, ca: str) -> None:
         key = serialization.load_pem_private_key(pem.private_key, None)
     except TypeError:
         raise InvalidArgumentError("the private key needs a password", object=private_key) from None
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise InvalidArgumentError(f"is no private key: {error}", object=private_key) from error
-    if key.public_key() != chain[0].public_key():
+    try:
+        fit = key.public_key() == chain[0].public_key()
+    except _UNREADABLE as error:
+        raise InvalidArgumentError(f"its key cannot be read: {error}", object=certificate) from error
+    if not fit:
         raise InvalidArgumentError(f"is not the key of the certificate {certificate}", object=private_key)
     authorities = _load_all(pem.ca)
     if not authorities:
@@ -208,23 +229,16 @@ def _is_ca(certificate: x509.Certificate) -> bool:
 def _load_all(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except _UNREADABLE:
         return []
 
 
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*_UNREADABLE, InvalidSignature):
         return False
     return True
-
-
-def _load(pem: bytes, where: str) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise CorruptError(f"is no certificate: {error}", object=where) from error
 
 
 def _builder(

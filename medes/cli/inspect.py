@@ -134,7 +134,7 @@ def _journal(file: Path) -> dict[str, Any]:
                 if int(line[:16], 16) != native.checksum64(text):
                     raise ValueError("checksum")
                 kind = str(json.loads(text)["t"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 damaged += 1
                 continue
             records[kind] = records.get(kind, 0) + 1
@@ -172,7 +172,7 @@ def _sandbox(file: Path, pages: bool) -> dict[str, Any]:
         encoded = native.EncodedImage.from_bytes(source.read(length))
     try:
         meta: Any = json.loads(sandbox.meta)
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = f"{len(sandbox.meta)} bytes, not JSON"
     return {
         "kind": "sandbox file",

@@ -14,6 +14,7 @@
 
 namespace {
 
+constexpr size_t kPages = 6;
 constexpr medes::StoreKey kKey{std::byte{1}};
 
 void repair(medes::WipedBytes& blob) {
@@ -36,7 +37,7 @@ void repair(medes::WipedBytes& blob) {
 
 const std::vector<std::byte>& base_bytes() {
   static const std::vector<std::byte> bytes = [] {
-    std::vector<std::byte> b(16 * medes::kPageBytes);
+    std::vector<std::byte> b(kPages * medes::kPageBytes);
     uint64_t state = 1;
     for (size_t i = 0; i + 8 <= b.size(); i += 8) {
       state = state * 6364136223846793005u + 1442695040888963407u;
@@ -53,7 +54,8 @@ const medes::WipedBytes& valid_blob(bool keyed) {
   static const auto make = [](const medes::StoreKey* key) {
     const medes::AddressSpace space{{{0x7f0000000000, 0x7f0001000000}}, false};
     std::vector<std::byte> target = base_bytes();
-    for (size_t i = 5 * medes::kPageBytes; i < target.size(); i += 200) target[i] ^= std::byte{0x11};
+    for (size_t i = 3 * medes::kPageBytes; i < target.size(); i += 200) target[i] ^= std::byte{0x11};
+    for (size_t i = 5 * medes::kPageBytes; i < target.size(); i += 16) target[i] ^= std::byte{0x77};
     std::memset(target.data(), 0, medes::kPageBytes);
     std::memset(target.data() + medes::kPageBytes, 0x33, medes::kPageBytes);
     const auto image = medes::MemoryImage::from_buffer(target, 0x7f0000000000, space);
@@ -66,7 +68,7 @@ const medes::WipedBytes& valid_blob(bool keyed) {
     const auto plan = medes::plan_windows(image->page_count(), prints, places);
     const std::vector<medes::BaseView> views{{1, base_bytes(), space}};
     medes::EncodeOptions options;
-    options.group_pages = 4;
+    options.group_pages = 2;
     options.key = key;
     return medes::encode_blob(*image, plan, views, options);
   };
@@ -94,11 +96,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   repair(blob);
   try {
     const auto image = medes::EncodedImage::open(blob, &kKey);
-    const std::vector<medes::BaseView> views(std::min<size_t>(image.base_ids().size(), 16),
-                                             {1, base_bytes(), {}});
+    static const medes::BaseView view{1, base_bytes(), {}};
+    const std::vector<medes::BaseView> views(std::min<size_t>(image.base_ids().size(), 16), view);
     static const auto scratch = medes::EncodedImage::make_scratch();
     alignas(64) std::byte page[medes::kPageBytes];
-    const uint64_t pages = std::min<uint64_t>(image.page_count(), 128);
+    const uint64_t pages = std::min<uint64_t>(image.page_count(), 2 * kPages);
     for (uint64_t i = 0; i < pages; ++i) {
       (void)image.kind(i);
       (void)image.decode(i, views, page, *scratch);

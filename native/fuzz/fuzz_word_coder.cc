@@ -1,41 +1,54 @@
-// Any bytes as a page's patch, with and without a window map in front.
+// Any bytes as a page's patch, behind a window map where the first byte is odd; at every level of this CPU,
+// which must agree.
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "patch/word_coder.h"
 
-// At every level of this CPU, which must agree.
-static void decode(medes::Bytes payload, const medes::Dictionary& dictionary) {
-  const auto run = [&](medes::SimdLevel level, std::vector<uint64_t>& words) {
-    return medes::decode_words_kernel(level)(payload, dictionary, words.data());
-  };
-  std::vector<uint64_t> expected(medes::kWordsPerPage, 0x1234567);
-  const bool good = run(medes::SimdLevel::scalar, expected);
-  for (medes::SimdLevel level : medes::simd_levels()) {
-    std::vector<uint64_t> words(medes::kWordsPerPage, 0x1234567);
-    if (run(level, words) != good || words != expected) __builtin_trap();
+using namespace medes;
+
+namespace {
+
+void fill(uint64_t* words) {
+  for (size_t i = 0; i < kWordsPerPage; ++i) words[i] = 0x1234567;
+}
+
+void decode(Bytes payload, const Dictionary& dictionary) {
+  alignas(64) static uint64_t expected[kWordsPerPage], words[kWordsPerPage];
+  fill(expected);
+  const bool good = decode_words_kernel(SimdLevel::scalar)(payload, dictionary, expected);
+  for (const SimdLevel level : {SimdLevel::avx2, SimdLevel::avx512}) {
+    const auto kernel = decode_words_kernel(level);
+    if (level > best_simd() || kernel == decode_words_kernel(SimdLevel::scalar)) continue;
+    fill(words);
+    if (kernel(payload, dictionary, words) != good || std::memcmp(words, expected, sizeof words) != 0)
+      __builtin_trap();
   }
 }
 
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  if (size > medes::kPageBytes) return 0;
-  std::vector<std::byte> payload(size + medes::kPayloadPadding);
-  if (size != 0) std::memcpy(payload.data(), data, size);
-  static const medes::Dictionary dictionary = [] {
-    medes::Dictionary d;
-    for (size_t i = 0; i < medes::kDictionaryWords; ++i) d.words[i] = 0x7f0000000000 + i * 64;
+  if (size == 0 || size > kPageBytes) return 0;
+  static const Dictionary dictionary = [] {
+    Dictionary d;
+    for (size_t i = 0; i < kDictionaryWords; ++i) d.words[i] = 0x7f0000000000 + i * 64;
     return d;
   }();
-  decode({payload.data(), size}, dictionary);
-  medes::LineMap map;
-  const size_t used = medes::decode_line_map({payload.data(), size}, 3, map);
-  if (used != SIZE_MAX) {
-    if (used > size) __builtin_trap();
-    for (uint8_t w : map.window) {
-      if (w >= 3) __builtin_trap();
-    }
-    decode(medes::Bytes(payload).subspan(used, size - used), dictionary);
+  std::vector<std::byte> padded(size - 1 + kPayloadPadding);
+  if (size > 1) std::memcpy(padded.data(), data + 1, size - 1);
+  Bytes payload(padded.data(), size - 1);
+  if (data[0] % 2 != 0) {
+    const size_t windows = 2 + data[0] / 2 % (kMaxWindows - 1);
+    LineMap map;
+    const size_t used = decode_line_map(payload, windows, map);
+    if (used == SIZE_MAX) return 0;
+    if (used > payload.size()) __builtin_trap();
+    for (const uint8_t window : map.window)
+      if (window >= windows) __builtin_trap();
+    payload = payload.subspan(used);
   }
+  decode(payload, dictionary);
   return 0;
 }

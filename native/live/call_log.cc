@@ -90,19 +90,24 @@ void CallLog::book(const std::optional<std::vector<MovedPages>>& moves) {
   record_->unlogged.store(0, std::memory_order_release);
 }
 
-std::optional<std::vector<CallLog::Left>> CallLog::take_left() {
-  if (record_->unlogged.load(std::memory_order_acquire) != 0) return std::nullopt;
+std::optional<std::vector<CallLog::Left>> CallLog::left_in(const ChangeRecord& record) {
+  if (record.unlogged.load(std::memory_order_acquire) != 0) return std::nullopt;
   std::vector<Left> calls;
-  if (!record_->log_is_open()) return calls;
-  const LogPart* part = record_->parts;
+  if (!record.log_is_open()) return calls;
+  const LogPart* part = record.parts;
   for (uint32_t i = 0; i < kMaxMessages; ++i) {
-    while (part + 1 < std::end(record_->parts) && part[1].used != 0 && part[1].first <= i) ++part;
-    const uffd_msg& m = record_->messages[i];
-    if (!is_call(m)) continue;
-    calls.push_back({m, part->holder});
-    used_ = i + 1;
+    while (part + 1 < std::end(record.parts) && part[1].used != 0 && part[1].first <= i) ++part;
+    const uffd_msg& m = record.messages[i];
+    if (is_call(m)) calls.push_back({m, part->holder, i});
   }
-  if (!calls.empty()) add_part();
+  return calls;
+}
+
+std::optional<std::vector<CallLog::Left>> CallLog::take_left() {
+  auto calls = left_in(*record_);
+  if (!calls || calls->empty()) return calls;
+  used_ = calls->back().number + 1;
+  add_part();
   return calls;
 }
 
@@ -114,7 +119,7 @@ std::optional<std::vector<MovedPages>> CallLog::moves() const {
     const auto fits = [&](uint64_t at) {
       return at % kPageBytes == 0 && at <= kMaxAddress && m.bytes <= kMaxAddress - at;
     };
-    return m.bytes % kPageBytes == 0 && fits(m.origin) && fits(m.address);
+    return m.bytes != 0 && m.bytes % kPageBytes == 0 && fits(m.origin) && fits(m.address);
   };
   if (!std::all_of(bank, bank + count, is_sound)) return std::nullopt;
   return std::vector<MovedPages>(bank, bank + count);

@@ -36,7 +36,9 @@ class CallLog {
   struct Left {
     uffd_msg message;
     Holder holder;
+    uint32_t number;  // in the log
   };
+  static std::optional<std::vector<Left>> left_in(const ChangeRecord& record);
   // Nothing when it cannot be known. What is read from here on belongs to the same set.
   std::optional<std::vector<Left>> take_left();
   ChangeRecord::Order left_order() const { return static_cast<ChangeRecord::Order>(record_->order.load()); }

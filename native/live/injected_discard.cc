@@ -5,7 +5,6 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
-#include <cstdio>
 #include <string>
 
 #include "common/error.h"
@@ -14,11 +13,6 @@
 
 namespace medes {
 namespace {
-
-struct SleepingCall {
-  long number = 0;
-  unsigned long long arguments[6] = {}, stack_pointer = 0;
-};
 
 std::string task_file(pid_t pid, pid_t tid, const char* name) {
   const std::string path = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + name;
@@ -49,14 +43,10 @@ std::optional<std::vector<AddressRange>> InjectedDiscard::left() {
       // One that the death of the agent stopped (Injector::call_alone) has left the call.
       if (const char state = read_stat(tid).state; state == 'T' || state == 't') continue;
       const std::string text = task_file(pid_, tid, "syscall");
-      SleepingCall call;
-      auto& a = call.arguments;
-      const int fields = sscanf(text.c_str(), "%ld %llx %llx %llx %llx %llx %llx %llx", &call.number, &a[0],
-                                &a[1], &a[2], &a[3], &a[4], &a[5], &call.stack_pointer);
-      if (fields == 8) {
+      if (const auto call = parse_syscall(text)) {
         user_ticks_.erase(tid);
-        if (call.stack_pointer != frame_address_) continue;
-        if (auto ranges = ranges_of(pid_, call); !ranges.empty()) return ranges;
+        if (call->stack_pointer != frame_address_) continue;
+        if (auto ranges = ranges_of(pid_, *call); !ranges.empty()) return ranges;
       } else if (text.starts_with("running")) {
         unknown |= may_be_inside(tid);
       }
@@ -71,12 +61,8 @@ std::optional<std::vector<AddressRange>> InjectedDiscard::left() {
 // Between two of its events the call runs, and the kernel does not say where a running thread is. One that
 // has spent time in user mode since it was first seen is in no call of ours.
 bool InjectedDiscard::may_be_inside(pid_t tid) {
-  const std::string stat = task_file(pid_, tid, "stat");
-  const size_t close = stat.rfind(')');
-  unsigned long long user = 0;
-  if (close == std::string::npos ||
-      sscanf(stat.c_str() + close + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu", &user) != 1)
-    throw Error(Code::corrupt, "the stat file is not understood", "thread " + std::to_string(tid));
+  const std::string object = "thread " + std::to_string(tid);
+  const uint64_t user = parse_stat(task_file(pid_, tid, "stat"), object).user_ticks;
   const auto [seen, fresh] = user_ticks_.try_emplace(tid, user);
   return fresh || seen->second == user;
 }

@@ -6,14 +6,14 @@
 #include <sys/time.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
-#include <climits>
-#include <cstdio>
 #include <ctime>
 #include <string>
 
 #include "common/error.h"
+#include "live/call_arguments.h"
 #include "live/injection_area.h"
 #include "live/process_bytes.h"
 #include "live/ptrace_calls.h"
@@ -87,51 +87,17 @@ std::string task_file(pid_t pid, pid_t tid, const char* name) {
                         65536);
 }
 
-// "se.exec_start : 924930.686183", in milliseconds: when a sleeping thread fell asleep.
-std::optional<int64_t> exec_start_ns(const std::string& sched) {
-  const size_t at = sched.find("se.exec_start");
-  const size_t colon = at == std::string::npos ? at : sched.find(':', at);
-  long long ms = 0, ns = 0;
-  if (colon == std::string::npos || sscanf(sched.c_str() + colon + 1, " %lld.%lld", &ms, &ns) != 2)
-    return std::nullopt;
-  if (ms == 0 && ns == 0) return std::nullopt;  // it was moved to another processor, and has not run there
-  return ms * 1'000'000 + ns;
-}
-
-std::optional<uint64_t> voluntary_switches(const std::string& sched) {
-  const size_t at = sched.find("nr_voluntary_switches");
-  const size_t colon = at == std::string::npos ? at : sched.find(':', at);
-  unsigned long long n = 0;
-  if (colon == std::string::npos || sscanf(sched.c_str() + colon + 1, " %llu", &n) != 1) return std::nullopt;
-  return n;
-}
-
-int processor_of(const std::string& stat) {
-  const size_t close = stat.rfind(')');
-  int cpu = 0;
-  if (close == std::string::npos ||
-      sscanf(
-          stat.c_str() + close + 1,
-          " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %*u %*u %*d %*u %*u"
-          " %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d %d",
-          &cpu) != 1)
-    return -1;
-  return cpu;
-}
-
 // Of this thread, which has just been put on a processor: a time not long ago, by that one's clock of tasks.
 std::optional<int64_t> own_exec_start_ns() {
   try {
-    return exec_start_ns(read_proc_file("/proc/thread-self/sched", 0, 65536));
+    return parse_sched(read_proc_file("/proc/thread-self/sched", 0, 65536)).exec_start_ns;
   } catch (const Error&) {
     return std::nullopt;
   }
 }
 
-int64_t whole(int64_t seconds, int64_t ns) {
-  constexpr int64_t kMostSeconds = INT64_MAX / 1'000'000'000 - 1;
-  return std::min(seconds, kMostSeconds) * 1'000'000'000 + ns;
-}
+// How many of a time's lesser part make a second.
+int64_t units_of(Timeout timeout) { return timeout == Timeout::timeval ? 1'000'000 : 1'000'000'000; }
 
 struct RingArgument {
   uint64_t mask;
@@ -146,14 +112,12 @@ constexpr uint64_t kRingExtArg = 1 << 3, kRingAbsolute = 1 << 5, kRingRegistered
 
 void InterruptedCalls::look(pid_t pid, pid_t tid) {
   try {
-    const std::string call = task_file(pid, tid, "syscall");
-    long number = -1;
-    if (sscanf(call.c_str(), "%ld", &number) != 1 || number < 0 || !timed_call(number)) return;
-    const std::string sched = task_file(pid, tid, "sched");
-    const auto asleep = exec_start_ns(sched);
-    const auto sleeps = voluntary_switches(sched);
-    const int cpu = processor_of(task_file(pid, tid, "stat"));
-    if (asleep && sleeps && cpu >= 0) seen_[tid] = {cpu, *asleep, *sleeps, Clock::now()};
+    const auto call = parse_syscall(task_file(pid, tid, "syscall"));
+    if (!call || !timed_call(call->number)) return;
+    const SchedTimes times = parse_sched(task_file(pid, tid, "sched"));
+    const int cpu = parse_stat(task_file(pid, tid, "stat"), "thread " + std::to_string(tid)).processor;
+    if (times.exec_start_ns && times.voluntary_switches && cpu >= 0)
+      seen_[tid] = {cpu, *times.exec_start_ns, *times.voluntary_switches, Clock::now()};
   } catch (
       const Error&) {  // it has ended, or this kernel does not show it: its call waits as long as a new one
   }
@@ -185,7 +149,7 @@ InterruptedCalls::Clock::time_point InterruptedCalls::asleep_since(const Tracee&
   const auto it = seen_.find(thread.tid);
   if (it == seen_.end()) return Clock::now();
   try {
-    const auto sleeps = voluntary_switches(task_file(thread.pid, thread.tid, "sched"));
+    const auto sleeps = parse_sched(task_file(thread.pid, thread.tid, "sched")).voluntary_switches;
     if (sleeps && *sleeps == it->second.sleeps + 1) return std::min(on_our_clock(it->second), it->second.at);
   } catch (const Error&) {
   }
@@ -232,13 +196,11 @@ void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_
   if (number != SYS_select && number != SYS_pselect6 && number != SYS_ppoll) return;
   const auto call = timed_call(number);
   const uint64_t time = argument(r, call->index);
-  int64_t value[2] = {};
-  const int64_t unit = call->timeout == Timeout::timeval ? 1000 : 1;
-  if (time == 0 || !read_memory(thread.pid, time, value, sizeof value)) return;
-  const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - stood_still.count());
-  const int64_t rest[2] = {left / 1'000'000'000, left % 1'000'000'000 / unit};
+  std::array<int64_t, 2> value{};
+  if (time == 0 || !read_memory(thread.pid, time, value.data(), sizeof value)) return;
+  const auto rest = time_left(value, units_of(call->timeout), stood_still.count());
   // Where the kernel could not write what is left, nor can we: what is there is the program's own time.
-  (void)write_as_program(thread.pid, time, rest, sizeof rest);
+  if (rest) (void)write_as_program(thread.pid, time, rest->data(), sizeof *rest);
 }
 
 void InterruptedCalls::shorten() noexcept {
@@ -278,11 +240,10 @@ void InterruptedCalls::shorten(const Again& again, size_t& slot) {
       if (!read_memory(pid, given, &ring, sizeof ring)) return;
       time = ring.time;
     }
-    int64_t value[2] = {};
-    if (time == 0 || !read_memory(pid, time, value, sizeof value)) return;
-    const int64_t unit = call->timeout == Timeout::timeval ? 1000 : 1;
-    if (value[0] < 0 || value[1] < 0 || value[1] * unit >= 1'000'000'000) return;
-    const int64_t left = std::max<int64_t>(0, whole(value[0], value[1] * unit) - waited);
+    std::array<int64_t, 2> value{};
+    if (time == 0 || !read_memory(pid, time, value.data(), sizeof value)) return;
+    const auto rest = time_left(value, units_of(call->timeout), waited);
+    if (!rest) return;
     const auto area = InjectionArea::find(pid);
     if (!area) return;
     // A slot is its thread's until that runs; who gets none waits as long as at first.
@@ -296,8 +257,7 @@ void InterruptedCalls::shorten(const Again& again, size_t& slot) {
       ring.time = to;
       if (!write_memory(pid, argument_at, &ring, sizeof ring)) return;
     }
-    const int64_t rest[2] = {left / 1'000'000'000, left % 1'000'000'000 / unit};
-    if (!write_memory(pid, to, rest, sizeof rest)) return;
+    if (!write_memory(pid, to, rest->data(), sizeof *rest)) return;
     set_argument(r, call->index, argument_at);
   }
   iovec io{&r, sizeof r};

@@ -333,7 +333,9 @@ std::optional<std::vector<uffd_msg>> ProcessMemory::take_left_calls(std::vector<
   const auto left = log_.take_left();
   if (!left) return std::nullopt;
   std::vector<uffd_msg> calls;
-  for (auto [m, holder] : *left) {
+  for (const auto& l : *left) {
+    uffd_msg m = l.message;
+    Holder holder = l.holder;
     if (m.event == UFFD_EVENT_FORK) {
       holder.fd = static_cast<int32_t>(m.arg.fork.ufd);
       UniqueFd taken = keeper::take(holder);

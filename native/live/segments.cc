@@ -13,6 +13,7 @@ auto first_ending_after(const std::vector<Segment>& segments, uint64_t address) 
 }  // namespace
 
 void Segments::add(uint64_t begin, uint64_t end, uint64_t origin) {
+  if (begin >= end) return;  // an empty one would lie among the others without an order
   remove(begin, end);
   auto at = std::lower_bound(segments_.begin(), segments_.end(), begin,
                              [](const Segment& s, uint64_t a) { return s.begin < a; });

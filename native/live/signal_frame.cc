@@ -55,11 +55,11 @@ constexpr uint64_t align_down(uint64_t v, uint64_t to) { return v & ~(to - 1); }
 
 void apply_restart(user_regs_struct& r) {
   if (static_cast<long>(r.orig_rax) < 0) return;  // it was not in a system call
-  switch (-static_cast<long>(r.rax)) {
-    case kRestartSys:
-    case kRestartNoIntr:
-    case kRestartNoHand: break;
-    case kRestartBlock:
+  switch (static_cast<long>(r.rax)) {             // anything at all, where a program set it itself
+    case -kRestartSys:
+    case -kRestartNoIntr:
+    case -kRestartNoHand: break;
+    case -kRestartBlock:
       // What was left of its time is known to the kernel, which forgets it on the way back: all of it again.
       if (static_cast<long>(r.orig_rax) != SYS_restart_syscall) break;
       r.rax = static_cast<uint64_t>(-EINTR);

@@ -113,13 +113,10 @@ std::optional<size_t> Uffd::pending_faults() {
   if (!info_)
     info_ = UniqueFd(open(("/proc/self/fdinfo/" + std::to_string(fd())).c_str(), O_RDONLY | O_CLOEXEC));
   char text[512];
-  const ssize_t n = info_ ? pread(info_.get(), text, sizeof text - 1, 0) : -1;
+  const ssize_t n = info_ ? pread(info_.get(), text, sizeof text, 0) : -1;
   if (n <= 0) return std::nullopt;
-  text[n] = 0;
-  constexpr char kName[] = "\npending:";
-  const char* at = std::strstr(text, kName);
-  if (at == nullptr) return std::nullopt;
-  return std::strtoull(at + sizeof kName - 1, nullptr, 10);
+  const auto pending = pending_of({text, static_cast<size_t>(n)});
+  return pending ? std::optional<size_t>(*pending) : std::nullopt;
 }
 
 bool Uffd::changing() const {

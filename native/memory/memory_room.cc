@@ -1,8 +1,6 @@
 #include "memory/memory_room.h"
 
 #include <algorithm>
-#include <charconv>
-#include <string_view>
 
 #include "common/error.h"
 #include "memory/proc.h"
@@ -25,28 +23,10 @@ constexpr Names kNames[] = {{"/memory.max", "/memory.current", "/memory.swap.max
 
 std::optional<uint64_t> number_in(const std::string& path) {
   try {
-    const std::string text = read_proc_file(path, 0, 4096);
-    uint64_t value = 0;
-    const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (ec != std::errc()) return kNoLimit;  // "max"
-    return value;
+    return limit_of(read_proc_file(path, 0, 4096));
   } catch (const Error&) {
     return std::nullopt;
   }
-}
-
-// A field of memory.stat ("name number" a line), 0 without it.
-uint64_t stat_field(std::string_view text, std::string_view name) {
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line = text.substr(at, end - at);
-    at = end + 1;
-    if (!line.starts_with(name) || line.size() <= name.size() || line[name.size()] != ' ') continue;
-    uint64_t value = 0;
-    (void)std::from_chars(line.data() + name.size() + 1, line.data() + line.size(), value);
-    return value;
-  }
-  return 0;
 }
 
 uint64_t cache_of(const std::string& group) {
@@ -54,8 +34,8 @@ uint64_t cache_of(const std::string& group) {
   // v1 has each field twice; those of the whole subtree are what the limit is for.
   const bool twice = text.find("\ntotal_inactive_file ") != std::string::npos;
   const std::string prefix = twice ? "total_" : "";
-  return stat_field(text, prefix + "inactive_file") + stat_field(text, prefix + "active_file") +
-         stat_field(text, "slab_reclaimable");
+  return memory_stat_field(text, prefix + "inactive_file") + memory_stat_field(text, prefix + "active_file") +
+         memory_stat_field(text, "slab_reclaimable");
 }
 
 // What the kernel may still swap out of the group to make room in it.
@@ -93,19 +73,12 @@ MemoryRoom::MemoryRoom(pid_t pid) {
   } catch (const Error&) {
     return;
   }
-  // "number:controllers:path" a line; number 0 is cgroup v2.
   std::string top, path;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    const std::string line = text.substr(at, end - at);
-    at = end + 1;
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool v1 = controllers.find(",memory,") != std::string::npos;
-    if (!v1 && (!line.starts_with("0:") || !top.empty())) continue;
+  for (const auto& entry : parse_cgroups(text)) {
+    const bool v1 = entry.controllers.find(",memory,") != std::string::npos;
+    if (!v1 && (!entry.unified || !top.empty())) continue;
     top = v1 ? std::string(kRoot) + "/memory" : kRoot;
-    path = line.substr(second + 1);
+    path = entry.path;
   }
   if (top.empty()) return;
   for (size_t depth = 0; depth < kMaxDepth; ++depth) {

@@ -35,13 +35,12 @@ bool is_in_vfork(pid_t pid) {
   try {
     for (pid_t tid : threads_of(pid)) {
       const std::string path = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/syscall";
-      long number = 0;
-      unsigned long long flags = 0;
-      if (sscanf(read_proc_file(path, pid, 4096).c_str(), "%ld %llx", &number, &flags) != 2) continue;
+      const auto call = parse_syscall(read_proc_file(path, pid, 4096));
+      if (!call) continue;
       // It waits where nothing interrupts it: clone3, too, sleeps for nothing else.
       if (read_stat(tid).state != 'D') continue;
-      if (number == SYS_vfork || number == SYS_clone3) return true;
-      if (number == SYS_clone && (flags & CLONE_VFORK) != 0) return true;
+      if (call->number == SYS_vfork || call->number == SYS_clone3) return true;
+      if (call->number == SYS_clone && (call->arguments[0] & CLONE_VFORK) != 0) return true;
     }
   } catch (const Error&) {  // it has ended
   }

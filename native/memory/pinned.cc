@@ -49,27 +49,6 @@ std::string proc_path(pid_t pid, const std::string& name) {
   return "/proc/" + std::to_string(pid) + "/" + name;
 }
 
-// Fixed buffers as listed in an io_uring descriptor's fdinfo, below "UserBufs:": "    0: 0x7f…/4096", or
-// "    0: <none>" for an empty slot.
-void add_registered_buffers(const std::string& info, std::vector<AddressRange>& out) {
-  size_t at = info.find("UserBufs:");
-  if (at == std::string::npos) return;
-  while ((at = info.find('\n', at)) != std::string::npos) {
-    ++at;
-    const size_t line_end = std::min(info.find('\n', at), info.size());
-    const std::string line = info.substr(at, line_end - at);
-    const size_t colon = line.find(": ");
-    if (!line.starts_with(' ') || colon == std::string::npos) break;
-    if (!std::string_view(line).substr(colon).starts_with(": 0x")) continue;
-    char* after = nullptr;
-    const uint64_t begin = std::strtoull(line.c_str() + colon + 2, &after, 16);
-    if (*after != '/') break;
-    const uint64_t bytes = std::strtoull(after + 1, nullptr, 10);
-    const uint64_t mask = kPageBytes - 1;
-    if (bytes != 0) out.push_back({begin & ~mask, (begin + bytes + mask) & ~mask});
-  }
-}
-
 // What `name`, of an open file or a mapping, says about who holds memory. Throws unsupported.
 void look_at_name(pid_t pid, std::string_view name, std::string& may_pin) {
   if (is_of(name, kDeviceMemory))
@@ -101,8 +80,8 @@ void look_at_descriptors(pid_t pid, Pinned& out, std::vector<std::string>& notes
     }
     look_at_name(pid, name, out.may_pin);
     if (name != kRing) continue;
-    add_registered_buffers(read_proc_file(proc_path(pid, std::string("fdinfo/") + entry->d_name), pid),
-                           out.ranges);
+    append_registered_buffers(read_proc_file(proc_path(pid, std::string("fdinfo/") + entry->d_name), pid),
+                              out.ranges);
     notes.push_back("pid " + std::to_string(pid) + ": buffers registered with io_uring stay resident");
   }
 }

@@ -2,15 +2,12 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cinttypes>
-#include <csignal>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -34,55 +31,6 @@ struct DirCloser {
 };
 using Dir = std::unique_ptr<DIR, DirCloser>;
 
-bool parse_hex(std::string_view& s, uint64_t& out) {
-  auto [p, ec] = std::from_chars(s.data(), s.data() + s.size(), out, 16);
-  if (ec != std::errc()) return false;
-  s.remove_prefix(static_cast<size_t>(p - s.data()));
-  return true;
-}
-
-bool skip(std::string_view& s, char c) {
-  if (s.empty() || s.front() != c) return false;
-  s.remove_prefix(1);
-  return true;
-}
-
-VmaKind kind_of(const Vma& v) {
-  const std::string_view path = v.path;
-  if (v.shared) {
-    if (path.starts_with("/memfd:")) return VmaKind::memfd;
-    if (path.starts_with("/dev/zero") || path.starts_with("[anon_shmem")) return VmaKind::shared_anonymous;
-    return VmaKind::other;
-  }
-  if (path == "[heap]") return VmaKind::heap;
-  if (path == "[stack]") return VmaKind::stack;
-  if (v.inode != 0 || path.starts_with('/')) return VmaKind::file_private;
-  if (path.empty() || path.starts_with("[anon:")) return VmaKind::anonymous;
-  return VmaKind::other;  // [vdso], [vvar], [vsyscall], [uprobes] …
-}
-
-bool parse_line(std::string_view line, Vma& v) {
-  uint64_t major = 0, minor = 0;
-  if (!parse_hex(line, v.begin) || !skip(line, '-') || !parse_hex(line, v.end) || !skip(line, ' '))
-    return false;
-  if (line.size() < 5 || v.begin >= v.end) return false;
-  v.prot = (line[0] == 'r' ? PROT_READ : 0u) | (line[1] == 'w' ? PROT_WRITE : 0u) |
-           (line[2] == 'x' ? PROT_EXEC : 0u);
-  v.shared = line[3] == 's';
-  line.remove_prefix(4);
-  if (!skip(line, ' ') || !parse_hex(line, v.offset) || !skip(line, ' ') || !parse_hex(line, major) ||
-      !skip(line, ':') || !parse_hex(line, minor) || !skip(line, ' '))
-    return false;
-  v.device = static_cast<uint32_t>(major << 20 | minor);
-  auto [p, ec] = std::from_chars(line.data(), line.data() + line.size(), v.inode, 10);
-  if (ec != std::errc()) return false;
-  line.remove_prefix(static_cast<size_t>(p - line.data()));
-  const size_t at = line.find_first_not_of(' ');
-  v.path = at == std::string_view::npos ? std::string() : std::string(line.substr(at));
-  v.kind = kind_of(v);
-  return true;
-}
-
 void add_children(const std::multimap<pid_t, pid_t>& children, std::vector<pid_t>& out,
                   std::set<pid_t>& seen) {
   for (size_t i = 0; i < out.size(); ++i) {
@@ -96,15 +44,7 @@ void add_children(const std::multimap<pid_t, pid_t>& children, std::vector<pid_t
 void collect_cgroup(const std::string& path, std::vector<pid_t>& out, int depth) {
   if (depth > 32) throw Error(Code::limit_exceeded, "cgroups nest too deeply", path);
   const std::string text = read_proc_file(path + "/cgroup.procs", 0);
-  const char* p = text.data();
-  const char* end = p + text.size();
-  while (p < end) {
-    pid_t pid = 0;
-    auto [next, ec] = std::from_chars(p, end, pid);
-    if (ec != std::errc()) break;
-    if (pid > 0) out.push_back(pid);  // 0: a process of another pid namespace
-    p = next + 1;
-  }
+  append_pids(text, out);
   Dir dir(opendir(path.c_str()));
   if (!dir) throw errno_error(errno, "cannot list the cgroup", path);
   while (dirent* entry = readdir(dir.get())) {
@@ -146,24 +86,6 @@ std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes)
   close(fd);
   text.resize(size);
   return text;
-}
-
-std::vector<Vma> parse_maps(const std::string& text) {
-  std::vector<Vma> vmas;
-  size_t at = 0;
-  while (at < text.size()) {
-    size_t end = text.find('\n', at);
-    if (end == std::string::npos) end = text.size();
-    Vma v;
-    if (!parse_line(std::string_view(text).substr(at, end - at), v))
-      throw Error(Code::corrupt, "a line of the maps file is not understood", text.substr(at, end - at));
-    if (!vmas.empty() && v.begin < vmas.back().end)
-      throw Error(Code::corrupt, "the maps file is not ascending", text.substr(at, end - at));
-    vmas.push_back(std::move(v));
-    if (vmas.size() > kMaxVmas) throw Error(Code::limit_exceeded, "too many memory mappings");
-    at = end + 1;
-  }
-  return vmas;
 }
 
 pid_t live_thread(pid_t pid) {
@@ -209,26 +131,7 @@ std::vector<Vma> read_maps(pid_t pid) {
 }
 
 ProcessStat read_stat(pid_t pid) {
-  const std::string text = read_proc_file(proc_path(pid, "stat"), pid, 65536);
-  const size_t close = text.rfind(')');  // the name before it may hold anything
-  if (close == std::string::npos || close + 3 >= text.size())
-    throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
-  ProcessStat stat;
-  stat.state = text[close + 2];
-  constexpr unsigned kExiting = 0x4;  // PF_EXITING
-  unsigned long long start = 0, pending = 0;
-  unsigned flags = 0;
-  int parent = 0, session = 0;
-  if (sscanf(text.c_str() + close + 3,
-             "%d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu"
-             " %*u %*d %*u %*u %*u %*u %*u %*u %llu",
-             &parent, &session, &flags, &start, &pending) != 5)
-    throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
-  stat.dying = (flags & kExiting) != 0 || (pending >> (SIGKILL - 1) & 1) != 0;
-  stat.parent = parent;
-  stat.session = session;
-  stat.start_time_ticks = start;
-  return stat;
+  return parse_stat(read_proc_file(proc_path(pid, "stat"), pid, 65536), pid_object(pid));
 }
 
 std::vector<pid_t> all_processes() {
@@ -245,40 +148,12 @@ std::vector<pid_t> all_processes() {
 }
 
 std::vector<AddressRange> argument_ranges(pid_t pid) {
-  const std::string text = read_proc_file(proc_path(pid, "stat"), pid, 65536);
-  size_t at = text.rfind(')');                         // the name before it may hold anything
-  constexpr int kArgumentsBegin = 48, kNameField = 2;  // fields as proc(5) numbers them
-  for (int field = kNameField; field < kArgumentsBegin && at != std::string::npos; ++field)
-    at = text.find(' ', at + 1);
-  AddressRange arguments, environment;
-  if (at == std::string::npos ||
-      sscanf(text.c_str() + at, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &arguments.begin,
-             &arguments.end, &environment.begin, &environment.end) != 4)
-    throw Error(Code::corrupt, "the stat file is not understood", pid_object(pid));
-  return {arguments, environment};
+  const ProcessStat stat = read_stat(pid);
+  return {stat.arguments, stat.environment};
 }
 
 std::vector<AddressRange> ranges_with_flag(pid_t pid, std::string_view flag) {
-  const std::string smaps = read_proc_file(proc_path(pid, "smaps"), pid);
-  const std::string wanted = " " + std::string(flag);
-  std::string_view rest = smaps;
-  std::vector<AddressRange> out;
-  AddressRange current;
-  while (!rest.empty()) {
-    const size_t end = rest.find('\n');
-    const std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
-    const size_t dash = line.find('-');
-    if (line.starts_with("VmFlags:")) {
-      if (line.find(wanted) != std::string_view::npos) out.push_back(current);
-    } else if (dash != std::string_view::npos && dash <= 16 &&
-               line.find_first_not_of("0123456789abcdef") == dash) {
-      char* after = nullptr;
-      current.begin = std::strtoull(line.data(), &after, 16);
-      current.end = std::strtoull(after + 1, nullptr, 16);
-    }
-  }
-  return out;
+  return flagged_ranges(read_proc_file(proc_path(pid, "smaps"), pid), flag);
 }
 
 std::vector<std::pair<pid_t, ProcessStat>> living_processes() {
@@ -333,14 +208,6 @@ std::vector<pid_t> threads_of(pid_t pid) {
     if (out.size() > kMaxThreads) throw Error(Code::limit_exceeded, "too many threads", pid_object(pid));
   }
   return out;
-}
-
-uint64_t field_of(const std::string& text, const char* name, int base) {
-  const std::string key = std::string(name) + ":";
-  size_t at = text.starts_with(key) ? 0 : text.find("\n" + key);
-  if (at == std::string::npos) return 0;
-  at += key.size() + (at == 0 ? 0 : 1);
-  return std::strtoull(text.c_str() + at, nullptr, base);
 }
 
 namespace {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "memory/image.h"
+#include "memory/proc_text.h"
 
 namespace medes {
 
@@ -19,7 +20,6 @@ namespace medes {
 std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes = 256u << 20);
 
 std::vector<Vma> read_maps(pid_t pid);
-std::vector<Vma> parse_maps(const std::string& text);  // throws corrupt
 
 // Roots and all their descendants, roots first, each once.
 std::vector<pid_t> process_tree(std::span<const pid_t> roots);
@@ -27,13 +27,6 @@ std::vector<pid_t> process_tree(std::span<const pid_t> roots);
 std::vector<pid_t> cgroup_pids(const std::string& path);
 std::vector<pid_t> threads_of(pid_t pid);
 
-struct ProcessStat {
-  char state = 0;
-  pid_t parent = 0;
-  pid_t session = 0;
-  uint64_t start_time_ticks = 0;
-  bool dying = false;  // of a thread: it was killed, or is on its way out
-};
 ProcessStat read_stat(pid_t pid);
 // The main thread, or another where that has ended before it: the kernel shows a process's memory and
 // descriptors by a thread that lives. Throws process_gone also when the others are being killed.
@@ -45,9 +38,6 @@ inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time
 // copy-on-write since a fork, each counted once (in parts: a page that a process outside shares too counts
 // for its part).
 uint64_t private_bytes(std::span<const pid_t> pids);
-
-// The number after "name:" in a status-like file, 0 when there is none (kB are not converted).
-uint64_t field_of(const std::string& text, const char* name, int base = 10);
 
 // The pointer ranges of an image: VMAs merged where gaps are below 1 GB, then further, smallest gap first,
 // until at most kMaxRanges are left; [vsyscall] is left out.

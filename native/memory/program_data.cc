@@ -18,12 +18,20 @@ constexpr size_t kMaxSegments = 64;
 constexpr uint64_t kPageMask = kPageBytes - 1;
 constexpr uint64_t kMaxFileOffset = 1ull << 62;
 
-// Part of a file, whole pages.
-using FileRange = AddressRange;
+bool read_page(pid_t pid, uint64_t address, std::array<std::byte, kPageBytes>& out) {
+  const ssize_t n = ForeignMemory(pid).read(address, out.data(), out.size());
+  if (n < 0)
+    throw errno_error(errno, "cannot read its memory", "pid " + std::to_string(pid),
+                      "the agent needs CAP_SYS_PTRACE over the sandbox");
+  return n == static_cast<ssize_t>(out.size());
+}
 
-// The pages of the file behind the writable segments; empty when `page` is not the start of an ELF program.
-std::vector<FileRange> writable_segments(const std::array<std::byte, kPageBytes>& page) {
-  std::vector<FileRange> out;
+bool same_file(const Vma& a, const Vma& b) { return a.inode == b.inode && a.device == b.device; }
+
+}  // namespace
+
+std::vector<AddressRange> writable_segments(std::span<const std::byte, kPageBytes> page) {
+  std::vector<AddressRange> out;
   Elf64_Ehdr header;
   std::memcpy(&header, page.data(), sizeof header);
   if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_ident[EI_CLASS] != ELFCLASS64 ||
@@ -42,22 +50,10 @@ std::vector<FileRange> writable_segments(const std::array<std::byte, kPageBytes>
   return out;
 }
 
-bool read_page(pid_t pid, uint64_t address, std::array<std::byte, kPageBytes>& out) {
-  const ssize_t n = ForeignMemory(pid).read(address, out.data(), out.size());
-  if (n < 0)
-    throw errno_error(errno, "cannot read its memory", "pid " + std::to_string(pid),
-                      "the agent needs CAP_SYS_PTRACE over the sandbox");
-  return n == static_cast<ssize_t>(out.size());
-}
-
-bool same_file(const Vma& a, const Vma& b) { return a.inode == b.inode && a.device == b.device; }
-
-}  // namespace
-
 std::vector<uint8_t> find_program_data(pid_t pid, std::span<const Vma> vmas) {
   std::vector<uint8_t> out(vmas.size(), 0);
   const Vma* start = nullptr;  // the mapping of the current file's first bytes
-  std::vector<FileRange> segments;
+  std::vector<AddressRange> segments;
   bool segments_known = false;
   for (size_t i = 0; i < vmas.size(); ++i) {
     const Vma& v = vmas[i];
@@ -68,12 +64,12 @@ std::vector<uint8_t> find_program_data(pid_t pid, std::span<const Vma> vmas) {
     if (v.offset == 0 && v.prot == PROT_READ) continue;  // headers and constants
     if (!segments_known) {
       std::array<std::byte, kPageBytes> page;
-      segments = read_page(pid, start->begin, page) ? writable_segments(page) : std::vector<FileRange>();
+      segments = read_page(pid, start->begin, page) ? writable_segments(page) : std::vector<AddressRange>();
       segments_known = true;
     }
     const uint64_t end = v.offset + (v.end - v.begin);
     out[i] = std::any_of(segments.begin(), segments.end(),
-                         [&](const FileRange& s) { return s.begin <= v.offset && end <= s.end; });
+                         [&](const AddressRange& s) { return s.begin <= v.offset && end <= s.end; });
   }
   return out;
 }

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -17,6 +18,10 @@ namespace medes {
 // mappings of files may be reset with MADV_DONTNEED, as some run times do with their memory images. The
 // segments are read from the ELF header in the process's own memory. Throws process_gone, permission_denied.
 std::vector<uint8_t> find_program_data(pid_t pid, std::span<const Vma> vmas);
+
+// Whole pages of the file behind the writable segments of a program or library that begins with `page`; none
+// when that is not the start of one.
+std::vector<AddressRange> writable_segments(std::span<const std::byte, kPageBytes> page);
 
 // Splits the mappings that `runs` (ascending) lie in, so that each run is an anonymous mapping of its own:
 // what the process will have after the eviction.

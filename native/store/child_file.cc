@@ -29,14 +29,33 @@ uint64_t file_bytes_of(uint64_t page_count) {
 
 }  // namespace
 
+void check_child_header(const ChildHeader& h, uint64_t file_bytes, const std::string& path) {
+  const auto require = [&](bool ok, const char* what) {
+    if (!ok) throw Error(Code::corrupt, std::string("child file: ") + what, path);
+  };
+  require(h.magic == kChildMagic, "wrong magic");
+  if (h.version != kChildVersion)
+    throw Error(Code::unsupported, "child file: version " + std::to_string(h.version) + " is not known here",
+                path);
+  require(h.header_checksum == header_checksum(h), "header checksum");
+  require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
+  require(h.file_bytes == file_bytes && h.file_bytes == file_bytes_of(h.page_count), "file length");
+}
+
+ChildParts child_parts(const ChildHeader& header, MutableBytes changing) {
+  std::byte* const begin = changing.data();
+  return {*reinterpret_cast<ChildState*>(begin),
+          *reinterpret_cast<ChangeRecord*>(begin + kRecordOffset),
+          {reinterpret_cast<std::atomic<uint8_t>*>(begin + kStatesOffset), header.page_count}};
+}
+
 struct ChildFile::Impl {
   std::string path;
   ChildHeader header{};
   ShmMapping changing;
   std::unique_ptr<ShmFd> fd;
 
-  std::byte* at(uint64_t offset) { return changing.writable_bytes().data() + offset; }
-  ChildState& state() { return *reinterpret_cast<ChildState*>(at(0)); }
+  ChildParts parts() { return child_parts(header, changing.writable_bytes()); }
 };
 
 ChildFile::ChildFile() : impl_(std::make_unique<Impl>()) {}
@@ -78,22 +97,13 @@ std::shared_ptr<ChildFile> ChildFile::create(const std::string& sandbox_path, ui
 std::shared_ptr<ChildFile> ChildFile::open(const std::string& path) {
   auto opened = std::make_unique<ShmFd>(path, true);
   const ShmFd& fd = *opened;
-  const auto require = [&](bool ok, const char* what) {
-    if (!ok) throw Error(Code::corrupt, std::string("child file: ") + what, path);
-  };
-  require(fd.size() >= 2 * kPageBytes, "truncated header");
+  if (fd.size() < 2 * kPageBytes) throw Error(Code::corrupt, "child file: truncated header", path);
   std::shared_ptr<ChildFile> file(new ChildFile());
   Impl& impl = *file->impl_;
   impl.path = path;
   impl.header = read_header<ChildHeader>(fd, path);
   const ChildHeader& h = impl.header;
-  require(h.magic == kChildMagic, "wrong magic");
-  if (h.version != kChildVersion)
-    throw Error(Code::unsupported, "child file: version " + std::to_string(h.version) + " is not known here",
-                path);
-  require(h.header_checksum == header_checksum(h), "header checksum");
-  require(h.page_count <= kMaxImagePages && h.process < kMaxProcesses, "header");
-  require(h.file_bytes == fd.size() && h.file_bytes == file_bytes_of(h.page_count), "file length");
+  check_child_header(h, fd.size(), path);
   check_seal(path, ShmMapping(fd.get(), 0, kPageBytes, false, path).bytes(), {});
   impl.changing = ShmMapping(fd.get(), kPageBytes, h.file_bytes - kPageBytes, true, path);
   impl.fd = std::move(opened);
@@ -123,15 +133,13 @@ std::vector<std::string> ChildFile::paths_of(const std::string& sandbox_path) {
 int ChildFile::fd() const { return impl_->fd->get(); }
 uint32_t ChildFile::process() const { return impl_->header.process; }
 uint64_t ChildFile::inode() const { return impl_->header.inode; }
-ChangeRecord& ChildFile::record() { return *reinterpret_cast<ChangeRecord*>(impl_->at(kRecordOffset)); }
-bool ChildFile::done() const { return impl_->state().done.load(std::memory_order_acquire) != 0; }
-void ChildFile::set_done() { impl_->state().done.store(1, std::memory_order_release); }
+ChangeRecord& ChildFile::record() { return impl_->parts().record; }
+bool ChildFile::done() const { return impl_->parts().state.done.load(std::memory_order_acquire) != 0; }
+void ChildFile::set_done() { impl_->parts().state.done.store(1, std::memory_order_release); }
 
-std::span<std::atomic<uint8_t>> ChildFile::page_states() {
-  return {reinterpret_cast<std::atomic<uint8_t>*>(impl_->at(kStatesOffset)), impl_->header.page_count};
-}
+std::span<std::atomic<uint8_t>> ChildFile::page_states() { return impl_->parts().pages; }
 
-std::span<Holder, 2> ChildFile::holders() { return std::span<Holder, 2>(impl_->state().holders); }
+std::span<Holder, 2> ChildFile::holders() { return std::span<Holder, 2>(impl_->parts().state.holders); }
 
 void ChildFile::add_holder(const Holder& holder) {
   auto both = holders();

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "common/bytes.h"
 #include "common/limits.h"
 #include "store/change_record.h"
 
@@ -38,6 +39,16 @@ struct ChildState {
   std::atomic<uint32_t> done{0};  // all its pages are in: the userfaultfd may be gone
 };
 static_assert(offsetof(ChildState, done) == 32);
+
+// Everything that must hold of a header before any length in it is used. Throws corrupt, unsupported.
+void check_child_header(const ChildHeader& header, uint64_t file_bytes, const std::string& path);
+// What lies behind the header's page, which is `changing`.
+struct ChildParts {
+  ChildState& state;
+  ChangeRecord& record;
+  std::span<std::atomic<uint8_t>> pages;
+};
+ChildParts child_parts(const ChildHeader& header, MutableBytes changing);
 
 class ChildFile {
  public:

@@ -16,57 +16,13 @@
 
 namespace medes {
 
-namespace {
-
-Bytes header_prefix(const SandboxHeader& header) {
-  return {reinterpret_cast<const std::byte*>(&header), offsetof(SandboxHeader, header_checksum)};
-}
-
-uint64_t changes_offset(uint64_t process_count) { return round_up(process_count * sizeof(UffdRecord), 64); }
-uint64_t states_offset(uint64_t process_count) {
-  return round_up(changes_offset(process_count) + process_count * sizeof(ChangeRecord), 64);
-}
-
-// Offsets follow from the lengths alone; a header that says otherwise is refused.
-void set_offsets(SandboxHeader& h) {
-  h.layout_offset = round_up(kPageBytes + h.meta_bytes, 64);
-  h.encoded_offset = round_up(h.layout_offset + h.layout_bytes, kPageBytes);
-  h.mutable_offset = round_up(h.encoded_offset + h.encoded_bytes, kPageBytes);
-  h.file_bytes = h.mutable_offset + round_up(states_offset(h.process_count) + h.page_count, kPageBytes);
-}
-
-void check_header(const SandboxHeader& h, uint64_t file_bytes, const std::string& path) {
-  auto require = [&](bool ok, const char* what) {
-    if (!ok) throw Error(Code::corrupt, std::string("sandbox file: ") + what, path);
-  };
-  require(h.magic == kSandboxMagic, "wrong magic");
-  if (h.version < kSandboxVersionOldest || h.version > kSandboxVersion)
-    throw Error(Code::unsupported,
-                "sandbox file: version " + std::to_string(h.version) + " is not known here", path);
-  require(h.header_checksum == checksum64(header_prefix(h)), "header checksum");
-  require(h.header_bytes == kPageBytes, "header length");
-  require(h.page_count <= kMaxImagePages, "page count");
-  require(h.process_count <= kMaxProcesses, "process count");
-  // No section is longer than the file: the sums in set_offsets cannot overflow.
-  require(h.meta_bytes <= file_bytes && h.layout_bytes <= file_bytes && h.encoded_bytes <= file_bytes,
-          "section lengths");
-  SandboxHeader derived = h;
-  set_offsets(derived);
-  require(std::memcmp(&derived, &h, sizeof h) == 0, "section offsets");
-  require(h.file_bytes == file_bytes, "file length");
-}
-
-}  // namespace
-
 struct SandboxFile::Impl {
   std::string path;
   SandboxHeader header{};
   ShmMapping fixed;     // [0, mutable_offset), read-only
   ShmMapping changing;  // [mutable_offset, file_bytes), writable
-  ImageLayout layout;
-  std::optional<EncodedImage> encoded;
-
-  Bytes section(uint64_t offset, uint64_t length) const { return fixed.bytes().subspan(offset, length); }
+  std::optional<SandboxSections> sections;
+  SandboxState state() { return sandbox_state(header, changing.writable_bytes()); }
 };
 
 SandboxFile::SandboxFile() : impl_(std::make_unique<Impl>()) {}
@@ -89,10 +45,10 @@ std::shared_ptr<SandboxFile> SandboxFile::create(const std::string& path, Bytes 
   header.encoded_bytes = encoded_blob.size();
   if (header.page_count > kMaxImagePages || header.process_count > kMaxProcesses)
     throw Error(Code::limit_exceeded, "image is too large for a sandbox file", path);
-  set_offsets(header);
+  set_sandbox_offsets(header);
   header.meta_checksum = checksum64(meta);
   header.layout_checksum = checksum64(layout_bytes);
-  header.header_checksum = checksum64(header_prefix(header));
+  header.header_checksum = sandbox_header_checksum(header);
 
   ShmFileWriter file(path, header.file_bytes);
   std::byte* out = file.bytes().data();
@@ -128,45 +84,24 @@ std::shared_ptr<SandboxFile> SandboxFile::read(const std::string& path, Owners o
   impl.path = path;
   impl.header = read_header<SandboxHeader>(fd, path);
   const SandboxHeader& h = impl.header;
-  check_header(h, fd.size(), path);
+  check_sandbox_header(h, fd.size(), path);
   impl.fixed = ShmMapping(fd.get(), 0, h.mutable_offset, false, path);
   impl.changing = ShmMapping(fd.get(), h.mutable_offset, h.file_bytes - h.mutable_offset, true, path);
   if (sealed) check_seal(path, impl.fixed.bytes().first(kPageBytes), impl.fixed.bytes().subspan(kPageBytes));
-  if (checksum64(file->meta()) != h.meta_checksum)
-    throw Error(Code::corrupt, "sandbox file: checksum of the meta section", path);
-  const Bytes layout_bytes = impl.section(h.layout_offset, h.layout_bytes);
-  if (checksum64(layout_bytes) != h.layout_checksum)
-    throw Error(Code::corrupt, "sandbox file: checksum of the image layout", path);
-  impl.layout = ImageLayout::parse(layout_bytes);
   const auto key = store_key_of(path);
-  impl.encoded.emplace(
-      EncodedImage::open(impl.section(h.encoded_offset, h.encoded_bytes), key ? &*key : nullptr));
-  if (impl.layout.page_count != h.page_count || impl.layout.processes.size() != h.process_count ||
-      impl.encoded->page_count() != h.page_count)
-    throw Error(Code::corrupt, "sandbox file: sections disagree on the image's size", path);
+  impl.sections.emplace(parse_sandbox_sections(h, impl.fixed.bytes(), path, key ? &*key : nullptr));
   return file;
 }
 
-Bytes SandboxFile::meta() const { return impl_->section(kPageBytes, impl_->header.meta_bytes); }
-const ImageLayout& SandboxFile::layout() const { return impl_->layout; }
-const EncodedImage& SandboxFile::encoded() const { return *impl_->encoded; }
+Bytes SandboxFile::meta() const { return impl_->sections->meta; }
+const ImageLayout& SandboxFile::layout() const { return impl_->sections->layout; }
+const EncodedImage& SandboxFile::encoded() const { return impl_->sections->encoded; }
 const std::string& SandboxFile::path() const { return impl_->path; }
 uint64_t SandboxFile::file_bytes() const { return impl_->header.file_bytes; }
 
-std::span<UffdRecord> SandboxFile::uffds() {
-  return {reinterpret_cast<UffdRecord*>(impl_->changing.writable_bytes().data()),
-          impl_->header.process_count};
-}
-
-std::span<ChangeRecord> SandboxFile::changes() {
-  std::byte* changes = impl_->changing.writable_bytes().data() + changes_offset(impl_->header.process_count);
-  return {reinterpret_cast<ChangeRecord*>(changes), impl_->header.process_count};
-}
-
-std::span<std::atomic<uint8_t>> SandboxFile::page_states() {
-  std::byte* states = impl_->changing.writable_bytes().data() + states_offset(impl_->header.process_count);
-  return {reinterpret_cast<std::atomic<uint8_t>*>(states), impl_->header.page_count};
-}
+std::span<UffdRecord> SandboxFile::uffds() { return impl_->state().uffds; }
+std::span<ChangeRecord> SandboxFile::changes() { return impl_->state().changes; }
+std::span<std::atomic<uint8_t>> SandboxFile::page_states() { return impl_->state().pages; }
 
 void SandboxFile::continue_stopped() {
   for (auto& record : uffds()) {

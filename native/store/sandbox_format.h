@@ -8,8 +8,11 @@
 //                     only part that is mapped writable
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string>
 
 #include "common/limits.h"
 #include "store/sandbox_file.h"
@@ -48,5 +51,29 @@ static_assert(offsetof(UffdRecord, inode) == 16);
 static_assert(offsetof(UffdRecord, frame_address) == 24);
 static_assert(offsetof(UffdRecord, stop) == 32 && offsetof(UffdRecord, keeper) == 36);
 static_assert(sizeof(std::atomic<uint8_t>) == 1 && std::atomic<uint8_t>::is_always_lock_free);
+
+uint64_t sandbox_header_checksum(const SandboxHeader& header);
+// Offsets and the file's length follow from the sections' lengths alone; sets them.
+void set_sandbox_offsets(SandboxHeader& header);
+// Everything that must hold of a header before any length in it is used. Throws corrupt, unsupported.
+void check_sandbox_header(const SandboxHeader& header, uint64_t file_bytes, const std::string& path);
+
+// What lies in [0, mutable_offset), which is `fixed` and outlives this. Throws corrupt, unsupported.
+struct SandboxSections {
+  Bytes meta;
+  ImageLayout layout;
+  EncodedImage encoded;
+};
+// `key` as EncodedImage::open has it.
+SandboxSections parse_sandbox_sections(const SandboxHeader& header, Bytes fixed, const std::string& path,
+                                       const StoreKey* key);
+
+// What lies behind it.
+struct SandboxState {
+  std::span<UffdRecord> uffds;
+  std::span<ChangeRecord> changes;
+  std::span<std::atomic<uint8_t>> pages;
+};
+SandboxState sandbox_state(const SandboxHeader& header, MutableBytes changing);
 
 }  // namespace medes

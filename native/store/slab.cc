@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -16,63 +15,6 @@
 #include "store/slab_format.h"
 
 namespace medes {
-
-namespace {
-
-uint64_t pages_offset(uint64_t page_count) {
-  return kPageBytes + round_up(page_count * sizeof(uint64_t), kPageBytes);
-}
-
-using HeaderPage = std::array<std::byte, kPageBytes>;
-
-uint64_t checksum_at(const HeaderPage& page, size_t offset) {
-  uint64_t value = 0;
-  std::memcpy(&value, page.data() + offset, sizeof value);
-  return value;
-}
-
-// Where the header of a file says that its sections lie, each must lie there.
-uint64_t end_of_pages(const SlabHeader& h) { return h.pages_offset + h.page_count * kPageBytes; }
-
-// Everything that must hold of a header before any length in it is used. What follows the fields that version
-// 1 had is zero in one of that version.
-SlabHeader checked_header(const HeaderPage& page, uint64_t file_bytes, const std::string& path) {
-  auto require = [&](bool ok, const char* what) {
-    if (!ok) throw Error(Code::corrupt, std::string("slab: ") + what, path);
-  };
-  SlabHeader h{};
-  std::memcpy(&h, page.data(), sizeof h);
-  require(h.magic == kSlabMagic, "wrong magic");
-  const bool first = h.version == 1;
-  const size_t checked = first ? kSlabV1HeaderBytes : kSlabChecksumOffset;
-  require(checksum_at(page, checked) == checksum64(Bytes(page).first(checked)), "header checksum");
-  if (first) std::memset(&h.readable_from, 0, sizeof h - kSlabV1HeaderBytes);
-  if (h.version == 0 || h.readable_from > kSlabVersion)
-    throw Error(Code::unsupported, "slab: version " + std::to_string(h.version) + " needs a newer Medes",
-                path);
-  require(h.header_bytes == kPageBytes, "header length");
-  require(h.page_count >= 1 && h.page_count <= kMaxBasePages, "page count");
-  require(h.pages_offset == pages_offset(h.page_count), "pages offset");
-  require(h.file_bytes == file_bytes && h.file_bytes >= end_of_pages(h), "file length");
-  require(h.version != 1 || h.file_bytes == end_of_pages(h), "file length");
-  require(h.range_count <= kMaxRanges && h.value_only <= 1, "address ranges");
-  for (uint32_t i = 0; i < h.range_count; ++i) {
-    require(h.ranges[i].begin < h.ranges[i].end, "empty address range");
-    require(i == 0 || h.ranges[i - 1].end <= h.ranges[i].begin, "address ranges out of order");
-  }
-  require(h.section_count <= kSlabSections, "section count");
-  for (uint32_t i = 0; i < h.section_count; ++i) {
-    const SlabSection& section = h.sections[i];
-    require(section.offset >= end_of_pages(h) && section.offset <= file_bytes &&
-                section.bytes <= file_bytes - section.offset,
-            "section outside the file");
-    if (section.required && section.kind != static_cast<uint32_t>(SlabSectionKind::meta))
-      throw Error(Code::unsupported, "slab: a section that this version does not know must be read", path);
-  }
-  return h;
-}
-
-}  // namespace
 
 struct Slab::Impl {
   std::string path;
@@ -105,8 +47,8 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
   header.header_bytes = kPageBytes;
   header.base_id = base_id;
   header.page_count = count;
-  header.pages_offset = pages_offset(count);
-  header.file_bytes = end_of_pages(header) + round_up(meta.size(), kPageBytes);
+  header.pages_offset = slab_pages_offset(count);
+  header.file_bytes = slab_end_of_pages(header) + round_up(meta.size(), kPageBytes);
   header.readable_from = kSlabVersion;
   header.range_count = static_cast<uint32_t>(space.ranges.size());
   header.value_only = space.value_only;
@@ -129,9 +71,9 @@ std::shared_ptr<Slab> Slab::create(const std::string& path, uint64_t base_id, co
   header.table_checksum = checksum64({out + kPageBytes, count * sizeof(uint64_t)});
   if (!meta.empty()) {
     header.section_count = 1;
-    header.sections[0] = {static_cast<uint32_t>(SlabSectionKind::meta), 0, end_of_pages(header), meta.size(),
-                          checksum64(meta)};
-    std::memcpy(out + end_of_pages(header), meta.data(), meta.size());
+    header.sections[0] = {static_cast<uint32_t>(SlabSectionKind::meta), 0, slab_end_of_pages(header),
+                          meta.size(), checksum64(meta)};
+    std::memcpy(out + slab_end_of_pages(header), meta.data(), meta.size());
   }
   std::memcpy(out, &header, sizeof header);  // the rest of its page is zero
   seal(path, file.bytes().first(kPageBytes), file.bytes().subspan(kPageBytes));
@@ -148,7 +90,7 @@ std::shared_ptr<Slab> Slab::open(const std::string& path, Owners owners) {
 std::shared_ptr<Slab> Slab::read(const std::string& path, Owners owners, bool sealed) {
   ShmFd file(path, false, owners);
   if (file.size() < kPageBytes) throw Error(Code::corrupt, "slab: truncated header", path);
-  const SlabHeader header = checked_header(read_header<HeaderPage>(file, path), file.size(), path);
+  const SlabHeader header = checked_slab_header(read_header<SlabHeaderPage>(file, path), file.size(), path);
   std::shared_ptr<Slab> slab(new Slab());
   Impl& impl = *slab->impl_;
   impl.path = path;
@@ -156,16 +98,7 @@ std::shared_ptr<Slab> Slab::read(const std::string& path, Owners owners, bool se
   impl.mapping = ShmMapping(file.get(), 0, header.file_bytes, false, path);
   if (sealed)
     check_seal(path, impl.mapping.bytes().first(kPageBytes), impl.mapping.bytes().subspan(kPageBytes));
-  if (checksum64(impl.mapping.bytes().subspan(kPageBytes, header.page_count * sizeof(uint64_t))) !=
-      header.table_checksum)
-    throw Error(Code::corrupt, "slab: checksum of the page checksums", path);
-  for (uint32_t i = 0; i < header.section_count; ++i) {
-    const SlabSection& section = header.sections[i];
-    if (section.kind != static_cast<uint32_t>(SlabSectionKind::meta)) continue;  // of a newer version
-    impl.meta = impl.mapping.bytes().subspan(section.offset, section.bytes);
-    if (checksum64(impl.meta) != section.checksum)
-      throw Error(Code::corrupt, "slab: checksum of the meta section", path);
-  }
+  impl.meta = checked_slab_sections(header, impl.mapping.bytes(), path);
   impl.space.ranges.assign(header.ranges, header.ranges + header.range_count);
   impl.space.value_only = header.value_only != 0;
   return slab;

@@ -6,9 +6,12 @@
 // Version 1 had no sections, and its header checksum at offset 192. What a reader accepts: docs/formats.md.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "common/bytes.h"
 #include "common/limits.h"
 #include "memory/image.h"
 
@@ -57,5 +60,15 @@ static_assert(offsetof(SlabHeader, ranges) == 64);
 static_assert(offsetof(SlabHeader, readable_from) == kSlabV1HeaderBytes);
 static_assert(sizeof(SlabSection) == 32);
 static_assert(sizeof(SlabHeader) == 456 && sizeof(SlabHeader) <= kSlabChecksumOffset);
+
+using SlabHeaderPage = std::array<std::byte, kPageBytes>;
+
+uint64_t slab_pages_offset(uint64_t page_count);
+uint64_t slab_end_of_pages(const SlabHeader& header);
+// Everything that must hold of a header before any length in it is used. Throws corrupt, unsupported.
+SlabHeader checked_slab_header(const SlabHeaderPage& page, uint64_t file_bytes, const std::string& path);
+// The meta section of a whole file whose header was checked, and its table of page checksums: both are
+// compared with what the header says of them. Throws corrupt.
+Bytes checked_slab_sections(const SlabHeader& header, Bytes file, const std::string& path);
 
 }  // namespace medes

@@ -136,6 +136,8 @@ TEST_F(CallLogTest, MovesChangeWithTheSetOrNotAtAll) {
   EXPECT_FALSE(log.moves()) << "not of whole pages";
   log.book(std::vector<MovedPages>{{0x1000, 0x9000, ~0xfffull}});
   EXPECT_FALSE(log.moves()) << "longer than memory";
+  log.book(std::vector<MovedPages>{{0x1000, 0x9000, 0}});
+  EXPECT_FALSE(log.moves()) << "of nothing";
 }
 
 TEST(Independence, IsOfAddressesAndOrder) {

@@ -2,11 +2,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
+#include <climits>
 #include <cstring>
 #include <map>
 #include <random>
 
 #include "common/error.h"
+#include "live/call_arguments.h"
 #include "live/fault_server.h"
 #include "live/mapping_change.h"
 #include "live/segments.h"
@@ -28,6 +31,53 @@ TEST(Segments, FindsOriginsAndPlaces) {
   EXPECT_EQ(s.first_in(0x1f000, 0x41000), 0x1f000u);
   EXPECT_EQ(s.first_in(0x20000, 0x41000), 0x40000u);
   EXPECT_FALSE(s.first_in(0x20000, 0x40000));
+}
+
+TEST(SignalFrame, AnyResultOfACallIsBroughtBack) {
+  const std::vector<std::byte> xstate(576);
+  for (const uint64_t result : {uint64_t{1} << 63, ~uint64_t{0}, uint64_t{0}, static_cast<uint64_t>(-512)}) {
+    user_regs_struct registers{};
+    registers.orig_rax = 232, registers.rax = result, registers.rip = 0x5000;
+    const SignalFrame frame = make_signal_frame(0x7f0000010000, 0x1000, registers, 0, xstate);
+    const bool again = result == static_cast<uint64_t>(-512);
+    uint64_t rax = 0, rip = 0;
+    constexpr size_t kContextAt = 48;  // behind the return address and the ucontext's head
+    std::memcpy(&rax, frame.bytes.data() + kContextAt + 13 * 8, sizeof rax);
+    std::memcpy(&rip, frame.bytes.data() + kContextAt + 16 * 8, sizeof rip);
+    EXPECT_EQ(rax, again ? 232 : result);
+    EXPECT_EQ(rip, again ? 0x4ffeu : 0x5000u);
+  }
+}
+
+TEST(CallArguments, RangesOfAnyAddressLieInMemory) {
+  for (const uint64_t at : {uint64_t{0}, uint64_t{1}, uint64_t{0x5010}, ~uint64_t{0} - 4096, ~uint64_t{0}}) {
+    const AddressRange r = pages_around(at, 64, 64);
+    EXPECT_LE(r.begin, r.end) << at;
+    EXPECT_EQ(r.begin % kPageBytes + r.end % kPageBytes, 0u);
+  }
+  EXPECT_EQ(pages_around(0x5010, 64, 64).begin, 0x4000u);
+  EXPECT_EQ(pages_around(0x5010, 64, 64).end, 0x6000u);
+}
+
+TEST(CallArguments, WhatIsLeftOfATimeIsATime) {
+  constexpr int64_t kMicros = 1'000'000, kNanos = 1'000'000'000, kMost = INT64_MAX;
+  EXPECT_EQ(time_left({3, 500'000}, kMicros, 1'000'000'000), (std::array<int64_t, 2>{2, 500'000}));
+  EXPECT_EQ(time_left({3, 5}, kNanos, kMost), (std::array<int64_t, 2>{0, 0}));
+  EXPECT_EQ(time_left({3, 5}, kNanos, -7), (std::array<int64_t, 2>{3, 5}));
+  EXPECT_TRUE(time_left({kMost, kNanos - 1}, kNanos, 1));
+  for (const auto& given :
+       {std::array<int64_t, 2>{-1, 0}, {0, -1}, {0, kMost}, {INT64_MIN, INT64_MIN}, {1, kMicros}})
+    EXPECT_FALSE(time_left(given, kMicros, 5));
+}
+
+TEST(Segments, EmptyOnesAreNone) {
+  Segments s;
+  s.add(0x10000, 0x20000, 0x10000);
+  s.add(0x10000, 0x10000, 0x50000);
+  s.put(0x12000, 0x18000, 0);
+  s.add(0x10000, 0x20000, 0x10000);
+  ASSERT_EQ(s.all().size(), 1u);
+  EXPECT_EQ(s.origin_of(0x18000), 0x18000u);
 }
 
 MappingChange moved(uint64_t from, uint64_t to, uint64_t length) {

@@ -12,6 +12,7 @@
 #include <charconv>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "transport/tls_records.h"
 
@@ -100,28 +101,22 @@ void load(SSL_CTX* context, const TlsPem& pem) {
   if (count == 0) refuse("no CA certificate");
 }
 
-// The node that a certificate is for: of its URIs exactly one names a party, and that is medes://node/NAME
-// (medes/certs/parties.py). Empty otherwise.
 std::string node_of(SSL* ssl) {
   const std::unique_ptr<X509, void (*)(X509*)> certificate(SSL_get1_peer_certificate(ssl), X509_free);
   if (!certificate) return {};
-  constexpr std::string_view kScheme = "medes://", kNode = "medes://node/", kDomain = "medes://domain/";
   auto* names = static_cast<GENERAL_NAMES*>(
       X509_get_ext_d2i(certificate.get(), NID_subject_alt_name, nullptr, nullptr));
-  std::string node;
-  int parties = 0;
+  std::vector<std::string_view> uris;
   for (int i = 0; i < sk_GENERAL_NAME_num(names); ++i) {
     const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
     if (name->type != GEN_URI) continue;
     const ASN1_IA5STRING* value = name->d.uniformResourceIdentifier;
-    const std::string_view uri(reinterpret_cast<const char*>(ASN1_STRING_get0_data(value)),
-                               static_cast<size_t>(ASN1_STRING_length(value)));
-    if (!uri.starts_with(kScheme) || uri.starts_with(kDomain)) continue;
-    ++parties;
-    if (uri.starts_with(kNode)) node = uri.substr(kNode.size());
+    uris.emplace_back(reinterpret_cast<const char*>(ASN1_STRING_get0_data(value)),
+                      static_cast<size_t>(ASN1_STRING_length(value)));
   }
+  std::string node = node_named_by(uris);
   GENERAL_NAMES_free(names);
-  return parties == 1 ? node : std::string();
+  return node;
 }
 
 // Kept beside the SSL object while the handshake runs: OpenSSL tells traffic secrets to its key log only.
@@ -175,6 +170,18 @@ IoStatus status_of(SSL* ssl, int result, bool& refused) {
 }
 
 }  // namespace
+
+std::string node_named_by(std::span<const std::string_view> uris) {
+  constexpr std::string_view kScheme = "medes://", kNode = "medes://node/", kDomain = "medes://domain/";
+  std::string node;
+  int parties = 0;
+  for (const std::string_view uri : uris) {
+    if (!uri.starts_with(kScheme) || uri.starts_with(kDomain)) continue;
+    ++parties;
+    if (uri.starts_with(kNode)) node = uri.substr(kNode.size());
+  }
+  return parties == 1 ? node : std::string();
+}
 
 TlsContext::TlsContext(const TlsPem& pem, Side side) : side_(side) {
   if (pem.certificate.empty() || pem.private_key.empty() || pem.ca.empty())

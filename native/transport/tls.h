@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include "transport/socket.h"
 
@@ -34,6 +36,10 @@ class TlsContext {
   Side side_;
   ssl_ctx_st* context_ = nullptr;
 };
+
+// The node that a certificate's URIs name: exactly one of them names a party, and that is medes://node/NAME
+// (medes/certs/parties.py). Empty otherwise.
+std::string node_named_by(std::span<const std::string_view> uris);
 
 // What a node shows of itself, shared by its page server and its readers. A replacement holds from the next
 // handshake on; connections that are open go on. Thread-safe.

@@ -4,11 +4,16 @@
 // call.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <array>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "common/wiped.h"
 #include "transport/record_cipher.h"
 #include "transport/socket.h"
 
@@ -21,6 +26,8 @@ struct TrafficSecrets {
   TrafficSecret read{}, write{};
 };
 
+inline constexpr uint8_t kAlert = 21, kApplicationData = 23;
+
 // `peer_node` as Stream::peer_node has it.
 std::unique_ptr<Stream> tls_record_stream(FileDescriptor fd, const TrafficSecrets& secrets,
                                           std::string peer_node);
@@ -30,7 +37,7 @@ class RecordKeys {
  public:
   explicit RecordKeys(const TrafficSecret& secret);
   // `out` gets a whole record of n bytes: kRecordOverheadBytes more. False when no record may follow.
-  bool seal(const uint8_t* in, size_t n, uint8_t* out);
+  bool seal(const uint8_t* in, size_t n, uint8_t* out, uint8_t type = kApplicationData);
   enum class Opened { data, alert, bad };
   // A whole record of kRecordOverheadBytes + n bytes; `out` gets n.
   Opened open(const uint8_t* record, size_t n, uint8_t* out);
@@ -41,12 +48,46 @@ class RecordKeys {
   // So many records one key is good for (section 5.5 has 2^24.5); a connection asks to be replaced before.
   static constexpr uint64_t kRecordsMax = 1ULL << 24, kRecordsWanted = kRecordsMax / 2;
 
-  std::unique_ptr<RecordCipher> cipher_;
+  std::shared_ptr<RecordCipher> cipher_;  // copies of this object are one connection's, on one thread
   GcmNonce iv_{};
   uint64_t next_ = 0;
 };
 
 inline constexpr size_t kRecordOverheadBytes = kRecordHeaderBytes + 1 + kGcmTagBytes;
 inline constexpr size_t kRecordDataBytesMax = 16 * 1024;
+
+using RecordBuffer = std::vector<uint8_t, WipingAllocator<uint8_t>>;
+
+// What a connection receives: records in, their data out.
+class RecordInput {
+ public:
+  explicit RecordInput(RecordKeys keys) : keys_(std::move(keys)) {}
+
+  // As recv(2): how many bytes came, 0 at the connection's end, -1 and errno.
+  using Receive = std::function<ssize_t(uint8_t* into, size_t room)>;
+  // Fills `into` as far as records have come; only what it has nothing for is left to poll().
+  IoResult read(std::span<iovec> into, const Receive& receive);
+  bool refused() const { return refused_; }
+  bool spent() const { return keys_.spent(); }
+
+ private:
+  struct Cursor;
+  struct Record {
+    IoStatus status;
+    const uint8_t* bytes = nullptr;
+    size_t data_bytes = 0;
+  };
+  Record next_record() const;
+  size_t open(const Record& record, Cursor& cursor);
+  IoStatus fill(const Receive& receive);
+
+  RecordKeys keys_;
+  RecordBuffer in_;
+  size_t in_begin_ = 0, in_end_ = 0;
+  RecordBuffer opened_;                // of a record that did not go straight to its destination
+  size_t taken_ = 0;                   // of opened_
+  IoStatus end_ = IoStatus::progress;  // closed or failed: what every later read says
+  bool refused_ = false;
+};
 
 }  // namespace medes
