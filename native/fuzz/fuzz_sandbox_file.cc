@@ -56,7 +56,7 @@ void open(MutableBytes file) {
   SandboxHeader header;
   std::memcpy(&header, file.data(), sizeof header);
   check_sandbox_header(header, file.size(), "sandbox");
-  const auto sections = parse_sandbox_sections(header, file.first(header.mutable_offset), "sandbox");
+  const auto sections = parse_sandbox_sections(header, file.first(header.mutable_offset), "sandbox", nullptr);
   (void)checksum64(sections.meta);
   const SandboxState state = sandbox_state(header, file.subspan(header.mutable_offset));
   for (auto& page : state.pages) page.store(0);
