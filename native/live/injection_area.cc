@@ -156,6 +156,10 @@ std::unique_ptr<Injector> inject(const Tracee& thread, const Gadgets& gadgets, s
                                  TimePoint deadline) {
   const uint64_t frame_bytes = (Injector::frame_bytes(thread) + kPageBytes - 1) & ~(kPageBytes - 1);
   auto area = InjectionArea::find(thread.pid);
+  // A frame over the one that it has still to come back through would send it round for ever.
+  if (area && area->range().contains(registers_of(thread).rsp))
+    throw Error(Code::busy, "a call that was injected before is not over",
+                "pid " + std::to_string(thread.pid), "try again later");
   if (area && area->bytes_ >= 2 * kPageBytes + frame_bytes)
     return std::make_unique<Injector>(thread, gadgets, area->place(), deadline);
   const FramePlace first = first_place(thread, vmas, frame_bytes);
