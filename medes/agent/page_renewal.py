@@ -40,6 +40,7 @@ class PageRenewal:
         self._due_s: dict[Key, float] = {}
         self._refused: dict[Key, int] = {}  # as the reader's stats last said
         self._under_way: dict[Key, asyncio.Task[None]] = {}
+        self._anew: set[Key] = set()  # whose connections are made anew even if their token stays
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -53,7 +54,8 @@ class PageRenewal:
     def reconnect_all(self) -> None:
         """What this node shows or believes has changed: connections are made anew."""
         for key in self._readers():
-            self._start(key, anyway=True)
+            self._anew.add(key)
+            self._start(key)
 
     async def run(self) -> None:
         """Ends when cancelled."""
@@ -96,20 +98,24 @@ class PageRenewal:
                 self._refused[key] = refused
                 self._start(key)
 
-    def _start(self, key: Key, *, anyway: bool = False) -> None:
-        """Begins to renew; `anyway`: with new connections even if the token is the same."""
-        if key in self._under_way and not anyway:
+    def _start(self, key: Key) -> None:
+        if key in self._under_way:
             return
-        task = asyncio.get_running_loop().create_task(self._renew(key, anyway))
-        self._under_way[key] = task
+        task = self._under_way[key] = asyncio.get_running_loop().create_task(self._renew(key))
 
         def ended(_: asyncio.Task[None]) -> None:
-            if self._under_way.get(key) is task:
-                del self._under_way[key]
+            del self._under_way[key]
+            if task.cancelled():
+                return
+            if error := task.exception():
+                log.error("page token of %s (%s)", *key, exc_info=error)
+                self._set_due(key, RETRY_S_MAX)
+            elif key in self._anew:  # asked for at its very end
+                self._start(key)
 
         task.add_done_callback(ended)
 
-    async def _renew(self, key: Key, anyway: bool) -> None:
+    async def _renew(self, key: Key) -> None:
         pause_s = SPACING_S_MIN
         while True:
             try:
@@ -122,7 +128,9 @@ class PageRenewal:
             pause_s = min(RETRY_S_MAX, 2 * pause_s)
         self.granted(key, valid_s)
         reader = self._readers().get(key)
-        if reader is None or not (other or anyway):
+        anew = other or key in self._anew
+        self._anew.discard(key)
+        if reader is None or not anew:
             return
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, reader.reconnect)

@@ -60,6 +60,7 @@ class PeerTable:
         self.endpoints: dict[str, NodeEndpoints] = {}
         self._clients: dict[str, PeerClient] = {}
         self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
+        self._over_tcp: dict[tuple[str, str], native.PageReader] = {}  # the same without RDMA before them
         self._opening: dict[tuple[str, str], asyncio.Lock] = {}
         self.renewal = PageRenewal(self._renew, lambda: {key: r for key, (r, _) in self._readers.items()})
         self._pinning: dict[str, asyncio.Lock] = {}
@@ -188,7 +189,12 @@ class PeerTable:
                 reader = await asyncio.get_running_loop().run_in_executor(
                     self._executor, self._make_reader, self.endpoints[node_id], access, self.renewal.wake
                 )
-                self._readers[key] = (await self._with_rdma(node_id, domain, reader), access)
+                try:
+                    combined = await self._with_rdma(node_id, domain, reader)
+                except BaseException:
+                    reader.close()
+                    raise
+                self._over_tcp[key], self._readers[key] = reader, (combined, access)
                 self.renewal.granted(key, access.valid_s)
             return self._readers[key][0]
 
@@ -211,14 +217,12 @@ class PeerTable:
         return access.valid_s, access.token != before.token
 
     async def _reopen(self, key: tuple[str, str]) -> native.PageReader:
-        """The reader again, with what the peer grants now; the sandboxes that use it already go on with it."""
+        """A reader with what the peer grants now, and a queue pair of its own: one to a peer that has ended fails its reads
+        only after many a retry. Those who use the one before go on with it, over TCP."""
         await self._renew(key)
         async with self._opening[key]:
-            reader, access = self._readers[key]
-            # Where it was connected by RDMA before, that is made anew by itself.
-            if self._rdma is not None and not self._rdma.has_link(*key):
-                reader = await self._with_rdma(*key, reader)
-                self._readers[key] = (reader, access)
+            reader = await self._with_rdma(*key, self._over_tcp[key])
+            self._readers[key] = (reader, self._readers[key][1])
         return reader
 
     async def live_reader(self, node_id: str, domain: str, base_id: int) -> native.PageReader:
@@ -257,7 +261,6 @@ class PeerTable:
             if attached is not reader:
                 return attached
         if self._rdma_required:
-            reader.close()
             raise UnsupportedError(
                 "this peer cannot be read by RDMA", object=node_id, hint="set transport to auto or tcp"
             )

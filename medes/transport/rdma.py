@@ -250,10 +250,6 @@ class RdmaNode:
             log.warning("%s cannot be read from %s: %s", link.key[0], self.ports[link.rail], error)
             return False
 
-    def has_link(self, node_id: str, domain: str) -> bool:
-        """Whether there is a reader of that node and domain, connected or to be connected anew by its next read."""
-        return any(link.key == (node_id, domain) for link in self._links.values())
-
     def add_regions(self, node_id: str, domain: str, regions: Iterable[native.RdmaRegion]) -> None:
         """Bases that the peer published after the connection was made."""
         for link in self._links.values():

@@ -112,6 +112,30 @@ async def test_a_late_reader_is_told_and_no_restore_fails(pair: Pair) -> None:
     assert pair.pages.stats()["refused_tokens"] > 0
 
 
+async def test_connections_are_made_anew_with_the_same_token_when_certificates_change(pair: Pair) -> None:
+    reader, _ = pair.user.agent.peers._readers["n0", "default"]
+    for times in (1, 2):
+        pair.user.agent.peers.renewal.reconnect_all()
+        pair.user.agent.peers.renewal.reconnect_all()
+        await until(lambda n=times: reader.stats()["reconnects"] >= n, "a new connection")
+    await pair.restored()
+
+
+async def test_an_error_that_nobody_foresaw_is_logged_and_tried_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renewal = pair.user.agent.peers.renewal
+
+    async def broken(key: tuple[str, str]) -> object:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(renewal, "_ask", broken)
+    renewal.reconnect_all()
+    await until(lambda: "a bug" in caplog.text, "it is logged")
+    await until(lambda: not renewal._under_way, "its end")
+    assert renewal._due_s["n0", "default"] < float("inf")
+
+
 async def test_a_holder_that_is_away_is_asked_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     peers = pair.user.agent.peers
     asked = 0
