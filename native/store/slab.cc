@@ -109,6 +109,7 @@ uint64_t Slab::page_count() const { return impl_->header.page_count; }
 const AddressSpace& Slab::space() const { return impl_->space; }
 const std::string& Slab::path() const { return impl_->path; }
 uint64_t Slab::file_bytes() const { return impl_->header.file_bytes; }
+uint64_t Slab::pages_begin() const { return impl_->header.pages_offset; }
 Bytes Slab::bytes() const {
   return impl_->mapping.bytes().subspan(impl_->header.pages_offset, page_count() * kPageBytes);
 }

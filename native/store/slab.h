@@ -35,7 +35,8 @@ class Slab {
   bool verify(uint64_t first, uint64_t count) const;  // compares with the stored checksums
   const std::string& path() const;
   uint64_t file_bytes() const;
-  void unlink();  // idempotent; the mapping stays valid until the last owner is gone
+  uint64_t pages_begin() const;  // of bytes() in the file
+  void unlink();                 // idempotent; the mapping stays valid until the last owner is gone
 
  private:
   Slab();

@@ -62,8 +62,8 @@ void RdmaServer::add_slab(std::shared_ptr<Slab> slab, const std::string& domain_
                                           IBV_ACCESS_REMOTE_READ);
     } catch (const Error&) {
       entry.mapping = std::make_unique<RdmaMapping>(*slab);
-      const Bytes pages = entry.mapping->mapping.bytes().subspan(static_cast<size_t>(slab->file_bytes()) -
-                                                                 slab->bytes().size());
+      // Not counted from the end: what the agent says of the slab lies behind its pages.
+      const Bytes pages = entry.mapping->mapping.bytes().subspan(slab->pages_begin(), slab->bytes().size());
       entry.mr =
           device_->register_memory(domain.pd.get(), pages.data(), pages.size(), IBV_ACCESS_REMOTE_READ);
     }

@@ -30,7 +30,9 @@ class SlabWorld:
         for base_id, pages in PAGES.items():
             self.data[base_id] = source.randbytes(pages * native.PAGE_BYTES)
             image = native.MemoryImage.from_buffer(self.data[base_id])
-            self.slabs[base_id] = native.Slab.create(str(self.folder / f"{base_id}.slab"), base_id, image)
+            path = str(self.folder / f"{base_id}.slab")
+            # As agents make them: behind the pages lies what is to be known of them.
+            self.slabs[base_id] = native.Slab.create(path, base_id, image, meta=b'{"whose": "a test"}')
 
     def domain(self, base_id: int) -> str:
         return "tenant-b" if base_id == FOREIGN else DOMAIN
