@@ -41,8 +41,9 @@ static_assert(64 + InjectionArea::kSlots * InjectionArea::kSlotBytes <= kPageByt
 
 // An injector that uses the process's area, which is made if need be: a mapping more that `vmas` does not
 // have then. The first call of all runs from memory that was never touched and is given back at once. Throws
-// what Injector does, limit_exceeded when there is no memory for the area, and busy while the thread is on its
-// way back from a call that an injector before had to leave (a freezer of cgroup v1, the death of an agent).
+// what Injector does, limit_exceeded when there is no memory for the area, and busy while the thread is on
+// its way back from a call that an injector before had to leave (a freezer of cgroup v1, the death of an
+// agent).
 std::unique_ptr<Injector> inject(const Tracee& thread, const Gadgets& gadgets, std::span<const Vma> vmas,
                                  TimePoint deadline);
 
