@@ -66,8 +66,8 @@ void require_calls_reach_kernel(const Tracee& t, uint64_t instruction) {
               thread_object(t), "try again when the sandbox is idle");
 }
 
-std::vector<std::byte> xstate_of(const Tracee& t) {
-  std::vector<std::byte> state(kMaxXstateBytes);
+WipedBytes xstate_of(const Tracee& t) {
+  WipedBytes state(kMaxXstateBytes);
   iovec io{state.data(), state.size()};
   trace::require(PTRACE_GETREGSET, t.tid, trace::kRegsetXstate, reinterpret_cast<uint64_t>(&io),
                  "cannot read its floating point state");

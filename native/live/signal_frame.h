@@ -10,11 +10,13 @@
 #include <span>
 #include <vector>
 
+#include "common/wiped.h"
+
 namespace medes {
 
 struct SignalFrame {
-  uint64_t address = 0;          // of the first byte, and the stack pointer at the injected call
-  std::vector<std::byte> bytes;  // to be written there
+  uint64_t address = 0;  // of the first byte, and the stack pointer at the injected call
+  WipedBytes bytes;      // to be written there
 };
 
 // What it takes at most, for a floating point state of `xstate_bytes`.

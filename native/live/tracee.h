@@ -18,6 +18,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "common/wiped.h"
 #include "live/gadgets.h"
 #include "memory/image.h"
 
@@ -161,7 +162,7 @@ class Injector {
   uint64_t saved_mask_ = 0;
   FramePlace place_;
   const TimePoint deadline_;
-  std::vector<std::byte> xstate_;
+  WipedBytes xstate_;
   uint64_t frame_address_ = 0;
   bool begun_ = false, finished_ = false;
   uint32_t* stop_note_ = nullptr;

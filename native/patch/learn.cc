@@ -45,7 +45,7 @@ class WordCounter {
     uint64_t word = 0;
     uint32_t lead = 0;
   };
-  std::vector<Cell> cells_ = std::vector<Cell>(1u << kCellBits);
+  std::vector<Cell, WipingAllocator<Cell>> cells_ = decltype(cells_)(size_t{1} << kCellBits);
 };
 
 // Counts the words of a page that differ from what its best window predicts.

@@ -10,6 +10,7 @@
 
 #include "common/bytes.h"
 #include "common/limits.h"
+#include "common/wiped.h"
 #include "fingerprint/simd.h"
 
 namespace medes {
@@ -28,6 +29,11 @@ inline constexpr size_t kLineMapCapacity = 32;
 // Words that many pages of one image need: type pointers, -1, small shared objects. One list an image.
 inline constexpr size_t kDictionaryWords = 256;
 struct Dictionary {
+  Dictionary() = default;
+  Dictionary(const Dictionary&) = default;
+  Dictionary& operator=(const Dictionary&) = default;
+  ~Dictionary() { wipe(words, sizeof words); }  // a sandbox's own
+
   uint64_t words[kDictionaryWords] = {};
 };
 
