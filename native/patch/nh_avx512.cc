@@ -18,7 +18,14 @@ inline __m512i add_products(__m512i sum, __m512i words, __m512i key) {
   return _mm512_add_epi64(sum, _mm512_mul_epu32(mixed, _mm512_srli_epi64(mixed, 32)));
 }
 
-inline uint64_t total(__m512i sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
+// (The intrinsic that sums up does so in signed words, of which overflow is undefined.)
+inline uint64_t total(__m512i sum) {
+  alignas(64) uint64_t words[8];
+  _mm512_store_si512(words, sum);
+  uint64_t all = 0;
+  for (const uint64_t word : words) all += word;
+  return all;
+}
 
 }  // namespace
 
