@@ -213,7 +213,8 @@ long Injector::leave(long number, std::span<const uint64_t> arguments,
     set_argument(r, i, static_cast<size_t>(i) < arguments.size() ? arguments[static_cast<size_t>(i)] : 0);
   set_registers(thread_, r);
   fault_point("inject.changed");
-  // In the kernel neither a freezer nor a signal holds it: it ends, as late as it gets its processor time.
+  // In the kernel no signal holds it: it ends, as late as it gets its processor time. (A freezer of cgroup v1
+  // may still catch it before it is there, and then it ends after the thaw; it cannot be called off.)
   do {
     trace::require(PTRACE_SYSCALL, thread_.tid, 0, 0, "cannot resume a thread");
   } while (stop_of(*wait_for_stop(thread_, std::nullopt, while_waiting)) != kExit);

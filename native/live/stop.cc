@@ -28,7 +28,7 @@ namespace {
 constexpr unsigned kRoundsPerLook = 16;
 constexpr unsigned kRoundsAwake = 64;
 constexpr timespec kReleasePause{0, 100'000};
-constexpr std::chrono::milliseconds kReleasePatience{200};
+constexpr std::chrono::seconds kReleasePatience{2};
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 

@@ -234,19 +234,25 @@ def _dedup_into(outcome: list[object], deduper: Deduper, pid: int) -> None:
 
 
 def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper) -> None:
-    """In the middle of the op: it ends while the sandbox is frozen, and after the thaw the sandbox is whole."""
+    """In the middle of the op: it ends while the sandbox is frozen, and after the thaw the sandbox is whole.
+
+    A v1 freezer may catch it in the instant in which an injected call begins: the call is made, and the op ends, when it
+    is thawed (docs/live-driver.md, Known gaps)."""
     choose = random.Random(int(os.environ.get("MEDES_SEED", "7")))
     with Program([stops, "select"]) as program:  # which a freezer alone does not disturb
         freezer.add(program.pid)
+        late = 0
         for _ in range(12):
             outcome: list[object] = []
             thread = threading.Thread(target=_dedup_into, args=(outcome, deduper, program.pid))
             thread.start()
             time.sleep(choose.random() * 0.06)
             freezer.set(True)
-            thread.join(WAIT_S)  # not thawed before
-            assert outcome, "an op without an end"
+            thread.join(WAIT_S if freezer.unified else 10.0)  # not thawed before
+            late += not outcome
             freezer.set(False)
+            thread.join(WAIT_S)
+            assert outcome, "an op without an end"
             if isinstance(outcome[0], MedesError):
                 assert isinstance(outcome[0], BusyError), outcome[0]
                 assert "is frozen" in str(outcome[0])
@@ -255,6 +261,7 @@ def test_frozen_at_random_moments(freezer: Freezer, stops: str, deduper: Deduper
             if isinstance(outcome[0], native.LiveSandbox):
                 outcome[0].restore(lazy=False)
                 assert outcome[0].wait_complete(WAIT_S)
+    assert late <= (0 if freezer.unified else 1)
 
 
 # --- held frozen -----------------------------------------------------------------------------------------
