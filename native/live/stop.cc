@@ -29,6 +29,8 @@ constexpr unsigned kRoundsPerLook = 16;
 constexpr unsigned kRoundsAwake = 64;
 constexpr timespec kReleasePause{0, 100'000};
 constexpr std::chrono::seconds kReleasePatience{2};
+// Who waits in the kernel for a lock on the way out of its call looks like a sleeper for a moment.
+constexpr std::chrono::milliseconds kSleepersPatience{5};
 
 std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
@@ -326,11 +328,16 @@ void StoppedProcesses::release() noexcept {
   // Who was told to stop is out of its call, and what that ends with is ours to mend: so each is waited for,
   // but those that sleep in the kernel, where no call is interrupted. What does not stop in time is let go by
   // the kernel when this tracing thread ends (detaching needs a stopped thread), and may see EINTR.
-  const auto deadline = std::chrono::steady_clock::now() + kReleasePatience;
+  const auto begin = std::chrono::steady_clock::now();
+  auto others_seen = begin;
   for (unsigned rounds = 1;; ++rounds) {
     look_for_stops();
-    if (stopped_ == threads_.size() || std::chrono::steady_clock::now() > deadline) break;
-    if (rounds % kRoundsPerLook == 0 && only_sleepers_left()) break;
+    const auto now = std::chrono::steady_clock::now();
+    if (stopped_ == threads_.size() || now > begin + kReleasePatience) break;
+    if (rounds % kRoundsPerLook == 0) {
+      if (!only_sleepers_left()) others_seen = now;
+      if (now > others_seen + kSleepersPatience) break;
+    }
     if (rounds < kRoundsAwake)
       sched_yield();
     else
