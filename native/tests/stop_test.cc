@@ -414,9 +414,9 @@ TEST(Freezers, InTheMiddleOfCallsTheThreadIsPutBack) {
     });
     freezer.set(false);
     // Where it could not even be stopped (v1), it finds back through its frame, and nobody disturbs it.
-    bool again = false;
+    bool again = true;
     if (unified) (void)child.sleeping_in(SYS_epoll_wait);
-    for (int tries = 0; tries == 0 || (again && tries < 5000); ++tries) {
+    for (int tries = 0; again && tries < 5000; ++tries) {
       again = false;
       stop_for(child.pid(), milliseconds(0), [&](StoppedProcesses& stop) {
         try {

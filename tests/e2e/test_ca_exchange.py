@@ -28,7 +28,7 @@ from tests.support.certificates import HOSTS, shown
 from tests.support.cluster import Cluster, wait_until
 from tests.support.counter_app import App
 from tests.support.ports import free_port
-from tests.support.restores import ContinuousRestores
+from tests.support.restores import ContinuousRestores, register_two
 
 pytestmark = pytest.mark.live
 
@@ -102,11 +102,7 @@ def test_the_ca_is_exchanged_under_restores(
     tcp = f"127.0.0.1:{free_port()}"
     cluster = make_cluster(nodes=2, node_flags={"n0": {"listen_tcp": tcp}, "n1": files})
     holder, user = cluster.agents
-    first, app = make_app(seed=1), make_app(seed=2)
-    with holder.client() as one, user.client() as two:
-        one.register("f", pids=[first.pid], sandbox_id="a")
-        one.dedup("a")
-        two.register("f", pids=[app.pid], sandbox_id="b")
+    app = register_two(holder, user, make_app)
     known = Known(cluster)
     behind = IssuedIdentity(old, STRANGER, HOSTS)  # does not go along
     with (

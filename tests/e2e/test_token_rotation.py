@@ -17,7 +17,7 @@ from tests.support.cluster import Cluster, wait_until
 from tests.support.counter_app import App
 from tests.support.metrics import sample
 from tests.support.ports import free_port
-from tests.support.restores import ContinuousRestores
+from tests.support.restores import ContinuousRestores, register_two
 
 pytestmark = pytest.mark.live
 
@@ -32,11 +32,7 @@ def test_tokens_change_under_restores(
     metrics = f"127.0.0.1:{free_port()}"
     cluster = make_cluster(nodes=2, page_token_s=1, node_flags={"n0": {"metrics_address": metrics}})
     holder, user = cluster.agents
-    first, app = make_app(seed=1), make_app(seed=2)
-    with holder.client() as one, user.client() as two:
-        one.register("f", pids=[first.pid], sandbox_id="a")
-        one.dedup("a")
-        two.register("f", pids=[app.pid], sandbox_id="b")
+    app = register_two(holder, user, make_app)
     peer = str(holder.flag("peer_address"))
     with sync_channel(peer, of_run("n7"), server_name=node_server_name("n0")) as channel:
         stub = PeerServiceStub(channel)

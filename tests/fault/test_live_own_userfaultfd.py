@@ -56,6 +56,15 @@ def say(program: Program, word: str) -> str:
     return program.hear()
 
 
+def check_that_it_stays(program: Program, live: native.LiveSandbox) -> None:
+    """What the program guards is not evicted, and all of its memory is right after the restore."""
+    assert live.evict_result["changed_pages"] >= (4 << 20) // native.PAGE_BYTES
+    live.restore(lazy=False)
+    assert live.wait_complete(WAIT_S)
+    assert say(program, "let go") == "done"
+    assert say(program, "check") == "intact"
+
+
 def test_an_op_ends_that_finds_memory_guarded_by_the_program(program: Program, deduper: Deduper) -> None:
     image = native.attach([program.pid])
     assert say(program, "guard") == "done"  # after it was seen, before it is read
@@ -64,22 +73,14 @@ def test_an_op_ends_that_finds_memory_guarded_by_the_program(program: Program, d
     encoded = native.encode(image, plan, deduper.bases())
     file = native.SandboxFile.create(str(deduper.folder / "sandbox-1.medes"), b"{}", image, encoded)
     live = deduper.server.evict(image, file, deduper.bases())
-    assert live.evict_result["changed_pages"] >= (4 << 20) // native.PAGE_BYTES
-    live.restore(lazy=False)
-    assert live.wait_complete(WAIT_S)
-    assert say(program, "let go") == "done"
-    assert say(program, "check") == "intact"
+    check_that_it_stays(program, live)
 
 
 def test_memory_guarded_between_encoding_and_the_stop_stays(program: Program, deduper: Deduper) -> None:
     image, file, bases, _ = deduper.encode([program.pid])
     assert say(program, "guard") == "done"
     live = deduper.server.evict(image, file, bases)
-    assert live.evict_result["changed_pages"] >= (4 << 20) // native.PAGE_BYTES
-    live.restore(lazy=False)
-    assert live.wait_complete(WAIT_S)
-    assert say(program, "let go") == "done"
-    assert say(program, "check") == "intact"
+    check_that_it_stays(program, live)
 
 
 def test_memory_that_may_not_be_touched_comes_back(program: Program, deduper: Deduper) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -65,3 +66,13 @@ class ContinuousRestores:
         self._thread.join(60)
         if kind is None:
             self.check()
+
+
+def register_two(holder: AgentProcess, user: AgentProcess, make_app: Callable[..., App]) -> App:
+    """Sandbox a, the holder's, is dedup'd and so a base; sandbox b, the user's, is warm. The application in b."""
+    first, app = make_app(seed=1), make_app(seed=2)
+    with holder.client() as one, user.client() as two:
+        one.register("f", pids=[first.pid], sandbox_id="a")
+        one.dedup("a")
+        two.register("f", pids=[app.pid], sandbox_id="b")
+    return app
