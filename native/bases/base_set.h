@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "patch/base_view.h"
+#include "codec/base_view.h"
 #include "transport/page_reader.h"
 
 namespace medes {

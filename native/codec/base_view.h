@@ -7,7 +7,7 @@
 #include <span>
 
 #include "common/bytes.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-// The encoded image's layout (docs/patch-format.md draws it). Internal to patch/: everything else goes
+// The encoded image's layout (docs/patch-format.md draws it). Internal to codec/: everything else goes
 // through EncodedImage. All integers little-endian.
 //
 //   header | bases | dictionary | page checks | page entries | group index | windows | payload | 64 bytes
@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "codec/page_tags.h"
 #include "common/bytes.h"
 #include "common/checksum.h"
 #include "common/limits.h"
-#include "patch/page_tags.h"
 
 namespace medes::blob {
 

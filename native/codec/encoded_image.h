@@ -9,10 +9,10 @@
 #include <span>
 #include <vector>
 
+#include "codec/base_view.h"
+#include "codec/page_tags.h"
 #include "common/bytes.h"
 #include "common/error.h"
-#include "patch/base_view.h"
-#include "patch/page_tags.h"
 
 namespace medes {
 

@@ -1,12 +1,12 @@
-#include "fingerprint/fingerprint.h"
+#include "codec/fingerprint.h"
 
 #include <algorithm>
 
+#include "codec/kernel.h"
+#include "codec/murmur3.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
 #include "common/wiped.h"
-#include "fingerprint/kernel.h"
-#include "fingerprint/murmur3.h"
 
 namespace medes {
 namespace {

@@ -17,10 +17,10 @@
 #include <memory>
 #include <vector>
 
+#include "codec/simd.h"
 #include "common/bytes.h"
 #include "common/limits.h"
-#include "fingerprint/simd.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

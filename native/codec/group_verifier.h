@@ -1,12 +1,12 @@
 // Decodes a group right after it was encoded, while its pages are in the cache, with the code that restores
-// them. Internal to patch/.
+// them. Internal to codec/.
 #pragma once
 
 #include <memory>
 #include <span>
 
-#include "patch/blob_layout.h"
-#include "patch/encoded_image.h"
+#include "codec/blob_layout.h"
+#include "codec/encoded_image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-// What the fingerprint kernels share. Internal to fingerprint/. Kernels of different instruction sets are
+// What the fingerprint kernels share. Internal to codec/. Kernels of different instruction sets are
 // separate translation units: nothing here may be an inline function with external linkage that a kernel
 // would compile with its own instruction set.
 #pragma once

@@ -1,4 +1,4 @@
-#include "fingerprint/kernel.h"
+#include "codec/kernel.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

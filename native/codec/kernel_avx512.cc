@@ -1,4 +1,4 @@
-#include "fingerprint/kernel.h"
+#include "codec/kernel.h"
 
 #if defined(__AVX512F__)
 // GCC 12 warns of its own header's undefined-value idiom (GCC bug 105593).

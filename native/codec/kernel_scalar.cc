@@ -1,7 +1,7 @@
 // The reference: every other level must agree with it bit for bit.
 #include <algorithm>
 
-#include "fingerprint/kernel.h"
+#include "codec/kernel.h"
 
 namespace medes::fp {
 namespace {

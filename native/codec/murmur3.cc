@@ -1,4 +1,4 @@
-#include "fingerprint/murmur3.h"
+#include "codec/murmur3.h"
 
 #include <bit>
 #include <cstring>

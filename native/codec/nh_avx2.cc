@@ -2,8 +2,8 @@
 
 #include <immintrin.h>
 
+#include "codec/nh_kernels.h"
 #include "common/limits.h"
-#include "patch/nh_kernels.h"
 
 namespace medes::kernels {
 

@@ -1,4 +1,4 @@
-// Internal to patch/: NH of a page (page_tags.h), one translation unit a level. `key` is kPageBytes + 64
+// Internal to codec/: NH of a page (page_tags.h), one translation unit a level. `key` is kPageBytes + 64
 // bytes, 64-byte aligned; the second sum is under the key from byte 64 on. Words are added to the key in
 // 32-bit halves; the halves of each word are multiplied.
 #pragma once

@@ -1,7 +1,7 @@
 #include <cstring>
 
+#include "codec/nh_kernels.h"
 #include "common/limits.h"
-#include "patch/nh_kernels.h"
 
 namespace medes::kernels {
 

@@ -1,4 +1,4 @@
-#include "patch/page_encoder.h"
+#include "codec/page_encoder.h"
 
 #define ZSTD_STATIC_LINKING_ONLY  // contexts whose memory is wiped
 #include <zstd.h>
@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "codec/predict_kernels.h"
 #include "common/error.h"
 #include "common/wiped.h"
-#include "patch/predict_kernels.h"
 
 namespace medes {
 namespace {

@@ -1,12 +1,12 @@
-// Chooses how one page is stored. Internal to patch/.
+// Chooses how one page is stored. Internal to codec/.
 #pragma once
 
 #include <span>
 
-#include "patch/blob_layout.h"
-#include "patch/slides.h"
-#include "patch/window_plan.h"
-#include "patch/word_coder.h"
+#include "codec/blob_layout.h"
+#include "codec/slides.h"
+#include "codec/window_plan.h"
+#include "codec/word_coder.h"
 
 struct ZSTD_CCtx_s;
 

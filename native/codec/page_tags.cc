@@ -1,4 +1,4 @@
-#include "patch/page_tags.h"
+#include "codec/page_tags.h"
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -9,8 +9,8 @@
 #include <cstring>
 #include <memory>
 
+#include "codec/nh_kernels.h"
 #include "common/error.h"
-#include "patch/nh_kernels.h"
 
 namespace medes {
 

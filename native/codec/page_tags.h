@@ -14,9 +14,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/simd.h"
 #include "common/bytes.h"
 #include "common/limits.h"
-#include "fingerprint/simd.h"
 
 namespace medes {
 

@@ -1,5 +1,5 @@
-#include "patch/predict_kernels.h"
-#include "patch/slides.h"
+#include "codec/predict_kernels.h"
+#include "codec/slides.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

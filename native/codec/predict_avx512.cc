@@ -1,5 +1,5 @@
-#include "patch/predict_kernels.h"
-#include "patch/slides.h"
+#include "codec/predict_kernels.h"
+#include "codec/slides.h"
 
 #if defined(__AVX512F__)
 // GCC 12 warns of its own header's undefined-value idiom (GCC bug 105593).

@@ -1,4 +1,4 @@
-// Internal to patch/: the kernels of prediction and comparison, one translation unit a level.
+// Internal to codec/: the kernels of prediction and comparison, one translation unit a level.
 #pragma once
 
 #include <cstddef>

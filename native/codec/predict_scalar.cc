@@ -1,7 +1,7 @@
 // The reference kernels: other levels must agree bit for bit, or a patch made on one node would not decode on
 // another.
-#include "patch/predict_kernels.h"
-#include "patch/slides.h"
+#include "codec/predict_kernels.h"
+#include "codec/slides.h"
 
 namespace medes::kernels {
 

@@ -1,4 +1,4 @@
-#include "fingerprint/simd.h"
+#include "codec/simd.h"
 
 #include "common/error.h"
 

@@ -1,12 +1,12 @@
-#include "patch/slides.h"
+#include "codec/slides.h"
 
 #include <algorithm>
 #include <bit>
 #include <unordered_map>
 
+#include "codec/fingerprint.h"
+#include "codec/predict_kernels.h"
 #include "common/error.h"
-#include "fingerprint/fingerprint.h"
-#include "patch/predict_kernels.h"
 
 namespace medes {
 namespace {

@@ -14,9 +14,9 @@
 #include <span>
 #include <vector>
 
-#include "fingerprint/simd.h"
-#include "memory/image.h"
-#include "patch/base_view.h"
+#include "codec/base_view.h"
+#include "codec/simd.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-// LEB128 varints of the windows section. Internal to patch/.
+// LEB128 varints of the windows section. Internal to codec/.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-#include "patch/window_plan.h"
+#include "codec/window_plan.h"
 
 #include <algorithm>
 #include <bit>

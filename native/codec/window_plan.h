@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "codec/base_view.h"
+#include "codec/fingerprint.h"
 #include "common/limits.h"
-#include "fingerprint/fingerprint.h"
-#include "patch/base_view.h"
 #include "registry/locations.h"
 
 namespace medes {

@@ -1,10 +1,10 @@
-#include "patch/word_coder.h"
+#include "codec/word_coder.h"
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
-#include "patch/word_table.h"
+#include "codec/word_table.h"
 
 namespace medes {
 namespace coder {

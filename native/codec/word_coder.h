@@ -8,10 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/simd.h"
 #include "common/bytes.h"
 #include "common/limits.h"
 #include "common/wiped.h"
-#include "fingerprint/simd.h"
 
 namespace medes {
 

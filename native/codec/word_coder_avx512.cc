@@ -1,5 +1,5 @@
 // Eight exceptions at a time; encode_scalar and decode_scalar say what must come out.
-#include "patch/word_table.h"
+#include "codec/word_table.h"
 
 #if defined(__AVX512F__)
 // GCC 12 warns of its own header's undefined-value idiom (GCC bug 105593).

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "patch/word_coder.h"
+#include "codec/word_coder.h"
 
 namespace medes::coder {
 

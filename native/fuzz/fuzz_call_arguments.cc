@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
-#include "live/call_arguments.h"
-#include "live/system_calls.h"
+#include "tracing/call_arguments.h"
+#include "tracing/system_calls.h"
 
 using namespace medes;
 

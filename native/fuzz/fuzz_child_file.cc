@@ -10,8 +10,8 @@
 
 #include "common/checksum.h"
 #include "common/error.h"
-#include "live/call_log.h"
-#include "live/segments.h"
+#include "serving/call_log.h"
+#include "serving/segments.h"
 #include "store/child_file.h"
 
 using namespace medes;
@@ -65,7 +65,7 @@ void open(MutableBytes file) {
     if (s.begin < last || s.end < s.begin) __builtin_trap();
     last = s.end;
   }
-  log.book(std::vector<MovedPages>(3, {0x1000, 0x5000, 0x1000}));
+  log.commit(std::vector<MovedPages>(3, {0x1000, 0x5000, 0x1000}));
   if (const auto moves = log.moves(); !moves || moves->size() != 3) __builtin_trap();
 }
 

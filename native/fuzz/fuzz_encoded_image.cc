@@ -6,10 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#include "codec/blob_layout.h"
 #include "common/checksum.h"
 #include "common/error.h"
-#include "patch/blob_layout.h"
-#include "patch/encoder.h"
+#include "dedup/encoder.h"
 #include "registry/locations.h"
 
 namespace {
@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kPages = 6;
 constexpr medes::StoreKey kKey{std::byte{1}};
 
-void repair(medes::WipedBytes& blob) {
+void repair(std::vector<std::byte>& blob) {
   medes::blob::Header h;
   if (blob.size() < sizeof h + sizeof(uint64_t)) return;
   std::memcpy(&h, blob.data(), sizeof h);
@@ -76,13 +76,11 @@ const medes::WipedBytes& valid_blob(bool keyed) {
   return keyed ? with : without;
 }
 
-medes::WipedBytes input_blob(const uint8_t* data, size_t size) {
-  if (size == 0 || data[0] % 2 == 0) {
-    medes::WipedBytes blob(size);
-    if (size != 0) std::memcpy(blob.data(), data, size);
-    return blob;
-  }
-  medes::WipedBytes blob = valid_blob(data[0] % 4 == 1);
+std::vector<std::byte> input_blob(const uint8_t* data, size_t size) {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(data);
+  if (size == 0 || data[0] % 2 == 0) return {bytes, bytes + size};
+  const medes::WipedBytes& valid = valid_blob(data[0] % 4 == 1);
+  std::vector<std::byte> blob(valid.data(), valid.data() + valid.size());
   for (size_t i = 1; i + 3 <= size; i += 3) {
     blob[(data[i] | size_t{data[i + 1]} << 8) % blob.size()] = static_cast<std::byte>(data[i + 2]);
   }
@@ -92,7 +90,7 @@ medes::WipedBytes input_blob(const uint8_t* data, size_t size) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  medes::WipedBytes blob = input_blob(data, size);
+  std::vector<std::byte> blob = input_blob(data, size);
   repair(blob);
   try {
     const auto image = medes::EncodedImage::open(blob, &kKey);

@@ -8,7 +8,7 @@
 
 #include "common/checksum.h"
 #include "common/error.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 using namespace medes;
 

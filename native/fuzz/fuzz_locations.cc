@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "codec/window_plan.h"
 #include "common/error.h"
-#include "patch/window_plan.h"
 #include "registry/fingerprint_index.h"
 #include "registry/locations.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "live/mapping_change.h"
+#include "serving/mapping_change.h"
 
 using namespace medes;
 

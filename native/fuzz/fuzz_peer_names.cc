@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "transport/socket.h"
-#include "transport/tls.h"
+#include "transport/tls/tls.h"
 
 using namespace medes;
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 using namespace medes;
 

@@ -3,7 +3,7 @@
 #include <string_view>
 
 #include "common/error.h"
-#include "memory/proc_text.h"
+#include "procfs/proc_text.h"
 
 using namespace medes;
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "memory/program_data.h"
+#include "procfs/program_data.h"
 
 using namespace medes;
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/checksum.h"
-#include "transport/tcp_connection.h"
+#include "transport/tcp/tcp_connection.h"
 
 using namespace medes;
 

@@ -61,7 +61,7 @@ void open(MutableBytes file) {
   const SandboxState state = sandbox_state(header, file.subspan(header.mutable_offset));
   for (auto& page : state.pages) page.store(0);
   for (auto& record : state.uffds) record.fd = -1;
-  for (auto& change : state.changes) change.booked.store(0);
+  for (auto& change : state.changes) change.committed.store(0);
 }
 
 }  // namespace

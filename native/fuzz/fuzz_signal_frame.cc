@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "live/signal_frame.h"
+#include "tracing/signal_frame.h"
 
 using namespace medes;
 

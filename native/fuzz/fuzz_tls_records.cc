@@ -6,17 +6,28 @@
 #include <cstring>
 #include <vector>
 
-#include "transport/tls_records.h"
+#include "transport/tls/tls_records.h"
 
 using namespace medes;
 
 namespace {
 
+constexpr size_t kRoomMax = 3 * kGcmStepBytes, kLongTimes = 16, kReceivesMax = 256;
+
 struct Script {
   std::vector<uint8_t> wire, data;
 };
 
-// The input: a byte for what comes (two bits) and how much, then so much of it.
+// Seals what is there as one record, of two parts where the cipher takes it in two.
+void add_record(Script& script, RecordKeys& keys, std::span<const uint8_t> bytes, uint8_t type) {
+  const size_t before = script.wire.size(), first = bytes.size() / 2 / kGcmStepBytes * kGcmStepBytes;
+  script.wire.resize(before + kRecordOverheadBytes + bytes.size());
+  auto* const data = const_cast<uint8_t*>(bytes.data());  // an iovec for sealing is only read
+  const iovec parts[] = {{data, first}, {data + first, bytes.size() - first}};
+  if (!keys.seal(parts, script.wire.data() + before, type)) __builtin_trap();
+}
+
+// The input: a byte for what comes (two bits) and how much, then so much of it; long records repeat it.
 Script script_of(const uint8_t* input, size_t size, RecordKeys keys) {
   Script out;
   bool sound = true;
@@ -30,12 +41,12 @@ Script script_of(const uint8_t* input, size_t size, RecordKeys keys) {
       sound = sound && n == 0;
       continue;
     }
-    const size_t before = out.wire.size();
-    out.wire.resize(before + kRecordOverheadBytes + n);
     const uint8_t type = what == 3 ? kAlert : kApplicationData;
-    if (!keys.seal(bytes, n, out.wire.data() + before, type)) __builtin_trap();
+    std::vector<uint8_t> record(what == 2 ? kLongTimes * n : n);
+    for (size_t i = 0; n != 0 && i < record.size(); i += n) std::memcpy(record.data() + i, bytes, n);
+    add_record(out, keys, record, type);
     if (type == kAlert) sound = false;  // an end of either kind
-    if (sound) out.data.insert(out.data.end(), bytes, bytes + n);
+    if (sound) out.data.insert(out.data.end(), record.begin(), record.end());
   }
   return out;
 }
@@ -50,7 +61,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return RecordKeys(secret);
   }();
   const Script script = script_of(data + 2, size - 2, keys);
-  const size_t piece = data[0] == 0 ? 1 : data[0] * size_t{3}, room = 1 + data[1] % 64;
+  const size_t piece = std::max(data[0] == 0 ? 1 : data[0] * size_t{3}, script.wire.size() / kReceivesMax);
+  // Room for records' data: in steps of the cipher, or in none.
+  const bool steps = data[1] & 64;
+  const size_t room = steps ? data[1] % 4 * kGcmStepBytes : 1 + data[1] % 64;
   size_t received = 0;
   bool pause = false;
   const RecordInput::Receive receive = [&](uint8_t* into, size_t most) -> ssize_t {
@@ -66,17 +80,20 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   RecordInput input(keys);
   size_t delivered = 0;
   for (;;) {
-    uint8_t first[64], second[16];
-    iovec parts[] = {{first, room}, {second, sizeof second}};
+    uint8_t into[3][kRoomMax];
+    iovec parts[] = {{into[0], room}, {into[1], steps ? kGcmStepBytes : 16}, {into[2], 48}};
     const IoResult result = input.read(parts, receive);
     if (result.status == IoStatus::want_read) continue;
     if (result.status != IoStatus::progress) break;
-    const size_t n = std::min(result.bytes, room), more = result.bytes - n;
-    if (more > sizeof second || delivered + result.bytes > script.data.size() ||
-        std::memcmp(script.data.data() + delivered, first, n) != 0 ||
-        std::memcmp(script.data.data() + delivered + n, second, more) != 0)
-      __builtin_trap();
-    delivered += result.bytes;
+    size_t left = result.bytes;
+    for (const iovec& part : parts) {
+      const size_t n = std::min(left, part.iov_len);
+      if (n > script.data.size() - delivered ||
+          std::memcmp(script.data.data() + delivered, part.iov_base, n) != 0)
+        __builtin_trap();
+      delivered += n, left -= n;
+    }
+    if (left != 0) __builtin_trap();
   }
   if (delivered != script.data.size()) __builtin_trap();
   return 0;

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "patch/word_coder.h"
+#include "codec/word_coder.h"
 
 using namespace medes;
 
