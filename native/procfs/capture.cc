@@ -1,14 +1,14 @@
-#include "memory/capture.h"
+#include "procfs/capture.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
 
 #include "common/error.h"
-#include "memory/fork_shared.h"
-#include "memory/pagemap.h"
-#include "memory/proc.h"
-#include "memory/program_data.h"
+#include "procfs/fork_shared.h"
+#include "procfs/pagemap.h"
+#include "procfs/proc.h"
+#include "procfs/program_data.h"
 
 namespace medes {
 namespace {
@@ -136,7 +136,7 @@ std::vector<PageSpan> wanted_pages(std::span<const Candidate> candidates, std::s
 
 }  // namespace
 
-std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<uint32_t> sharers_most) {
+std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<uint32_t> fork_sharers_max) {
   if (pids.empty()) throw Error(Code::invalid_argument, "no process given");
   if (pids.size() > kMaxProcesses) throw Error(Code::limit_exceeded, "too many processes in one sandbox");
   ImageLayout layout;
@@ -155,10 +155,10 @@ std::shared_ptr<MemoryImage> attach(std::span<const pid_t> pids, std::optional<u
     layout.processes.push_back(std::move(process));
   }
   ForkShared shared;
-  if (sharers_most) {
+  if (fork_sharers_max) {
     std::vector<std::vector<PageSpan>> spans;
     for (const auto& f : found) spans.push_back(spans_of(f));
-    shared = find_fork_shared(pids, spans, *sharers_most);
+    shared = find_fork_shared(pids, spans, *fork_sharers_max);
     for (size_t i = 0; i < found.size(); ++i)
       if (!shared.stay[i].empty()) found[i] = subtract(found[i], shared.stay[i]);
   }

@@ -1,4 +1,4 @@
-#include "memory/fork_shared.h"
+#include "procfs/fork_shared.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -48,7 +48,7 @@ class MapCounts {
 }  // namespace
 
 ForkShared find_fork_shared(std::span<const pid_t> pids, std::span<const std::vector<PageSpan>> spans,
-                            uint32_t sharers_most) {
+                            uint32_t fork_sharers_max) {
   ForkShared found;
   found.stay.resize(pids.size());
   std::vector<Shared> shared;
@@ -62,7 +62,7 @@ ForkShared find_fork_shared(std::span<const pid_t> pids, std::span<const std::ve
     while (end < shared.size() && shared[end].frame == shared[at].frame) ++end;
     const uint64_t sharers = end - at;
     const bool outside = counts.of(shared[at].frame, sharers) > sharers;
-    if (!outside && sharers <= sharers_most) {
+    if (!outside && sharers <= fork_sharers_max) {
       found.pages.copied += sharers - 1;
       continue;
     }

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "memory/image.h"
-#include "memory/pagemap.h"
+#include "image/image.h"
+#include "procfs/pagemap.h"
 
 namespace medes {
 
@@ -21,10 +21,10 @@ struct ForkShared {
 };
 
 // Of `spans` (by process, ascending), pages that stay: those mapped by processes other than `pids`, and those
-// that more than `sharers_most` of them map. Nothing where the kernel does not show page frames
+// that more than `fork_sharers_max` of them map. Nothing where the kernel does not show page frames
 // (CAP_SYS_ADMIN). Throws process_gone, permission_denied. Costs 8 B read a page, and as much again for each
 // that is shared.
 ForkShared find_fork_shared(std::span<const pid_t> pids, std::span<const std::vector<PageSpan>> spans,
-                            uint32_t sharers_most);
+                            uint32_t fork_sharers_max);
 
 }  // namespace medes

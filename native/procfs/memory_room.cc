@@ -1,14 +1,14 @@
-#include "memory/memory_room.h"
+#include "procfs/memory_room.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {
 
-constexpr const char* kRoot = "/sys/fs/cgroup";
 constexpr uint64_t kNoLimit = 1ull << 62;  // cgroup v1 has no word for it but the largest number of pages
 constexpr size_t kMaxDepth = 64;
 
@@ -17,9 +17,9 @@ struct Names {
   const char *limit, *used;
   const char *swap_limit, *swap_used;  // v1's are of memory and swap together
 };
-constexpr Names kNames[] = {{"/memory.max", "/memory.current", "/memory.swap.max", "/memory.swap.current"},
-                            {"/memory.limit_in_bytes", "/memory.usage_in_bytes",
-                             "/memory.memsw.limit_in_bytes", "/memory.memsw.usage_in_bytes"}};
+constexpr Names kUnified{"/memory.max", "/memory.current", "/memory.swap.max", "/memory.swap.current"};
+constexpr Names kV1{"/memory.limit_in_bytes", "/memory.usage_in_bytes", "/memory.memsw.limit_in_bytes",
+                    "/memory.memsw.usage_in_bytes"};
 
 std::optional<uint64_t> number_in(const std::string& path) {
   try {
@@ -39,37 +39,37 @@ uint64_t cache_of(const std::string& group) {
 }
 
 // What the kernel may still swap out of the group to make room in it.
-uint64_t swap_in(const std::string& group, const Names& names) {
-  const uint64_t free = field_of(read_proc_file("/proc/meminfo", 0, 1u << 20), "SwapFree") * 1024;
+uint64_t swap_in(const std::string& group, const Names& names, const std::string& proc) {
+  const uint64_t free = field_of(read_proc_file(proc + "/meminfo", 0, 1u << 20), "SwapFree") * 1024;
   if (free == 0) return 0;
   const auto limit = number_in(group + names.swap_limit), used = number_in(group + names.swap_used);
   if (!limit || !used || *limit >= kNoLimit) return free;
   return std::min(free, *limit - std::min(*limit, *used));
 }
 
-std::optional<uint64_t> room_in(const std::string& group) {
-  for (const Names& names : kNames) {
-    const auto limit = number_in(group + names.limit);
-    if (!limit) continue;
-    if (*limit >= kNoLimit) return std::nullopt;
-    const auto used = number_in(group + names.used);
-    if (!used) continue;
-    try {
-      const uint64_t held = *used - std::min(*used, cache_of(group));
-      return *limit - std::min(*limit, held) + swap_in(group, names);
-    } catch (const Error&) {
-      return std::nullopt;
-    }
+// Of one group; nothing without a limit. No more is asked than tells whether there are `enough` bytes.
+std::optional<uint64_t> room_in(const std::string& group, const Names& names, const std::string& proc,
+                                uint64_t enough) {
+  const auto limit = number_in(group + names.limit);
+  if (!limit || *limit >= kNoLimit) return std::nullopt;
+  const auto used = number_in(group + names.used);
+  if (!used) return std::nullopt;
+  const uint64_t unused = *limit - std::min(*limit, *used);
+  if (unused >= enough) return unused;
+  try {
+    const uint64_t held = *used - std::min(*used, cache_of(group));
+    return *limit - std::min(*limit, held) + swap_in(group, names, proc);
+  } catch (const Error&) {
+    return std::nullopt;
   }
-  return std::nullopt;
 }
 
 }  // namespace
 
-MemoryRoom::MemoryRoom(pid_t pid) {
+MemoryRoom::MemoryRoom(pid_t pid, const std::string& cgroup_root, std::string proc) : proc_(std::move(proc)) {
   std::string text;
   try {
-    text = read_proc_file("/proc/" + std::to_string(pid) + "/cgroup", pid, 1u << 20);
+    text = read_proc_file(proc_ + "/" + std::to_string(pid) + "/cgroup", pid, 1u << 20);
   } catch (const Error&) {
     return;
   }
@@ -77,7 +77,8 @@ MemoryRoom::MemoryRoom(pid_t pid) {
   for (const auto& entry : parse_cgroups(text)) {
     const bool v1 = entry.controllers.find(",memory,") != std::string::npos;
     if (!v1 && (!entry.unified || !top.empty())) continue;
-    top = v1 ? std::string(kRoot) + "/memory" : kRoot;
+    unified_ = !v1;
+    top = v1 ? cgroup_root + "/memory" : cgroup_root;
     path = entry.path;
   }
   if (top.empty()) return;
@@ -89,10 +90,17 @@ MemoryRoom::MemoryRoom(pid_t pid) {
   }
 }
 
-std::optional<uint64_t> MemoryRoom::bytes() const {
+std::optional<uint64_t> MemoryRoom::bytes() const { return least(UINT64_MAX); }
+
+bool MemoryRoom::has(uint64_t bytes) const { return least(bytes).value_or(UINT64_MAX) >= bytes; }
+
+std::optional<uint64_t> MemoryRoom::least(uint64_t enough) const {
   std::optional<uint64_t> least;
-  for (const auto& group : groups_)
-    if (const auto room = room_in(group)) least = std::min(least.value_or(*room), *room);
+  for (const auto& group : groups_) {
+    const auto room = room_in(group, unified_ ? kUnified : kV1, proc_, enough);
+    if (room) least = std::min(least.value_or(*room), *room);
+    if (least && *least < enough && enough != UINT64_MAX) return least;
+  }
   return least;
 }
 

@@ -1,4 +1,4 @@
-#include "memory/memory_sharers.h"
+#include "procfs/memory_sharers.h"
 
 #include <linux/kcmp.h>
 #include <linux/sched.h>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {
@@ -68,27 +68,21 @@ std::optional<pid_t> process_of(pid_t tid) {
               "processes made with CLONE_VM cannot be deduplicated");
 }
 
-bool has_memory(pid_t tid) {
+bool shows_memory(pid_t tid) {
   char first = 0;
   const std::string path = "/proc/" + std::to_string(tid) + "/exe";
   return readlink(path.c_str(), &first, 1) >= 0 || errno != ENOENT;
 }
 
-// Of a process, the thread that shows its memory. Nothing for one that has none (any more).
-std::optional<pid_t> thread_with_memory(pid_t pid) {
-  if (has_memory(pid)) return pid;
-  struct stat threads{};
-  const std::string path = "/proc/" + std::to_string(pid) + "/task";
-  constexpr nlink_t kOfOneThread = 3;
-  if (stat(path.c_str(), &threads) != 0 || threads.st_nlink <= kOfOneThread) return std::nullopt;
+// A thread of the kernel, which has no memory. None is to be seen from within most containers.
+std::optional<pid_t> kernel_thread() {
+  constexpr pid_t kThreadd = 2;
   try {
-    for (pid_t tid : threads_of(pid))
-      if (tid != pid && has_memory(tid)) return tid;
-  } catch (const Error&) {  // it is gone, or not ours to look at
+    if (read_stat(kThreadd).of_kernel && !shows_memory(kThreadd)) return kThreadd;
+  } catch (const Error&) {
   }
   return std::nullopt;
 }
-
 // The process id that was given out last.
 std::optional<uint32_t> last_pid() {
   try {
@@ -103,7 +97,7 @@ std::optional<uint32_t> last_pid() {
 }  // namespace
 
 MemorySharers::MemorySharers(std::span<const pid_t> pids)
-    : known_(pids.begin(), pids.end()), last_pid_(last_pid()) {
+    : known_(pids.begin(), pids.end()), without_(kernel_thread()), last_pid_(last_pid()) {
   std::sort(known_.begin(), known_.end());
   for (pid_t pid : pids) {
     const auto thread = thread_with_memory(pid);
@@ -121,6 +115,29 @@ void MemorySharers::look_again() {
   last_pid_ = last_pid();
   if (!before || !last_pid_ || *last_pid_ < *before || *last_pid_ - *before > kFewer) return look_at_all();
   for (uint32_t pid = *before + 1; pid <= *last_pid_; ++pid) look_at(static_cast<pid_t>(pid));
+}
+
+// The kernel gives those without memory a place in its order as well, the same for all of them: comparing
+// costs a quarter of asking /proc.
+bool MemorySharers::has_memory(pid_t tid) const {
+  if (!without_) return shows_memory(tid);
+  const Order order = compare(tid, *without_);
+  return order == Order::unknown ? shows_memory(tid) : order != Order::same;
+}
+
+// Of a process, the thread that shows its memory. Nothing for one that has none (any more).
+std::optional<pid_t> MemorySharers::thread_with_memory(pid_t pid) const {
+  if (has_memory(pid)) return pid;
+  struct stat threads{};
+  const std::string path = "/proc/" + std::to_string(pid) + "/task";
+  constexpr nlink_t kOfOneThread = 3;
+  if (stat(path.c_str(), &threads) != 0 || threads.st_nlink <= kOfOneThread) return std::nullopt;
+  try {
+    for (pid_t tid : threads_of(pid))
+      if (tid != pid && has_memory(tid)) return tid;
+  } catch (const Error&) {  // it is gone, or not ours to look at
+  }
+  return std::nullopt;
 }
 
 MemorySharers::Place MemorySharers::place_of(pid_t thread) {

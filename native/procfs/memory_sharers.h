@@ -16,7 +16,7 @@ namespace medes {
 // thread that lives: a main thread that has exited has no memory.
 class MemorySharers {
  public:
-  // Looks at all processes: 3 us each.
+  // Looks at all processes: 3 to 5 us each (docs/live-driver.md).
   explicit MemorySharers(std::span<const pid_t> pids);
 
   // Looks at those that were born since, which is all there is to do once `pids` stand still: only who has a
@@ -30,12 +30,15 @@ class MemorySharers {
     std::optional<pid_t> same;        // who has this memory already
   };
 
+  bool has_memory(pid_t tid) const;
+  std::optional<pid_t> thread_with_memory(pid_t pid) const;
   Place place_of(pid_t thread);
   void look_at(pid_t pid);
   void look_at_all();
 
-  std::vector<pid_t> known_;   // ascending
-  std::vector<pid_t> sorted_;  // a thread of each, by the kernel's order of their memories
+  std::vector<pid_t> known_;      // ascending
+  std::vector<pid_t> sorted_;     // a thread of each, by the kernel's order of their memories
+  std::optional<pid_t> without_;  // a thread that never has memory
   std::optional<uint32_t> last_pid_;
 };
 

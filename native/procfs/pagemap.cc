@@ -1,4 +1,4 @@
-#include "memory/pagemap.h"
+#include "procfs/pagemap.h"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -11,7 +11,7 @@
 #include <memory>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {
@@ -87,27 +87,25 @@ size_t read_pagemap(int fd, pid_t pid, uint64_t address, std::span<PagemapEntry>
 
 Pagemap::Pagemap(pid_t pid) : pid_(pid), fd_(open_pagemap(pid)) {}
 
-void Pagemap::private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
-  if (!scan(begin, end, Wanted::own, out)) read_entries(begin, end, true, out);
+void Pagemap::private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out,
+                            std::vector<PageSpan>* huge) const {
+  if (!scan(begin, end, Wanted::own, out, huge)) read_entries(begin, end, true, out);
 }
 
 void Pagemap::present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
   if (!scan(begin, end, Wanted::present, out)) read_entries(begin, end, false, out);
 }
 
-void Pagemap::huge_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
-  (void)scan(begin, end, Wanted::huge, out);
-}
-
 void Pagemap::guard_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const {
   (void)scan(begin, end, Wanted::guard, out);
 }
 
-bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const {
+bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out,
+                   std::vector<PageSpan>* huge) const {
   int support = g_support.load(std::memory_order_relaxed);
   if (support == absent) return false;
   constexpr size_t kRegions = 1024;
-  const auto regions = std::make_unique<ScanRegion[]>(kRegions);
+  const auto regions = std::make_unique_for_overwrite<ScanRegion[]>(kRegions);
   while (begin < end) {
     if (wanted == Wanted::guard && support == without_guard) return false;
     ScanArgument arg{};
@@ -117,9 +115,9 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
     uint64_t unwanted = wanted == Wanted::present ? 0 : kFile | kZero;
     if (support != without_guard) unwanted |= kGuard;
     arg.category_inverted = unwanted;
-    arg.category_mask = unwanted | (wanted == Wanted::huge ? kHuge : 0);
+    arg.category_mask = unwanted;
     arg.category_anyof_mask = kPresent | kSwapped;
-    arg.return_mask = kPresent | kSwapped;
+    arg.return_mask = kPresent | kSwapped | (huge != nullptr ? kHuge : 0);
     if (wanted == Wanted::guard) {
       arg.category_inverted = arg.category_anyof_mask = 0;
       arg.category_mask = arg.return_mask = kGuard;
@@ -140,7 +138,11 @@ bool Pagemap::scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<Page
     }
     if (support == unknown) support = with_guard;
     g_support.store(support, std::memory_order_relaxed);
-    for (int i = 0; i < n; ++i) append(out, regions[i].start, regions[i].end);
+    for (int i = 0; i < n; ++i) {
+      append(out, regions[i].start, regions[i].end);
+      if (huge != nullptr && (regions[i].categories & kHuge) != 0)
+        append(*huge, regions[i].start, regions[i].end);
+    }
     if (arg.walk_end <= begin) break;
     begin = arg.walk_end;
   }

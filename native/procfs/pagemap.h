@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/unique_fd.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 
@@ -56,17 +56,18 @@ class Pagemap {
 
   // Appends the pages of [begin, end) that hold memory of the process's own (present or swapped, not of a
   // file, not the shared zero page, not a guard), ascending, neighbours merged.
-  void private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
+  // `huge` gets those of them that lie in huge pages, where the kernel has PAGEMAP_SCAN.
+  void private_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out,
+                     std::vector<PageSpan>* huge = nullptr) const;
   // Same walk but every page that is mapped at all, whatever is behind it (the zero page too).
   void present_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
   // Appends guard regions (MADV_GUARD_INSTALL); nothing where the kernel does not show them (before 6.15).
   void guard_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
-  // Appends what lies in huge pages; nothing where the kernel has no PAGEMAP_SCAN.
-  void huge_pages(uint64_t begin, uint64_t end, std::vector<PageSpan>& out) const;
 
  private:
-  enum class Wanted : uint8_t { present, own, huge, guard };
-  bool scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out) const;
+  enum class Wanted : uint8_t { present, own, guard };
+  bool scan(uint64_t begin, uint64_t end, Wanted wanted, std::vector<PageSpan>& out,
+            std::vector<PageSpan>* huge = nullptr) const;
   void read_entries(uint64_t begin, uint64_t end, bool private_only, std::vector<PageSpan>& out) const;
   pid_t pid_;
   UniqueFd fd_;

@@ -11,7 +11,7 @@
 #include <string_view>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {

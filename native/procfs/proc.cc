@@ -1,4 +1,4 @@
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -16,7 +16,7 @@
 
 #include "common/error.h"
 #include "common/unique_fd.h"
-#include "memory/pagemap.h"
+#include "procfs/pagemap.h"
 
 namespace medes {
 namespace {

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "memory/image.h"
-#include "memory/proc_text.h"
+#include "image/image.h"
+#include "procfs/proc_text.h"
 
 namespace medes {
 

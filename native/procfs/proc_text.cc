@@ -1,4 +1,4 @@
-#include "memory/proc_text.h"
+#include "procfs/proc_text.h"
 
 #include <sys/mman.h>
 
@@ -132,8 +132,8 @@ ProcessStat parse_stat(std::string_view text, const std::string& object) {
   // Fields as proc(5) numbers them.
   constexpr size_t kState = 3, kParent = 4, kSession = 6, kFlags = 9, kUserTicks = 14, kStart = 22,
                    kPending = 31, kProcessor = 39, kArguments = 48, kLast = 51;
-  constexpr uint64_t kExiting = 0x4;        // PF_EXITING
-  const size_t name_end = text.rfind(')');  // the name before it may hold anything
+  constexpr uint64_t kExiting = 0x4, kOfKernel = 0x200000;  // PF_EXITING, PF_KTHREAD
+  const size_t name_end = text.rfind(')');                  // the name before it may hold anything
   if (name_end == std::string_view::npos) throw damaged();
   text.remove_prefix(name_end + 1);
   std::array<uint64_t, kLast + 1> fields{};
@@ -149,6 +149,7 @@ ProcessStat parse_stat(std::string_view text, const std::string& object) {
   stat.state = state[0];
   stat.parent = static_cast<pid_t>(fields[kParent]);
   stat.session = static_cast<pid_t>(fields[kSession]);
+  stat.of_kernel = (fields[kFlags] & kOfKernel) != 0;
   stat.dying = (fields[kFlags] & kExiting) != 0 || (fields[kPending] >> (SIGKILL - 1) & 1) != 0;
   stat.user_ticks = fields[kUserTicks];
   stat.start_time_ticks = fields[kStart];

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 
@@ -25,7 +25,8 @@ std::vector<AddressRange> flagged_ranges(std::string_view smaps, std::string_vie
 struct ProcessStat {
   char state = 0;
   pid_t parent = 0, session = 0;
-  bool dying = false;  // of a thread: it was killed, or is on its way out
+  bool dying = false;      // of a thread: it was killed, or is on its way out
+  bool of_kernel = false;  // it is a thread of the kernel
   uint64_t user_ticks = 0, start_time_ticks = 0;
   int processor = -1;  // where it ran last
   AddressRange arguments, environment;

@@ -1,4 +1,4 @@
-#include "memory/program_data.h"
+#include "procfs/program_data.h"
 
 #include <elf.h>
 #include <sys/mman.h>
@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "common/error.h"
-#include "memory/foreign_memory.h"
+#include "image/foreign_memory.h"
 
 namespace medes {
 namespace {

@@ -1,6 +1,6 @@
 // Written pages of programs' and libraries' own data (.data, relocation tables): private memory in a mapping
 // of a file, which userfaultfd does not take. The live driver makes it anonymous memory of equal bytes before
-// it evicts (live/make_anonymous.h); this finds what may be treated so.
+// it evicts (process/make_anonymous.h); this finds what may be treated so.
 #pragma once
 
 #include <sys/types.h>
@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

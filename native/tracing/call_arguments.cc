@@ -1,12 +1,14 @@
-#include "live/call_arguments.h"
+#include "tracing/call_arguments.h"
 
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <memory>
+#include <span>
 
-#include "live/system_calls.h"
+#include "tracing/system_calls.h"
 
 namespace medes {
 namespace {
@@ -81,9 +83,9 @@ class Behind {
   void vector(uint64_t address, uint64_t count) {
     count = std::min<uint64_t>(count, kMaxRanges);
     array(address, count, sizeof(iovec));
-    std::vector<iovec> entries(count);
-    if (count == 0 || !read_memory_(address, entries.data(), count * sizeof(iovec))) return;
-    for (const auto& e : entries)
+    const auto entries = std::make_unique_for_overwrite<iovec[]>(count);
+    if (count == 0 || !read_memory_(address, entries.get(), count * sizeof(iovec))) return;
+    for (const auto& e : std::span(entries.get(), count))
       if (e.iov_len > 0) range(reinterpret_cast<uint64_t>(e.iov_base), 1);
   }
   void message(uint64_t address) {

@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

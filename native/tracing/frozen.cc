@@ -1,9 +1,9 @@
-#include "live/frozen.h"
+#include "tracing/frozen.h"
 
 #include <fstream>
 #include <string>
 
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {
@@ -69,6 +69,10 @@ std::string frozen_cgroup_of(pid_t pid) {
 Error frozen_error(pid_t pid, const std::string& cgroup) {
   return Error(Code::busy, "its cgroup " + cgroup + " is frozen", "pid " + std::to_string(pid),
                "thaw it (docker unpause), then try again");
+}
+
+void require_thawed(pid_t pid) {
+  if (const auto path = frozen_cgroup_of(pid); !path.empty()) throw frozen_error(pid, path);
 }
 
 }  // namespace medes

@@ -14,5 +14,6 @@ namespace medes {
 std::string frozen_cgroup_of(pid_t pid);
 
 Error frozen_error(pid_t pid, const std::string& cgroup);  // busy
+void require_thawed(pid_t pid);                            // throws that
 
 }  // namespace medes

@@ -1,4 +1,4 @@
-#include "live/gadgets.h"
+#include "tracing/gadgets.h"
 
 #include <sys/mman.h>
 
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "common/error.h"
-#include "memory/foreign_memory.h"
+#include "image/foreign_memory.h"
 
 namespace medes {
 namespace {

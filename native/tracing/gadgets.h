@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -12,14 +12,14 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
-#include "live/frozen.h"
-#include "live/process_bytes.h"
-#include "live/ptrace_calls.h"
-#include "live/signal_frame.h"
-#include "live/system_calls.h"
-#include "live/tracee.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 #include "store/sandbox_file.h"
+#include "tracing/frozen.h"
+#include "tracing/process_bytes.h"
+#include "tracing/ptrace_calls.h"
+#include "tracing/signal_frame.h"
+#include "tracing/system_calls.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 namespace {
@@ -94,14 +94,17 @@ bool has_ended(const Tracee& t) {
 }
 
 // Next stop of the thread; nothing when it is late, or its cgroup is frozen (a deadline of none asks for
-// neither). Throws process_gone when it ends instead. It asks again and again rather than sleep, since
-// injected calls take microseconds; for a while.
+// neither), or it was `abandoned`. Throws process_gone when it ends instead. It asks again and again rather
+// than sleep, since injected calls take microseconds; for a while.
 std::optional<int> wait_for_stop(const Tracee& t, std::optional<TimePoint> deadline,
-                                 const std::function<void()>& while_waiting) {
+                                 const std::function<void()>& while_waiting,
+                                 const std::atomic<bool>* abandoned = nullptr) {
   constexpr uint64_t kAsksPerLook = 256, kAsksAwake = 32 * kAsksPerLook;
   constexpr std::chrono::milliseconds kFrozenLook{20};
-  constexpr timespec kPause{0, 200'000};
-  auto look = std::chrono::steady_clock::now() + kFrozenLook;
+  constexpr std::chrono::seconds kPatience{1};  // then it is frozen, and may be for days
+  constexpr timespec kPause{0, 200'000}, kLongPause{0, 5'000'000};
+  const auto begin = std::chrono::steady_clock::now();
+  auto look = begin + kFrozenLook;
   for (uint64_t asked = 1;; ++asked) {
     int status = 0;
     const pid_t got = waitpid(t.tid, &status, __WALL | __WNOTHREAD | WNOHANG);
@@ -114,7 +117,10 @@ std::optional<int> wait_for_stop(const Tracee& t, std::optional<TimePoint> deadl
     else
       sched_yield();
     const bool drowsy = asked > (while_waiting ? 64 : 1) * kAsksAwake;
-    if (drowsy) nanosleep(&kPause, nullptr);
+    if (drowsy) {
+      if (abandoned != nullptr && abandoned->load(std::memory_order_acquire)) return std::nullopt;
+      nanosleep(std::chrono::steady_clock::now() > begin + kPatience ? &kLongPause : &kPause, nullptr);
+    }
     if (!deadline || (!drowsy && asked % kAsksPerLook != 0)) continue;
     const auto now = std::chrono::steady_clock::now();
     if (now > *deadline) return std::nullopt;
@@ -142,8 +148,13 @@ user_regs_struct registers_of(const Tracee& t) {
 
 uint64_t Injector::frame_bytes(const Tracee& thread) { return signal_frame_bytes(xstate_of(thread).size()); }
 
-Injector::Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlace& place, TimePoint deadline)
-    : thread_(thread), gadgets_(gadgets), saved_(registers_of(thread)), deadline_(deadline) {
+Injector::Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlace& place, TimePoint deadline,
+                   const std::atomic<bool>* abandoned)
+    : thread_(thread),
+      gadgets_(gadgets),
+      saved_(registers_of(thread)),
+      deadline_(deadline),
+      abandoned_(abandoned) {
   if (saved_.cs != kUserCode64)
     throw Error(Code::unsupported, "the thread runs 32-bit code", thread_object(thread));
   require_calls_reach_kernel(thread, gadgets.syscall_ret);
@@ -215,9 +226,12 @@ long Injector::leave(long number, std::span<const uint64_t> arguments,
   fault_point("inject.changed");
   // In the kernel no signal holds it: it ends, as late as it gets its processor time. (A freezer of cgroup v1
   // may still catch it before it is there, and then it ends after the thaw; it cannot be called off.)
-  do {
+  for (;;) {
     trace::require(PTRACE_SYSCALL, thread_.tid, 0, 0, "cannot resume a thread");
-  } while (stop_of(*wait_for_stop(thread_, std::nullopt, while_waiting)) != kExit);
+    const auto status = wait_for_stop(thread_, std::nullopt, while_waiting, abandoned_);
+    if (!status) abandon();
+    if (stop_of(*status) == kExit) break;
+  }
   fault_point("inject.returned");
   return static_cast<long>(registers_of(thread_).rax);
 }
@@ -303,6 +317,13 @@ void Injector::give_up() {
     std::atomic_ref(*stop_note_).store(kNotStopped, std::memory_order_release);
   }
   throw why;
+}
+
+// Nothing is undone: the call is under way, and the thread finds back through its frame.
+void Injector::abandon() {
+  finished_ = true;
+  stop_waits_ = false;
+  throw Error(Code::cancelled, "left to the next agent in the middle of a call", thread_object(thread_));
 }
 
 // A v2 freezer lets it stop; so it is not asked after.

@@ -1,4 +1,4 @@
-#include "live/injection_area.h"
+#include "tracing/injection_area.h"
 
 #include <dirent.h>
 #include <sys/mman.h>
@@ -13,15 +13,15 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "common/wiped.h"
-#include "live/process_bytes.h"
-#include "memory/pagemap.h"
-#include "memory/proc.h"
+#include "procfs/pagemap.h"
+#include "procfs/proc.h"
+#include "tracing/process_bytes.h"
 
 namespace medes {
 namespace {
 
 constexpr uint64_t kMagic = 0x314145524153444dull;  // "MDSAREA1"
-constexpr uint64_t kAreaBytesMax = 32 * kPageBytes;
+constexpr uint64_t kAreaBytesMin = 3 * kPageBytes, kAreaBytesMax = 32 * kPageBytes;
 constexpr uint64_t kMostToLookThrough = 64u << 20;
 constexpr uint64_t kLookBytes = 1u << 20;
 constexpr size_t kMaxKnown = kMaxProcesses * 16;
@@ -116,10 +116,10 @@ FramePlace first_place(const Tracee& thread, std::span<const Vma> vmas, uint64_t
 
 }  // namespace
 
-bool InjectionArea::is_at(pid_t pid, uint64_t begin, uint64_t bytes) {
+bool InjectionArea::is_at(const ForeignMemory& memory, uint64_t begin, uint64_t bytes) {
   Header header{};
   const Header expected = header_of(begin, bytes);
-  return read_memory(pid, begin, &header, sizeof header) && header.magic == expected.magic &&
+  return memory.read(begin, &header, sizeof header) == sizeof header && header.magic == expected.magic &&
          header.begin == expected.begin && header.bytes == expected.bytes &&
          header.inverse == expected.inverse;
 }
@@ -130,11 +130,12 @@ std::optional<InjectionArea> InjectionArea::find(pid_t pid) {
     const std::lock_guard lock(g_mutex);
     if (const auto it = g_known.find(pid); it != g_known.end()) known = it->second;
   }
-  if (known && is_at(pid, known->begin, known->bytes)) return InjectionArea(known->begin, known->bytes);
+  const ForeignMemory memory(pid);
+  if (known && is_at(memory, known->begin, known->bytes)) return InjectionArea(known->begin, known->bytes);
   for (const auto& v : read_maps(pid)) {
     const uint64_t bytes = v.end - v.begin;
-    if (v.kind != VmaKind::anonymous || bytes > kAreaBytesMax || !may_hold_frames(v)) continue;
-    if (!is_at(pid, v.begin, bytes)) continue;
+    if (v.kind != VmaKind::anonymous || bytes < kAreaBytesMin || bytes > kAreaBytesMax) continue;
+    if (!may_hold_frames(v) || !is_at(memory, v.begin, bytes)) continue;
     remember(pid, {v.begin, bytes});
     return InjectionArea(v.begin, bytes);
   }
@@ -153,17 +154,18 @@ AddressRange InjectionArea::noted_place(pid_t pid) const {
 }
 
 std::unique_ptr<Injector> inject(const Tracee& thread, const Gadgets& gadgets, std::span<const Vma> vmas,
-                                 TimePoint deadline) {
+                                 std::optional<InjectionArea> area, TimePoint deadline,
+                                 const std::atomic<bool>* abandoned) {
   const uint64_t frame_bytes = (Injector::frame_bytes(thread) + kPageBytes - 1) & ~(kPageBytes - 1);
-  auto area = InjectionArea::find(thread.pid);
+  if (area && !InjectionArea::is_at(ForeignMemory(thread.pid), area->begin_, area->bytes_)) area.reset();
   // A frame over the one that it has still to come back through would send it round for ever.
   if (area && area->range().contains(registers_of(thread).rsp))
     throw Error(Code::busy, "a call that was injected before is not over",
                 "pid " + std::to_string(thread.pid), "try again later");
   if (area && area->bytes_ >= 2 * kPageBytes + frame_bytes)
-    return std::make_unique<Injector>(thread, gadgets, area->place(), deadline);
+    return std::make_unique<Injector>(thread, gadgets, area->place(), deadline, abandoned);
   const FramePlace first = first_place(thread, vmas, frame_bytes);
-  auto injector = std::make_unique<Injector>(thread, gadgets, first, deadline);
+  auto injector = std::make_unique<Injector>(thread, gadgets, first, deadline, abandoned);
   const uint64_t bytes = 2 * kPageBytes + frame_bytes;
   const uint64_t map[] = {
       0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, static_cast<uint64_t>(-1), 0};

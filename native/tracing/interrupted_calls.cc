@@ -1,4 +1,4 @@
-#include "live/interrupted_calls.h"
+#include "tracing/interrupted_calls.h"
 
 #include <linux/io_uring.h>
 #include <sched.h>
@@ -7,18 +7,16 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <ctime>
 #include <string>
 
 #include "common/error.h"
-#include "live/call_arguments.h"
-#include "live/injection_area.h"
-#include "live/process_bytes.h"
-#include "live/ptrace_calls.h"
-#include "live/system_calls.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
+#include "tracing/call_arguments.h"
+#include "tracing/process_bytes.h"
+#include "tracing/ptrace_calls.h"
+#include "tracing/system_calls.h"
 
 namespace medes {
 namespace {
@@ -114,10 +112,14 @@ void InterruptedCalls::look(pid_t pid, pid_t tid) {
   try {
     const auto call = parse_syscall(task_file(pid, tid, "syscall"));
     if (!call || !timed_call(call->number)) return;
-    const SchedTimes times = parse_sched(task_file(pid, tid, "sched"));
-    const int cpu = parse_stat(task_file(pid, tid, "stat"), "thread " + std::to_string(tid)).processor;
-    if (times.exec_start_ns && times.voluntary_switches && cpu >= 0)
-      seen_[tid] = {cpu, *times.exec_start_ns, *times.voluntary_switches, Clock::now()};
+    const auto processor = [&] {
+      return parse_stat(task_file(pid, tid, "stat"), "thread " + std::to_string(tid)).processor;
+    };
+    const int cpu = processor();
+    SchedTimes times = parse_sched(task_file(pid, tid, "sched"));
+    if (cpu < 0 || processor() != cpu) times.exec_start_ns.reset();  // it was moved: by whose clock?
+    if (times.voluntary_switches)
+      seen_[tid] = {cpu, times.exec_start_ns, *times.voluntary_switches, Clock::now()};
   } catch (
       const Error&) {  // it has ended, or this kernel does not show it: its call waits as long as a new one
   }
@@ -127,6 +129,7 @@ void InterruptedCalls::make_again(const Tracee& thread) {
   user_regs_struct r = registers_of(thread);
   const long number = static_cast<long>(r.orig_rax);
   if (number < 0 || r.cs != kUserCode64) return;
+  keep_slot(thread.pid, r);
   // A poll without a timeout can do without: its number is not lost then, should its frame have to bring it
   // back or the next stop want to know it.
   const bool endless_poll =
@@ -144,7 +147,17 @@ void InterruptedCalls::make_again(const Tracee& thread) {
                  "cannot set its registers");
 }
 
-// The sleep that was seen, if it was this one: the stop alone came after it.
+// A stop before this one has given it a time, which is its own as long as it is in that call.
+void InterruptedCalls::keep_slot(pid_t pid, const user_regs_struct& r) {
+  const auto call = timed_call(static_cast<long>(r.orig_rax));
+  if (!call || call->timeout == Timeout::milliseconds) return;
+  const auto area = InjectionArea::find(pid);
+  if (!area) return;
+  if (const auto slot = area->slot_at(argument(r, call->index))) slots_used_[pid].set(*slot);
+}
+
+// The sleep that was seen, if it was this one: the stop alone came after it. Of another one only its end is
+// known.
 InterruptedCalls::Clock::time_point InterruptedCalls::asleep_since(const Tracee& thread) {
   const auto it = seen_.find(thread.tid);
   if (it == seen_.end()) return Clock::now();
@@ -153,7 +166,7 @@ InterruptedCalls::Clock::time_point InterruptedCalls::asleep_since(const Tracee&
     if (sleeps && *sleeps == it->second.sleeps + 1) return std::min(on_our_clock(it->second), it->second.at);
   } catch (const Error&) {
   }
-  return it->second.at;
+  return Clock::now();
 }
 
 // Our clock is read last: whatever keeps us from the processor in between makes sleeps seem shorter, never
@@ -174,6 +187,7 @@ std::optional<std::chrono::nanoseconds> InterruptedCalls::offset_here() {
 // Processors' clocks of tasks may differ (they leave out time that a hypervisor took), so ours is read on the
 // same one.
 InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& seen) {
+  if (!seen.asleep_ns) return seen.at;
   auto offset = offsets_.find(seen.cpu);
   if (offset == offsets_.end()) {
     cpu_set_t before, one;
@@ -181,12 +195,12 @@ InterruptedCalls::Clock::time_point InterruptedCalls::on_our_clock(const Seen& s
     CPU_ZERO(&one);
     if (seen.cpu < CPU_SETSIZE) CPU_SET(seen.cpu, &one);
     const bool moved = known && sched_setaffinity(0, sizeof one, &one) == 0;
-    const auto found = offset_here();
+    const auto found = moved ? offset_here() : std::nullopt;
     if (moved) (void)sched_setaffinity(0, sizeof before, &before);
     if (!found) return seen.at;
     offset = offsets_.emplace(seen.cpu, *found).first;
   }
-  return Clock::time_point(offset->second + std::chrono::nanoseconds(seen.asleep_ns));
+  return Clock::time_point(offset->second + std::chrono::nanoseconds(*seen.asleep_ns));
 }
 
 void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_still) {
@@ -204,20 +218,16 @@ void InterruptedCalls::age(const Tracee& thread, std::chrono::nanoseconds stood_
 }
 
 void InterruptedCalls::shorten() noexcept {
-  static std::atomic<size_t> next{0};
-  size_t slot = next.load(std::memory_order_relaxed);
-  slots_used_.clear();
   for (const auto& again : again_) {
     try {
-      shorten(again, slot);
+      shorten(again);
     } catch (const Error&) {  // it was killed
     }
   }
-  next.store(slot % InjectionArea::kSlots, std::memory_order_relaxed);
   again_.clear();
 }
 
-void InterruptedCalls::shorten(const Again& again, size_t& slot) {
+void InterruptedCalls::shorten(const Again& again) {
   user_regs_struct r = registers_of(again.thread);
   if (r.rax != kRestartNoHand || static_cast<long>(r.orig_rax) < 0) return;
   const auto call = timed_call(static_cast<long>(r.orig_rax));
@@ -246,11 +256,16 @@ void InterruptedCalls::shorten(const Again& again, size_t& slot) {
     if (!rest) return;
     const auto area = InjectionArea::find(pid);
     if (!area) return;
-    // A slot is its thread's until that runs; who gets none waits as long as at first.
-    const size_t used = slots_used_[pid];
-    if (used == InjectionArea::kSlots) return;
-    ++slots_used_[pid];
-    uint64_t to = area->slot(slot++ % InjectionArea::kSlots);
+    // Who gets none waits as long as at first.
+    auto& used = slots_used_[pid];
+    size_t slot = 0;
+    if (const auto own = area->slot_at(given))
+      slot = *own;
+    else
+      while (slot < used.size() && used.test(slot)) ++slot;
+    if (slot == used.size()) return;
+    used.set(slot);
+    uint64_t to = area->slot(slot);
     const uint64_t argument_at = to;
     if (call->timeout == Timeout::ring) {
       to += sizeof ring;

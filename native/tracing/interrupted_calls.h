@@ -5,7 +5,9 @@
 #pragma once
 
 #include <sys/types.h>
+#include <sys/user.h>
 
+#include <bitset>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -13,7 +15,8 @@
 #include <span>
 #include <unordered_map>
 
-#include "live/tracee.h"
+#include "tracing/injection_area.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 
@@ -33,23 +36,24 @@ class InterruptedCalls {
   using Clock = std::chrono::steady_clock;
   struct Seen {
     int cpu = 0;
-    int64_t asleep_ns = 0;  // by that processor's clock of tasks
-    uint64_t sleeps = 0;    // voluntary switches so far
+    std::optional<int64_t> asleep_ns;  // by that processor's clock of tasks
+    uint64_t sleeps = 0;               // voluntary switches so far
     Clock::time_point at;
   };
   struct Again {
     Tracee thread;
     Clock::time_point since;  // the call waits
   };
+  void keep_slot(pid_t pid, const user_regs_struct& registers);
   Clock::time_point asleep_since(const Tracee& thread);
   Clock::time_point on_our_clock(const Seen& seen);
   // What this processor's clock of tasks is behind ours, at least.
   static std::optional<std::chrono::nanoseconds> offset_here();
-  void shorten(const Again& again, size_t& slot);
+  void shorten(const Again& again);
 
   std::unordered_map<pid_t, Seen> seen_;
   std::vector<Again> again_;
-  std::unordered_map<pid_t, size_t> slots_used_;     // of each process's area, by this stop
+  std::unordered_map<pid_t, std::bitset<InjectionArea::kSlots>> slots_used_;  // of each process's area
   std::map<int, std::chrono::nanoseconds> offsets_;  // of processors' clocks of tasks, to ours
 };
 

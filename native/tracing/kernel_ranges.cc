@@ -1,14 +1,13 @@
-#include "live/kernel_ranges.h"
+#include "tracing/kernel_ranges.h"
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 
-#include "live/call_arguments.h"
-#include "live/process_bytes.h"
-#include "live/ptrace_calls.h"
-#include "live/system_calls.h"
+#include "tracing/call_arguments.h"
+#include "tracing/ptrace_calls.h"
+#include "tracing/system_calls.h"
 
 namespace medes {
 namespace {
@@ -18,7 +17,7 @@ constexpr uint64_t kThreadBlockBytes = 0x900;
 
 }  // namespace
 
-void add_kernel_ranges(const Tracee& t, std::vector<AddressRange>& out) {
+void add_kernel_ranges(const Tracee& t, const ForeignMemory& memory, std::vector<AddressRange>& out) {
   const user_regs_struct r = registers_of(t);
   out.push_back(pages_around(r.rsp, kPageBytes, kPageBytes));
   if (r.fs_base != 0) out.push_back(pages_around(r.fs_base, 256, kThreadBlockBytes));
@@ -26,8 +25,8 @@ void add_kernel_ranges(const Tracee& t, std::vector<AddressRange>& out) {
   if (trace::request(trace::kGetRseq, t.tid, sizeof config, reinterpret_cast<uint64_t>(&config)) >= 0 &&
       config.pointer != 0)
     out.push_back(pages_around(config.pointer, 0, std::max<uint32_t>(config.size, 32)));
-  const ReadMemory read = [&t](uint64_t address, void* into, size_t bytes) {
-    return read_memory(t.pid, address, into, bytes);
+  const ReadMemory read = [&memory](uint64_t address, void* into, size_t bytes) {
+    return memory.read(address, into, bytes) == static_cast<ssize_t>(bytes);
   };
   uint64_t head = 0;
   size_t head_bytes = 0;

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "memory/foreign_memory.h"
+#include "image/foreign_memory.h"
 
 namespace medes {
 

@@ -1,7 +1,7 @@
-#include "live/seccomp_rights.h"
+#include "tracing/seccomp_rights.h"
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-#include "live/signal_frame.h"
+#include "tracing/signal_frame.h"
 
 #include <sys/syscall.h>
 

@@ -12,15 +12,16 @@
 #include <exception>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "common/error.h"
-#include "live/frozen.h"
-#include "live/interrupted_calls.h"
-#include "live/ptrace_calls.h"
-#include "live/seccomp_rights.h"
-#include "live/tracee.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 #include "store/sandbox_file.h"
+#include "tracing/frozen.h"
+#include "tracing/interrupted_calls.h"
+#include "tracing/ptrace_calls.h"
+#include "tracing/seccomp_rights.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 namespace {
@@ -67,6 +68,16 @@ bool sleeps_in_kernel(const Tracee& t) {
   }
 }
 
+// Their ends are told to it by SIGCHLD.
+bool has_children(pid_t pid, pid_t tid) {
+  try {
+    return !read_proc_file("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/children", pid)
+                .empty();
+  } catch (const Error&) {
+    return false;  // it has ended
+  }
+}
+
 // It has ended, or is a worker of io_uring, which never gets to user mode and cannot be traced.
 bool runs_no_code(pid_t pid, pid_t tid) {
   try {
@@ -85,6 +96,29 @@ Error why_not(const Tracee& t) {
                asleep ? "a thread does not stop: it sleeps in the kernel"
                       : "a thread does not stop: it gets no processor time",
                "thread " + std::to_string(t.tid), "try again when the sandbox is idle");
+}
+
+// What a thread blocks while the C library makes or ends it: all that there is, and of the library's own two
+// (32 and 33), which no program blocks through it, one at least. It reads no signalfd then.
+bool blocks_as_library(uint64_t blocked) {
+  constexpr uint64_t kUnblockable = 1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1);
+  constexpr uint64_t kOfLibrary = 1ull << 31 | 1ull << 32;
+  return (blocked | kUnblockable | kOfLibrary) == ~0ull && (blocked & kOfLibrary) != 0;
+}
+
+// Those that this thread handles, or blocks and may read; nothing of one that has ended, to which no signal
+// comes.
+std::optional<uint64_t> seen_signals(pid_t pid, pid_t tid) {
+  std::string status;
+  try {
+    status = status_of(pid, tid);
+  } catch (const Error& e) {
+    if (e.code == Code::process_gone || e.code == Code::not_found) return std::nullopt;
+    throw;
+  }
+  if (status.find("\nSigCgt:") == std::string::npos) return std::nullopt;
+  const uint64_t handled = field_of(status, "SigCgt", 16), blocked = field_of(status, "SigBlk", 16);
+  return blocks_as_library(blocked) ? handled : handled | blocked;
 }
 
 enum class Wait { stopped, not_yet, gone };
@@ -110,19 +144,25 @@ Wait poll_stop(Tracee& t) {
 
 void run_as_tracer(const std::function<void()>& work) {
   std::exception_ptr failure;
+  pid_t tracer = 0;
   std::thread([&] {
+    tracer = gettid();
     try {
       work();
     } catch (...) {
       failure = std::current_exception();
     }
   }).join();
+  // The kernel comes to its tracees after it has told that the thread is over.
+  const auto deadline = std::chrono::steady_clock::now() + kReleasePatience;
+  while (tgkill(getpid(), tracer, 0) == 0 && std::chrono::steady_clock::now() < deadline) sched_yield();
   if (failure) std::rethrow_exception(failure);
 }
 
 StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline, Sleepers sleepers)
     : sleepers_(sleepers),
       pids_(pids.begin(), pids.end()),
+      suspends_all_(missing_seccomp_right().what.empty()),
       interrupted_(std::make_unique<InterruptedCalls>()) {
   try {
     look_at_sleepers();
@@ -135,12 +175,12 @@ StoppedProcesses::StoppedProcesses(std::span<const pid_t> pids, TimePoint deadli
     }
     make_calls_again();
   } catch (...) {
-    release();
+    settle();
     throw;
   }
 }
 
-StoppedProcesses::~StoppedProcesses() { release(); }
+StoppedProcesses::~StoppedProcesses() { settle(); }
 
 // While they still sleep undisturbed.
 void StoppedProcesses::look_at_sleepers() {
@@ -152,27 +192,44 @@ void StoppedProcesses::look_at_sleepers() {
   }
 }
 
+// A signal that does nothing (SIGCHLD or SIGURG without a handler) is dropped where it arrives, unless that
+// thread is traced. Then it is queued, and where the thread is busy or stopped the kernel wakes another one
+// to look at it: were that one not ours yet, or not told to stop, its call would end with EINTR. So those at
+// which signals arrive are the last to become ours, and the first that the kernel lets go when we end (it
+// begins with the latest).
 bool StoppedProcesses::seize_new_threads(pid_t pid) {
   const size_t before = threads_.size();
-  for (pid_t tid : medes::threads_of(pid))
-    if (!tids_.contains(tid)) seize(pid, tid);
+  std::vector<pid_t> signalled;
+  for (pid_t tid : medes::threads_of(pid)) {
+    if (tids_.contains(tid)) continue;
+    if (tid == pid || has_children(pid, tid))
+      signalled.push_back(tid);
+    else
+      seize(pid, tid);
+  }
+  for (pid_t tid : signalled) seize(pid, tid);
   return threads_.size() > before;
 }
 
 void StoppedProcesses::seize(pid_t pid, pid_t tid) {
-  std::string status;
-  try {
-    status = status_of(pid, tid);
-  } catch (const Error& e) {
-    if (e.code == Code::process_gone || e.code == Code::not_found) return;  // this thread ended meanwhile
-    throw;
-  }
-  if (is_dead(status)) return;  // a main thread that has exited while others run
   if (sleepers_ == Sleepers::leave && runs_no_code(pid, tid)) return;
-  uint64_t options = trace::kOptionSysgood;
-  if (field_of(status, "Seccomp") != 0) options |= trace::kOptionSuspendSeccomp;
+  uint64_t options = trace::kOptionSysgood | (suspends_all_ ? trace::kOptionSuspendSeccomp : 0);
+  if (!suspends_all_) {
+    std::string status;
+    try {
+      status = status_of(pid, tid);
+    } catch (const Error& e) {
+      if (e.code == Code::process_gone || e.code == Code::not_found) return;  // this thread ended meanwhile
+      throw;
+    }
+    if (is_dead(status)) return;  // a main thread that has exited while others run
+    if (field_of(status, "Seccomp") != 0) options |= trace::kOptionSuspendSeccomp;
+  }
   if (trace::request(trace::kSeize, tid, 0, options) < 0) {
     const int err = errno;
+    // Whatever it is, it is told apart by the thread's status; and a filter of none is not to be suspended
+    // where the kernel does not let us (it asks for the right outside of all user namespaces).
+    if (std::exchange(suspends_all_, false)) return seize(pid, tid);
     try {
       // A thread on its way out answers ESRCH or EPERM; it needs no stopping.
       if (tid != pid && (err == ESRCH || is_dead(status_of(pid, tid)))) return;
@@ -284,12 +341,13 @@ StopOnDeath::StopOnDeath(pid_t pid, const StoppedProcesses& held, uint32_t& stop
   if (std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; })) return;
   try {
     // The signal that takes it back is seen by who handles it, and by who blocks it and reads a signalfd.
+    bool any = false;
     for (pid_t tid : medes::threads_of(pid)) {
-      const std::string status = status_of(pid, tid);
-      if (status.find("\nSigCgt:") == std::string::npos) return;
-      const uint64_t seen = field_of(status, "SigCgt", 16) | field_of(status, "SigBlk", 16);
-      if (seen >> (SIGCONT - 1) & 1) return;
+      const auto seen = seen_signals(pid, tid);
+      if (seen && *seen >> (SIGCONT - 1) & 1) return;
+      any |= seen.has_value();
     }
+    if (!any) return;
   } catch (const Error&) {
     return;  // it is gone
   }
@@ -323,11 +381,10 @@ void StoppedProcesses::make_calls_again() noexcept {
   }
 }
 
-void StoppedProcesses::release() noexcept {
-  if (threads_.empty()) return;
+void StoppedProcesses::settle() noexcept {
   // Who was told to stop is out of its call, and what that ends with is ours to mend: so each is waited for,
-  // but those that sleep in the kernel, where no call is interrupted. What does not stop in time is let go by
-  // the kernel when this tracing thread ends (detaching needs a stopped thread), and may see EINTR.
+  // but those that sleep in the kernel, where no call is interrupted. What does not stop in time may see
+  // EINTR.
   const auto begin = std::chrono::steady_clock::now();
   auto others_seen = begin;
   for (unsigned rounds = 1;; ++rounds) {
@@ -345,10 +402,6 @@ void StoppedProcesses::release() noexcept {
   }
   make_calls_again();
   interrupted_->shorten();
-  for (size_t i = 0; i < stopped_; ++i) (void)trace::request(PTRACE_DETACH, threads_[i].tid, 0, 0);
-  threads_.clear();
-  tids_.clear();
-  stopped_ = made_again_ = 0;
 }
 
 }  // namespace medes

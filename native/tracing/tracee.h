@@ -9,6 +9,7 @@
 #include <sys/types.h>
 #include <sys/user.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -19,8 +20,8 @@
 #include <vector>
 
 #include "common/wiped.h"
-#include "live/gadgets.h"
-#include "memory/image.h"
+#include "image/image.h"
+#include "tracing/gadgets.h"
 
 namespace medes {
 
@@ -38,12 +39,14 @@ enum class Sleepers : uint8_t { refuse, leave };
 
 class InterruptedCalls;
 
-// All threads of some processes, stopped from construction until release() or destruction. System calls that
-// the stop interrupts are made again with the time that was left of their timeouts.
+// All threads of some processes, stopped from construction until the tracer ends (run_as_tracer): the kernel
+// lets all of them go at once then, while a thread let go before another could be woken by what is meant for
+// that one. System calls that the stop interrupts are made again with the time that was left of their
+// timeouts.
 class StoppedProcesses {
  public:
   // Throws traced, process_gone, permission_denied, or, when sleepers are refused, busy for a thread that
-  // does not stop by the deadline; all are let go then. With sleepers left it waits no longer than it must.
+  // does not stop by the deadline. With sleepers left it waits no longer than it must.
   StoppedProcesses(std::span<const pid_t> pids, TimePoint deadline, Sleepers sleepers = Sleepers::refuse);
   ~StoppedProcesses();
   StoppedProcesses(const StoppedProcesses&) = delete;
@@ -54,9 +57,9 @@ class StoppedProcesses {
   std::vector<Tracee> threads_of(pid_t pid) const;
   TimePoint since() const { return since_; }  // the first was told to stop
   bool complete() const;                      // no thread is there that is not one of ours
-  void release() noexcept;                    // idempotent
 
  private:
+  void settle() noexcept;
   void look_at_sleepers();
   void make_calls_again() noexcept;
   bool seize_new_threads(pid_t pid);
@@ -66,6 +69,8 @@ class StoppedProcesses {
   bool only_sleepers_left() const;
   const Sleepers sleepers_;
   const std::vector<pid_t> pids_;
+  // Seccomp filters, whether a thread has one or not: reading its status costs more than all the rest.
+  bool suspends_all_;
   std::vector<Tracee> threads_;
   std::unordered_set<pid_t> tids_;  // theirs
   std::unique_ptr<InterruptedCalls> interrupted_;
@@ -74,8 +79,8 @@ class StoppedProcesses {
   TimePoint since_{};
 };
 
-// ptrace belongs to a thread, and ends with it: whatever `work` could not detach from in time (a thread
-// asleep in the kernel) is let go when its own thread ends.
+// ptrace belongs to a thread, and ends with it: what `work` has stopped is let go when its thread ends, which
+// is over when this returns.
 void run_as_tracer(const std::function<void()>& work);
 
 // While it lives no thread of the process begins a second call: each was told to stop on its way back to user
@@ -118,7 +123,9 @@ class Injector {
  public:
   // Calls are given up at `deadline`, and at once when the thread's cgroup is frozen. Throws unsupported
   // (32-bit code), busy (the place cannot be written), process_gone.
-  Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlace& place, TimePoint deadline);
+  // With `abandoned` set a call that does not return throws cancelled: all is as if we had been killed in it.
+  Injector(const Tracee& thread, const Gadgets& gadgets, const FramePlace& place, TimePoint deadline,
+           const std::atomic<bool>* abandoned);
   ~Injector();  // finish(), errors swallowed
   Injector(const Injector&) = delete;
   Injector& operator=(const Injector&) = delete;
@@ -154,6 +161,7 @@ class Injector {
   uint8_t stop_of(int status) const;
   std::optional<int> wait_for_interrupted(TimePoint deadline) const;
   [[noreturn]] void give_up();
+  [[noreturn]] void abandon();
   void put_back();
   void take_stop_back();
   Tracee thread_;
@@ -162,6 +170,7 @@ class Injector {
   uint64_t saved_mask_ = 0;
   FramePlace place_;
   const TimePoint deadline_;
+  const std::atomic<bool>* const abandoned_;
   WipedBytes xstate_;
   uint64_t frame_address_ = 0;
   bool begun_ = false, finished_ = false;
