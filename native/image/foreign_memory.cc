@@ -1,4 +1,4 @@
-#include "memory/foreign_memory.h"
+#include "image/foreign_memory.h"
 
 #include <fcntl.h>
 #include <sys/uio.h>

@@ -16,6 +16,7 @@ class ForeignMemory {
  public:
   enum class For : uint8_t { reading, writing };
   explicit ForeignMemory(pid_t pid, For what = For::reading);
+  bool is_open() const { return static_cast<bool>(mem_); }
   // How many bytes could be read before the first one that is not there. -1 with errno: ESRCH when the
   // process has no memory (any more), EACCES.
   ssize_t read(uint64_t address, void* out, size_t length) const;

@@ -1,4 +1,4 @@
-#include "memory/image.h"
+#include "image/image.h"
 
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -12,7 +12,7 @@
 #include "common/error.h"
 #include "common/thread_pool.h"
 #include "common/wiped.h"
-#include "memory/process_reader.h"
+#include "image/process_reader.h"
 
 namespace medes {
 namespace {
@@ -198,7 +198,10 @@ MemoryImage::MemoryImage(ImageLayout layout, size_t page_count) : layout_(std::m
   (void)madvise(p, mapped_bytes_, MADV_HUGEPAGE);
 }
 
-MemoryImage::MemoryImage(ImageLayout layout) : layout_(std::move(layout)), encoded_(layout_.page_count) {
+MemoryImage::MemoryImage(ImageLayout layout)
+    : layout_(std::move(layout)),
+      memories_(std::make_unique<KeptMemories>(layout_.processes)),
+      encoded_(layout_.page_count) {
   if (getrandom(&seed_, sizeof seed_, 0) != sizeof seed_) throw errno_error(errno, "no random seed");
 }
 
@@ -244,7 +247,7 @@ std::shared_ptr<MemoryImage> MemoryImage::copy() const {
 
 const std::byte* MemoryImage::read(uint64_t first, uint64_t count, std::byte* buffer) const {
   if (!is_live()) return page(first);
-  ProcessReader reader(layout_, buffer);
+  ProcessReader reader(layout_, *memories_, buffer);
   const uint64_t end = first + count;
   for (uint64_t at = first; at < end;) {
     const PageRun& run = layout_.run_of(at);
@@ -264,7 +267,7 @@ void MemoryImage::gather(std::span<const uint64_t> pages, std::byte* buffer) con
     }
     return;
   }
-  ProcessReader reader(layout_, buffer);
+  ProcessReader reader(layout_, *memories_, buffer);
   for (uint64_t p : pages) reader.add(layout_.run_of(p), p, 1);
   reader.flush();
 }

@@ -62,7 +62,7 @@ struct FileRun {
   uint32_t prot = 0;
 };
 
-// Pages shared copy-on-write, as memory/fork_shared.h found them; each counted once.
+// Pages shared copy-on-write, as procfs/fork_shared.h found them; each counted once.
 struct ForkSharedPages {
   uint64_t outside = 0;  // not in the image: processes outside the sandbox have them too
   uint64_t kept = 0;     // not in the image: more of the sandbox's processes share them than was allowed
@@ -96,6 +96,8 @@ struct ImageLayout {
 // which run on, and each read sees what is there at that moment. A live image costs no memory but its layout,
 // so that a dedup op needs none of the sandbox's size. Its pages are read in blocks of kReadPages, which stay
 // in a core's cache while they go through all the stages of an op.
+class KeptMemories;
+
 class MemoryImage {
  public:
   static constexpr uint64_t kReadPages = 64;
@@ -146,6 +148,7 @@ class MemoryImage {
   explicit MemoryImage(ImageLayout layout);
 
   ImageLayout layout_;
+  std::unique_ptr<KeptMemories> memories_;       // of a live image
   std::vector<std::vector<FileRun>> file_runs_;  // by process
   ForkSharedPages fork_shared_;
   std::byte* pages_ = nullptr;

@@ -1,11 +1,11 @@
-#include "memory/process_reader.h"
+#include "image/process_reader.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "common/error.h"
-#include "memory/foreign_memory.h"
+#include "image/foreign_memory.h"
 
 namespace medes {
 namespace {
@@ -18,6 +18,18 @@ Error read_error(int err, pid_t pid) {
 }
 
 }  // namespace
+
+KeptMemories::KeptMemories(std::span<const ProcessLayout> processes)
+    : kept_(std::min(processes.size(), kMost)) {
+  for (size_t i = 0; i < kept_.size(); ++i) kept_[i].pid = processes[i].pid;
+}
+
+const ForeignMemory* KeptMemories::of(uint32_t process) {
+  if (process >= kept_.size()) return nullptr;
+  Kept& kept = kept_[process];
+  std::call_once(kept.once, [&] { kept.memory.emplace(kept.pid); });
+  return kept.memory->is_open() ? &*kept.memory : nullptr;
+}
 
 void ProcessReader::add(const PageRun& run, uint64_t first, uint64_t count) {
   if (run.process != process_) flush();
@@ -33,7 +45,9 @@ void ProcessReader::add(const PageRun& run, uint64_t first, uint64_t count) {
 void ProcessReader::flush() {
   if (runs_.empty()) return;
   const pid_t pid = layout_.processes[process_].pid;
-  const ForeignMemory memory(pid);
+  std::optional<ForeignMemory> opened;
+  const ForeignMemory* kept = memories_.of(process_);
+  const ForeignMemory& memory = kept != nullptr ? *kept : opened.emplace(pid);
   for (const auto& run : runs_) {
     for (uint64_t at = run.begin; at < run.end;) {
       const ssize_t got = memory.read(at, out_, run.end - at);

@@ -1,19 +1,21 @@
-#include "live/adopt.h"
+#include "process/adopt.h"
 
 #include <algorithm>
 #include <chrono>
 #include <thread>
 
 #include "common/error.h"
-#include "live/injected_discard.h"
-#include "live/keeper.h"
-#include "memory/pagemap.h"
-#include "memory/proc.h"
+#include "process/injected_discard.h"
+#include "procfs/pagemap.h"
+#include "procfs/proc.h"
+#include "serving/keeper.h"
+#include "tracing/frozen.h"
 
 namespace medes {
 namespace {
 
 constexpr std::chrono::seconds kInjectedCallTimeout{5};
+constexpr std::chrono::milliseconds kFrozenLook{20};
 
 }  // namespace
 
@@ -22,6 +24,7 @@ AdoptOp::AdoptOp(SandboxFile& file) : file_(file) {}
 void AdoptOp::run() {
   bool any = false;
   const auto records = file_.uffds();
+  if (file_.may_be_stopped()) require_all_thawed();
   for (uint32_t i = 0; i < records.size(); ++i) any |= adopt_process(i);
   file_.continue_stopped();
   for (const auto& path : file_.child_paths()) adopt_child(path);
@@ -30,6 +33,13 @@ void AdoptOp::run() {
   for (const auto& m : memories_) result_.evicted_pages += m->missing();
   result_.processes = memories_.size();
   result_.resident_pages = file_.layout().page_count - result_.evicted_pages;
+}
+
+// A thread may be inside an injected call that is made only when a freezer of cgroup v1 lets go of it. Who
+// was to be stopped until that has ended must not be continued before.
+void AdoptOp::require_all_thawed() {
+  for (const auto& record : std::span(file_.uffds()))
+    if (record.pid > 0) require_thawed(record.pid);
 }
 
 bool AdoptOp::adopt_process(uint32_t index) {
@@ -45,7 +55,7 @@ bool AdoptOp::adopt_process(uint32_t index) {
     auto memory = std::make_shared<ProcessMemory>(layout.pid, index, file_.layout(), std::move(uffd),
                                                   file_.page_states());
     memory->keep_record(file_.changes()[index], file_.uffds()[index].stop, file_.path());
-    memory->take_up_record(children_);
+    memory->recover(children_);
     if (record.fd >= 0) finish_injected_call(record, *memory);
     reconcile(*memory);
     memory->count_missing();
@@ -118,7 +128,7 @@ void AdoptOp::adopt_child(const std::string& path) {
     throw Error(Code::lost, "a child was forked, and the agent and its keeper were killed", path,
                 "start a new instance");
   auto child = ProcessMemory::of_child(file_.layout(), file, Uffd(std::move(fd)), file_.path());
-  child->finish_booking(children_);
+  child->replay_log(children_);
   child->wake_all();
   children_.push_back(std::move(child));
 }
@@ -135,7 +145,9 @@ bool AdoptOp::strangers() const {
 // An agent killed in the middle of an eviction may have left one thread inside the call that gives pages
 // back. Its event must not be taken for the program's own wish to forget those pages.
 void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memory) {
-  const auto deadline = std::chrono::steady_clock::now() + kInjectedCallTimeout;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto deadline = begin + kInjectedCallTimeout;
+  auto look = begin + kFrozenLook;
   InjectedDiscard discard(record.pid, record.frame_address);
   for (;;) {
     const auto ranges = discard.left();
@@ -146,7 +158,12 @@ void AdoptOp::finish_injected_call(const UffdRecord& record, ProcessMemory& memo
       for (uint64_t address : events.faults) memory.wake(address);
       for (auto& child : events.children) children_.push_back(std::move(child));
     }
-    if (std::chrono::steady_clock::now() > deadline)
+    const auto now = std::chrono::steady_clock::now();
+    if (now > look) {
+      require_thawed(record.pid);
+      look = now + kFrozenLook;
+    }
+    if (now > deadline)
       throw Error(Code::io, "an interrupted eviction does not end", "pid " + std::to_string(record.pid));
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }

@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "live/live_sandbox.h"
-#include "live/process_memory.h"
+#include "serving/live_sandbox.h"
+#include "serving/process_memory.h"
 
 namespace medes {
 
@@ -13,7 +13,8 @@ class AdoptOp {
  public:
   explicit AdoptOp(SandboxFile& file);  // outlives the operation
 
-  // Throws process_gone when no process of the sandbox is left, permission_denied, io.
+  // Throws process_gone when no process of the sandbox is left, permission_denied, io; busy while a frozen
+  // cgroup holds a thread in a call of the agent before.
   void run();
 
   std::vector<std::shared_ptr<ProcessMemory>> take_memories() { return std::move(memories_); }
@@ -22,6 +23,7 @@ class AdoptOp {
   bool held() const { return held_; }  // its processes are stopped (SIGSTOP) until it is restored
 
  private:
+  void require_all_thawed();
   bool adopt_process(uint32_t index);
   bool take_uffd(uint32_t index, Uffd& uffd);
   void finish_injected_call(const UffdRecord& record, ProcessMemory& memory);

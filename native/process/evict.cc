@@ -1,4 +1,4 @@
-#include "live/evict.h"
+#include "process/evict.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -16,15 +16,15 @@
 #include "common/fault_point.h"
 #include "common/thread_pool.h"
 #include "common/wiped.h"
-#include "live/frozen.h"
-#include "live/injection_area.h"
-#include "live/keeper.h"
-#include "live/kernel_ranges.h"
-#include "live/make_anonymous.h"
-#include "live/make_uffd.h"
-#include "memory/foreign_memory.h"
-#include "memory/memory_sharers.h"
-#include "memory/proc.h"
+#include "image/foreign_memory.h"
+#include "process/make_anonymous.h"
+#include "process/make_uffd.h"
+#include "procfs/memory_sharers.h"
+#include "procfs/proc.h"
+#include "serving/keeper.h"
+#include "tracing/frozen.h"
+#include "tracing/injection_area.h"
+#include "tracing/kernel_ranges.h"
 
 namespace medes {
 namespace {
@@ -72,10 +72,11 @@ void EvictOp::find_text() {
     if (process_start_time(pid) != layouts[i].start_time_ticks)
       throw Error(Code::process_gone, "the process has exited; its number belongs to another",
                   pid_object(pid));
-    if (const auto path = frozen_cgroup_of(pid); !path.empty()) throw frozen_error(pid, path);
+    require_thawed(pid);
     Process p;
     p.index = i, p.pid = pid;
     p.gadgets = find_gadgets(pid, layouts[i].vmas);
+    p.area = InjectionArea::find(pid);
     processes_.push_back(std::move(p));
   }
 }
@@ -89,6 +90,7 @@ void EvictOp::run(const std::function<void()>& before_release) {
   fault_point("evict.begin");
   const auto begin = Clock::now();
   StoppedProcesses stop(pids, begin + kStopTimeout);
+  stopped_since_ = stop.since();
   fault_point("evict.stopped");
   result_.threads = stop.threads().size();
   result_.processes = processes_.size();
@@ -110,7 +112,6 @@ void EvictOp::run(const std::function<void()>& before_release) {
       fault_point("evict.marked");
       register_mappings(p);
       fault_point("evict.registered");
-      p.huge = find_huge_pages(p.pid, image_.layout().processes[p.index].start_time_ticks, p.registered);
     }
     check_cancelled();
   } catch (...) {
@@ -133,7 +134,8 @@ void EvictOp::run(const std::function<void()>& before_release) {
                                                   file_.page_states());
     for (const auto& r : p.registered) memory->add_segment(r.begin, r.end);
     memory->keep_record(file_.changes()[p.index], file_.uffds()[p.index].stop, file_.path());
-    memory->set_huge_pages(std::move(p.huge));
+    memory->set_huge_pages(
+        {p.pid, image_.layout().processes[p.index].start_time_ticks, huge_ranges(p.huge, p.registered)});
     memory->count_missing();
     if (p.killed) memory->mark_gone();
     result_.evicted_pages += memory->missing();
@@ -146,9 +148,6 @@ void EvictOp::run(const std::function<void()>& before_release) {
     for (const auto& p : processes_) (void)kill(p.pid, SIGSTOP);
   fault_point("evict.before_release");
   before_release();
-  stop.release();
-  result_.stopped_us = us_since(stop.since());
-  fault_point("evict.released");
 }
 
 void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
@@ -158,8 +157,11 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
     throw Error(Code::unsupported, "its main thread has exited while others run on", pid_object(p.pid));
   p.vmas = read_maps(p.pid);
   // Before calls are injected: what the thread that makes them sleeps in is to be seen, too.
-  for (const auto& t : threads) add_kernel_ranges(t, p.keep);
-  p.injector = inject(threads.front(), p.gadgets, p.vmas, deadline_);
+  {
+    const ForeignMemory memory(p.pid);
+    for (const auto& t : threads) add_kernel_ranges(t, memory, p.keep);
+  }
+  p.injector = inject(threads.front(), p.gadgets, p.vmas, p.area, deadline_, options_.abandoned);
   p.vmas = read_maps(p.pid);
   open_uffd(p);
   // Stopped as they are by somebody else's signal they need none of ours, and would not be continued by us.
@@ -167,7 +169,7 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
       std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
   if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
-  if (move_out_of(p).unmap_left()) p.vmas = read_maps(p.pid);
+  if (move_out_of(p).unmap_left(p.vmas)) p.vmas = read_maps(p.pid);
   if (const auto area = InjectionArea::find(p.pid)) p.keep.push_back(area->range());
   keep_pinned(p, threads);
   std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
@@ -176,12 +178,12 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
     p.vmas = read_maps(p.pid);
   const Pagemap pagemap(p.pid);
   for (const auto& v : p.vmas)
-    if (is_anonymous(v)) pagemap.private_pages(v.begin, v.end, p.present);
+    if (is_anonymous(v)) pagemap.private_pages(v.begin, v.end, p.present, &p.huge);
   compare(p, candidates(p));
 }
 
-// Where something may pin memory, each page is asked for as it goes (live/move_out.h), which only works where
-// the program may write: what is read-only by now may have been pinned before.
+// Where something may pin memory, each page is asked for as it goes (process/move_out.h), which only works
+// where the program may write: what is read-only by now may have been pinned before.
 void EvictOp::keep_pinned(Process& p, std::span<const Tracee> threads) {
   const Pinned pinned = find_pinned(p.pid, p.vmas, result_.notes);
   for (const auto& r : pinned.ranges)
@@ -408,7 +410,7 @@ void EvictOp::discard_alone(Process& p, const AddressRange& r) {
   // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
   result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
                           std::strerror(static_cast<int>(-failed)) + ")");
-  leave(p, {&r, 1});
+  keep_resident(p, {&r, 1});
 }
 
 MoveOut EvictOp::move_out_of(Process& p) {
@@ -418,7 +420,7 @@ MoveOut EvictOp::move_out_of(Process& p) {
 
 void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
   const auto stay = move_out_of(p).move(ranges, p.vmas);
-  leave(p, stay);
+  keep_resident(p, stay);
   uint64_t pages = 0;
   for (const AddressRange& r : stay) pages += (r.end - r.begin) / kPageBytes;
   result_.notes.push_back(pid_object(p.pid) + ": " + std::to_string(pages) + " pages that " + p.may_pin +
@@ -426,7 +428,7 @@ void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
 }
 
 // What is still there of ranges that were to go is the sandbox's own.
-void EvictOp::leave(Process& p, std::span<const AddressRange> ranges) {
+void EvictOp::keep_resident(Process& p, std::span<const AddressRange> ranges) {
   std::vector<PageSpan> there;
   for (const AddressRange& r : ranges) Pagemap(p.pid).present_pages(r.begin, r.end, there);
   std::vector<uint64_t> stay;
@@ -451,7 +453,7 @@ void EvictOp::evict(Process& p) {
       move_out(p, ranges);
   } catch (const Error& e) {
     if (e.code != Code::busy) throw;
-    leave(p, ranges);
+    keep_resident(p, ranges);
     result_.notes.push_back(pid_object(p.pid) + ": some of its pages stay: " + e.what());
   }
   fault_point("evict.discarded");

@@ -6,14 +6,16 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "live/huge_pages.h"
-#include "live/live_sandbox.h"
-#include "live/move_out.h"
-#include "live/process_memory.h"
-#include "live/tracee.h"
-#include "memory/pagemap.h"
+#include "process/move_out.h"
+#include "procfs/pagemap.h"
+#include "serving/huge_pages.h"
+#include "serving/live_sandbox.h"
+#include "serving/process_memory.h"
+#include "tracing/injection_area.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 
@@ -29,8 +31,9 @@ class EvictOp {
   EvictOp(const MemoryImage& image, SandboxFile& file, const EvictOptions& options,
           const std::map<pid_t, OwnUffd>& known, const std::atomic<bool>* cancelled);
 
-  // `before_release` is called with everything evicted and every thread still stopped.
+  // `before_release` is called with everything evicted. All are let go when the tracer ends.
   void run(const std::function<void()>& before_release);
+  TimePoint stopped_since() const { return stopped_since_; }
 
   std::vector<std::shared_ptr<ProcessMemory>> take_memories() { return std::move(memories_); }
   const EvictResult& result() const { return result_; }
@@ -41,15 +44,16 @@ class EvictOp {
     uint32_t index = 0;
     pid_t pid = 0;
     Gadgets gadgets;
+    std::optional<InjectionArea> area;   // as of before the stop
     std::vector<Vma> vmas;               // as of the stop
     std::vector<AddressRange> keep;      // must stay
     std::string may_pin;                 // what may hold on to more than that; empty: nothing
     std::vector<PageSpan> present;       // private pages in evictable mappings
+    std::vector<PageSpan> huge;          // those that lie in huge ones
     std::vector<uint64_t> pages;         // image pages that go, ascending
     std::unique_ptr<Injector> injector;  // while stopped
     Uffd uffd;
     std::vector<AddressRange> registered;
-    HugePages huge;
     std::vector<uint64_t> faults;  // of others, read before anybody served: yet to be answered
     bool killed = false;
   };
@@ -68,7 +72,7 @@ class EvictOp {
   size_t discard_together(Process& p, std::span<const AddressRange> ranges);
   MoveOut move_out_of(Process& p);
   void move_out(Process& p, std::span<const AddressRange> ranges);
-  void leave(Process& p, std::span<const AddressRange> ranges);
+  void keep_resident(Process& p, std::span<const AddressRange> ranges);
   void discard_alone(Process& p, const AddressRange& range);
   long call_and_drain(Process& p, long number, std::span<const uint64_t> arguments);
   void set_states(const Process& p, PageState state);
@@ -83,6 +87,7 @@ class EvictOp {
   std::vector<std::shared_ptr<ProcessMemory>> memories_;
   std::map<pid_t, OwnUffd> own_uffds_;
   EvictResult result_;
+  TimePoint stopped_since_;
   TimePoint deadline_;  // no injected call is begun after it
   bool discards_together_ = true;
 };

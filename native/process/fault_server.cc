@@ -1,4 +1,4 @@
-#include "live/fault_server.h"
+#include "process/fault_server.h"
 
 #include <pthread.h>
 #include <sys/epoll.h>
@@ -16,11 +16,12 @@
 #include <unordered_map>
 
 #include "common/error.h"
+#include "common/fault_point.h"
 #include "common/wiped.h"
-#include "live/adopt.h"
-#include "live/evict.h"
-#include "live/keeper.h"
-#include "live/sandbox.h"
+#include "process/adopt.h"
+#include "process/evict.h"
+#include "serving/keeper.h"
+#include "serving/sandbox.h"
 
 namespace medes {
 namespace {
@@ -290,7 +291,7 @@ void FaultServer::Impl::watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<
   const uint64_t id = next_id++;
   watched[id] = {sandbox, memory, nullptr};
   add_to_epoll(memory->fd(), id, EPOLLIN | EPOLLET);
-  if (memory->pid() == 0) return;
+  if (memory->is_forked_child()) return;
   const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, memory->pid(), 0));
   if (pidfd < 0) return;
   auto process = std::make_shared<UniqueFd>(pidfd);
@@ -366,8 +367,10 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
     remember();
     throw;
   }
+  const auto stopped = std::chrono::steady_clock::now() - op.stopped_since();
+  fault_point("evict.released");
   remember();
-  sandbox->set_stopped_us(op.result().stopped_us);
+  sandbox->set_stopped_us(static_cast<uint64_t>(stopped / std::chrono::microseconds(1)));
   return sandbox;
 }
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "live/live_sandbox.h"
+#include "serving/live_sandbox.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-#include "live/injected_discard.h"
+#include "process/injected_discard.h"
 
 #include <limits.h>
 #include <sys/mman.h>
@@ -8,8 +8,8 @@
 #include <string>
 
 #include "common/error.h"
-#include "live/process_bytes.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
+#include "tracing/process_bytes.h"
 
 namespace medes {
 namespace {

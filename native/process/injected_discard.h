@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

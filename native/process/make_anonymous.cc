@@ -1,4 +1,4 @@
-#include "live/make_anonymous.h"
+#include "process/make_anonymous.h"
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -12,9 +12,9 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "common/wiped.h"
-#include "live/process_bytes.h"
-#include "memory/foreign_memory.h"
-#include "memory/proc.h"
+#include "image/foreign_memory.h"
+#include "procfs/proc.h"
+#include "tracing/process_bytes.h"
 
 namespace medes {
 namespace {

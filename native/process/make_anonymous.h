@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "live/tracee.h"
-#include "memory/image.h"
+#include "image/image.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 

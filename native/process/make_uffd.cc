@@ -1,4 +1,4 @@
-#include "live/make_uffd.h"
+#include "process/make_uffd.h"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -12,7 +12,8 @@
 
 #include "common/error.h"
 #include "common/unique_fd.h"
-#include "live/uffd.h"
+#include "procfs/proc.h"
+#include "serving/uffd.h"
 
 namespace medes {
 namespace {
@@ -20,8 +21,8 @@ namespace {
 constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK;
 constexpr unsigned long kIoctlNew = _IO(0xAA, 0x00);  // USERFAULTFD_IOC_NEW, Linux 6.1
 
-constexpr int kFirstFree = 3;           // those before it are never ours
-constexpr uint64_t kSmallTable = 1024;  // of descriptors, as most processes have it
+constexpr int kFirstFree = 3;  // those before it are never ours
+constexpr uint64_t kHighest = 1024;
 constexpr uint64_t kBelowTop = 24;
 
 // Where the pieces of the message lie in the injector's scratch memory.
@@ -136,14 +137,20 @@ uint64_t descriptors_most(Injector& injector) {
   return limit.rlim_cur;
 }
 
+// As large as the kernel has made its table of descriptors up to now.
+uint64_t table_entries(pid_t pid) {
+  return field_of(read_proc_file("/proc/" + std::to_string(pid) + "/status", pid), "FDSize");
+}
+
 }  // namespace
 
 // The program expects the lowest free number for what it opens next, and one that has closed 0 to 2 expects
-// nothing behind them: so ours lies where programs seldom come. The table need not grow for it.
+// nothing behind them: so ours lies where programs seldom come, near the end of its table. The table must not
+// grow for it: where threads share it the kernel waits for all processors then, some 15 ms.
 int make_userfaultfd(Injector& injector, pid_t pid) {
   const int low = make_anywhere(injector, pid);
-  const uint64_t most = std::min<uint64_t>(descriptors_most(injector), kSmallTable);
-  const uint64_t wanted = most > 2 * kBelowTop ? most - kBelowTop : most / 2;
+  const uint64_t most = std::min({descriptors_most(injector), table_entries(pid), kHighest});
+  const uint64_t wanted = most - std::min(kBelowTop, most / 8);
   const uint64_t copy[] = {static_cast<uint64_t>(low), F_DUPFD_CLOEXEC,
                            std::max<uint64_t>(wanted, kFirstFree)};
   const long high = injector.call(SYS_fcntl, copy);

@@ -3,7 +3,7 @@
 
 #include <sys/types.h>
 
-#include "live/tracee.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 

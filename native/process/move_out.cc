@@ -1,4 +1,4 @@
-#include "live/move_out.h"
+#include "process/move_out.h"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -11,7 +11,7 @@
 
 #include "common/error.h"
 #include "common/fault_point.h"
-#include "live/injection_area.h"
+#include "tracing/injection_area.h"
 
 namespace medes {
 namespace {
@@ -26,10 +26,28 @@ constexpr unsigned long kMove = _IOWR(0xAA, 0x05, Move);
 constexpr uint64_t kAllowHoles = 2, kFeatureMove = 1u << 16;
 
 constexpr uint64_t kPlaceBytes = 4u << 20;
+// Where it lies: the kernel gives these addresses to nobody who does not ask for them. So it can be noted
+// before it is there, and what is there by a note is ours.
+constexpr uint64_t kPlaceAt = 0x4d44'4540'0000, kPlaces = 16;
 constexpr int kRetries = 64;              // of a page that is being looked at by somebody
 constexpr uint64_t kPinnedInARow = 1024;  // then the rest of that mapping counts as pinned
 
 constexpr uint32_t kEnterRegisteredRing = 1u << 4;
+
+AddressRange place_at(uint64_t index) {
+  const uint64_t begin = kPlaceAt + index * 2 * kPlaceBytes;
+  return {begin, begin + kPlaceBytes};
+}
+
+uint64_t free_place(std::span<const Vma> vmas) {
+  for (uint64_t i = 0; i < kPlaces; ++i) {
+    const AddressRange place = place_at(i);
+    if (std::none_of(vmas.begin(), vmas.end(),
+                     [&](const Vma& v) { return v.begin < place.end && place.begin < v.end; }))
+      return place.begin;
+  }
+  throw Error(Code::limit_exceeded, "the sandbox has no address left to move its pages through");
+}
 
 }  // namespace
 
@@ -61,7 +79,7 @@ std::vector<AddressRange> MoveOut::move(std::span<const AddressRange> ranges, st
       if (v == vmas.end() || v->begin > at) break;
       const uint64_t end = std::min(r.end, v->end);
       if (place_ != 0 && prot_ != v->prot) unmap();
-      if (place_ == 0) map(v->prot);
+      if (place_ == 0) map(v->prot, vmas);
       move_part({at, end});
       at = end;
     }
@@ -85,7 +103,7 @@ void MoveOut::move_part(const AddressRange& part) {
     if (moved == -EAGAIN && ++tries < kRetries) continue;
     tries = 0;
     const uint64_t end = ++in_a_row < kPinnedInARow ? at + kPageBytes : part.end;
-    stays(at, end);
+    keep_resident(at, end);
     at = end;
   }
 }
@@ -101,13 +119,16 @@ int64_t MoveOut::move_once(uint64_t from, uint64_t bytes) {
   return move.moved != 0 ? move.moved : result;
 }
 
-void MoveOut::map(uint32_t prot) {
-  const uint64_t arguments[] = {0, kPlaceBytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, ~0ull, 0};
-  const long at = call_(SYS_mmap, arguments);
-  if (at < 0)
-    throw errno_error(static_cast<int>(-at), "the sandbox could not map memory to move its pages through");
-  place_ = static_cast<uint64_t>(at), used_ = 0, prot_ = prot;
-  note(kPlaceBytes);
+void MoveOut::map(uint32_t prot, std::span<const Vma> vmas) {
+  const uint64_t at = free_place(vmas);
+  record_place({at, at + kPlaceBytes});
+  const uint64_t arguments[] = {
+      at, kPlaceBytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, ~0ull, 0};
+  const long mapped = call_(SYS_mmap, arguments);
+  if (mapped < 0)
+    throw errno_error(static_cast<int>(-mapped),
+                      "the sandbox could not map memory to move its pages through");
+  place_ = at, used_ = 0, prot_ = prot;
   const int err = uffd_.register_missing(place_, place_ + kPlaceBytes);
   if (err != 0) throw errno_error(err, "memory to move pages through cannot be registered");
 }
@@ -123,28 +144,30 @@ void MoveOut::give_back() {
 void MoveOut::unmap() {
   if (place_ == 0) return;
   fault_point("evict.moved");
-  note(0);  // before: what may be the program's by then is never unmapped
   const uint64_t arguments[] = {place_, kPlaceBytes};
   if (const long failed = call_(SYS_munmap, arguments); failed != 0)
     throw errno_error(static_cast<int>(-failed), "moved pages cannot be unmapped");
   place_ = 0;
+  record_place({});
 }
 
-void MoveOut::note(uint64_t bytes) const {
-  if (const auto area = InjectionArea::find(pid_))
-    area->note_place(pid_, bytes == 0 ? AddressRange{} : AddressRange{place_, place_ + bytes});
+void MoveOut::record_place(const AddressRange& place) const {
+  if (const auto area = InjectionArea::find(pid_)) area->note_place(pid_, place);
 }
 
-bool MoveOut::unmap_left() {
+bool MoveOut::unmap_left(std::span<const Vma> vmas) {
   const auto area = InjectionArea::find(pid_);
   const AddressRange left = area ? area->noted_place(pid_) : AddressRange{};
-  if (left.begin % kPageBytes != 0 || left.begin == 0 || left.end != left.begin + kPlaceBytes) return false;
+  const auto same = [&](const auto& r) { return r.begin == left.begin && r.end == left.end; };
+  bool of_ours = false;
+  for (uint64_t i = 0; i < kPlaces; ++i) of_ours |= same(place_at(i));
+  if (!of_ours || std::none_of(vmas.begin(), vmas.end(), same)) return false;
   place_ = left.begin;
   unmap();
   return true;
 }
 
-void MoveOut::stays(uint64_t begin, uint64_t end) {
+void MoveOut::keep_resident(uint64_t begin, uint64_t end) {
   if (!stay_.empty() && stay_.back().end == begin)
     stay_.back().end = end;
   else

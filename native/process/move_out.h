@@ -11,9 +11,9 @@
 #include <span>
 #include <vector>
 
-#include "live/tracee.h"
-#include "live/uffd.h"
-#include "memory/image.h"
+#include "image/image.h"
+#include "serving/uffd.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 
@@ -35,7 +35,7 @@ class MoveOut {
       : injector_(injector), pid_(pid), uffd_(uffd), fd_(fd), call_(std::move(call)) {}
 
   // Unmaps what an op that could not end has left. True when there was something.
-  bool unmap_left();
+  bool unmap_left(std::span<const Vma> vmas);
 
   // Returns what stays. Throws process_gone; limit_exceeded where the process can have no mapping more.
   std::vector<AddressRange> move(std::span<const AddressRange> ranges, std::span<const Vma> vmas);
@@ -43,12 +43,12 @@ class MoveOut {
  private:
   void move_part(const AddressRange& part);
   int64_t move_once(uint64_t from, uint64_t bytes);
-  void map(uint32_t prot);
+  void map(uint32_t prot, std::span<const Vma> vmas);
   void unmap();
   void give_back();
-  void stays(uint64_t begin, uint64_t end);
+  void keep_resident(uint64_t begin, uint64_t end);
 
-  void note(uint64_t bytes) const;
+  void record_place(const AddressRange& place) const;
 
   Injector& injector_;
   const pid_t pid_;

@@ -12,8 +12,8 @@
 #include <system_error>
 
 #include "common/unique_fd.h"
-#include "live/fault_server.h"
-#include "live/ptrace_calls.h"
+#include "process/fault_server.h"
+#include "tracing/ptrace_calls.h"
 
 namespace medes {
 namespace {

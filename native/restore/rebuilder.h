@@ -8,12 +8,12 @@
 #include <span>
 #include <vector>
 
+#include "bases/base_set.h"
+#include "codec/encoded_image.h"
 #include "common/error.h"
 #include "common/wiped.h"
-#include "memory/image.h"
-#include "patch/encoded_image.h"
+#include "image/image.h"
 #include "restore/placer.h"
-#include "transport/base_set.h"
 
 namespace medes {
 

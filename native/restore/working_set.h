@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/bytes.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,11 +1,11 @@
-#include "live/call_log.h"
+#include "serving/call_log.h"
 
 #include <algorithm>
 #include <cstring>
 #include <iterator>
 
 #include "common/limits.h"
-#include "live/keeper.h"
+#include "serving/keeper.h"
 
 namespace medes {
 namespace {
@@ -79,14 +79,14 @@ void CallLog::decide(ChangeRecord::Order order) {
   record_->order.store(order, std::memory_order_release);
 }
 
-void CallLog::book(const std::optional<std::vector<MovedPages>>& moves) {
+void CallLog::commit(const std::optional<std::vector<MovedPages>>& moves) {
   uint32_t bank = record_->bank(), count = record_->move_count();
   if (moves) {
     bank ^= 1;
     count = static_cast<uint32_t>(std::min<size_t>(moves->size(), kMaxMoves + 1));
     std::copy_n(moves->begin(), std::min(count, kMaxMoves), record_->moves[bank]);
   }
-  record_->booked.store(ChangeRecord::pack(record_->sets() + 1, bank, count), std::memory_order_release);
+  record_->committed.store(ChangeRecord::pack(record_->sets() + 1, bank, count), std::memory_order_release);
   record_->unlogged.store(0, std::memory_order_release);
 }
 

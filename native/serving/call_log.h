@@ -1,5 +1,5 @@
 // Reading userfaultfd messages so that no kill of the agent loses one: into the ChangeRecord's log, where
-// they stay until what they say is booked (store/change_record.h).
+// they stay until what they say is committed (store/change_record.h).
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "live/uffd.h"
+#include "serving/uffd.h"
 #include "store/change_record.h"
 
 namespace medes {
@@ -22,17 +22,17 @@ class CallLog {
 
   // Reads up to out.size() messages of the set under way.
   size_t read(const Uffd& uffd, std::span<uffd_msg> out);
-  // The same where some may be the driver's own, which no agent may ever book: only those that `keep` says
+  // The same where some may be the driver's own, which no agent may ever apply: only those that `keep` says
   // yes to go to the log and to `out`; returns how many were read. A kill in these microseconds loses the
   // sandbox.
   size_t read_some(const Uffd& uffd, std::span<uffd_msg> out, size_t& kept,
                    const std::function<bool(const uffd_msg&)>& keep);
-  // Says how the messages of this set are to be booked, by a later agent too.
+  // Says how the messages of this set are to be applied, by a later agent too.
   void decide(ChangeRecord::Order order);
-  // They are booked. `moves`: where all moved pages are now; nothing when none moved.
-  void book(const std::optional<std::vector<MovedPages>>& moves);
+  // They are applied. `moves`: where all moved pages are now; nothing when none moved.
+  void commit(const std::optional<std::vector<MovedPages>>& moves);
 
-  // What agents before us left: messages that were read and not booked, each with who has its descriptor.
+  // What agents before us left: messages that were read and not committed, each with who has its descriptor.
   struct Left {
     uffd_msg message;
     Holder holder;

@@ -1,13 +1,15 @@
-#include "live/huge_pages.h"
+#include "serving/huge_pages.h"
 
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "common/error.h"
 #include "common/unique_fd.h"
-#include "memory/pagemap.h"
-#include "memory/proc.h"
+#include "procfs/pagemap.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {
@@ -24,17 +26,19 @@ bool whole(const Pagemap& pagemap, uint64_t address) {
 
 }  // namespace
 
-HugePages find_huge_pages(pid_t pid, uint64_t start_time_ticks, std::span<const AddressRange> ranges) {
-  HugePages huge{pid, start_time_ticks, {}};
-  const Pagemap pagemap(pid);
-  std::vector<PageSpan> spans;
-  for (const auto& r : ranges) pagemap.huge_pages(r.begin, r.end, spans);
-  for (const auto& s : spans) {
-    const uint64_t begin = (s.address + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
-    const uint64_t end = (s.address + s.count * kPageBytes) / kHugeBytes * kHugeBytes;
-    if (begin < end) huge.ranges.push_back({begin, end});
+std::vector<AddressRange> huge_ranges(std::span<const PageSpan> huge, std::span<const AddressRange> ranges) {
+  std::vector<AddressRange> out;
+  auto range = ranges.begin();
+  for (const auto& s : huge) {
+    const uint64_t span_end = s.address + s.count * kPageBytes;
+    while (range != ranges.end() && range->end <= s.address) ++range;
+    for (auto r = range; r != ranges.end() && r->begin < span_end; ++r) {
+      const uint64_t begin = (std::max(s.address, r->begin) + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
+      const uint64_t end = std::min(span_end, r->end) / kHugeBytes * kHugeBytes;
+      if (begin < end) out.push_back({begin, end});
+    }
   }
-  return huge;
+  return out;
 }
 
 uint64_t join_huge_pages(const HugePages& huge) {

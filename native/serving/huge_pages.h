@@ -9,7 +9,8 @@
 #include <span>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
+#include "procfs/pagemap.h"
 
 namespace medes {
 
@@ -19,8 +20,8 @@ struct HugePages {
   std::vector<AddressRange> ranges;  // multiples of 2 MiB
 };
 
-// The huge pages in `ranges` (ascending). Reads the page map only; throws process_gone, permission_denied.
-HugePages find_huge_pages(pid_t pid, uint64_t start_time_ticks, std::span<const AddressRange> ranges);
+// What of `huge` (as the page map tells, Pagemap::private_pages) lies in `ranges`; both ascending.
+std::vector<AddressRange> huge_ranges(std::span<const PageSpan> huge, std::span<const AddressRange> ranges);
 
 // (blocks, some 300 us a huge page) Joins each 2 MiB that are wholly present; whatever the program has
 // changed, given back or shared meanwhile stays as it is. Returns how many bytes are huge again (before

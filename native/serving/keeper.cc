@@ -1,4 +1,4 @@
-#include "live/keeper.h"
+#include "serving/keeper.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "common/error.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 #include "store/child_file.h"
 
 namespace medes {

@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -15,18 +16,19 @@
 #include <string>
 #include <vector>
 
+#include "bases/base_set.h"
 #include "common/error.h"
-#include "memory/capture.h"
-#include "memory/image.h"
+#include "image/image.h"
+#include "procfs/capture.h"
 #include "restore/working_set.h"
 #include "store/sandbox_file.h"
-#include "transport/base_set.h"
 
 namespace medes {
 
 struct EvictOptions {
   bool hold_frozen = false;                       // keep the threads stopped until restore (no demand wake)
   std::vector<WorkingSetEntry> working_set = {};  // prefetched when the sandbox wakes by its own fault
+  const std::atomic<bool>* abandoned = nullptr;   // see CancelFlag
 };
 
 struct EvictResult {

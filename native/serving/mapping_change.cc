@@ -1,4 +1,4 @@
-#include "live/mapping_change.h"
+#include "serving/mapping_change.h"
 
 #include <algorithm>
 #include <optional>
@@ -7,44 +7,6 @@ namespace medes {
 namespace {
 
 using Kind = MappingChange::Kind;
-
-enum class Verdict : uint8_t { unknown, asked, inherited, later };
-
-// Decides on one change, first on those that made room for it to speak of the same addresses again.
-class Decisions {
- public:
-  Decisions(const Segments& before, std::span<const MappingChange> changes,
-            const std::function<bool(uint64_t)>& registered)
-      : before_(before), changes_(changes), registered_(registered), verdicts_(changes.size()) {}
-
-  bool inherited(size_t i) {
-    if (verdicts_[i] == Verdict::unknown) {
-      verdicts_[i] = Verdict::asked;
-      verdicts_[i] = decide(changes_[i]) ? Verdict::inherited : Verdict::later;
-    }
-    return verdicts_[i] == Verdict::inherited;
-  }
-
- private:
-  bool decide(const MappingChange& c) {
-    // A page given back is one that nobody may count on while the call runs.
-    if (c.kind == Kind::discard) return true;
-    const auto address = before_.first_in(c.begin, c.end);
-    if (!address) return true;  // nothing of the image was there: it makes no difference
-    // Something that the child has where this change took something away came after it.
-    for (size_t k = 0; k < changes_.size(); ++k) {
-      const MappingChange& m = changes_[k];
-      if (m.kind != Kind::move || m.to > *address || *address - m.to >= m.end - m.begin) continue;
-      if (verdicts_[k] != Verdict::asked && inherited(k)) return true;
-    }
-    return !registered_(*address);
-  }
-
-  const Segments& before_;
-  const std::span<const MappingChange> changes_;
-  const std::function<bool(uint64_t)>& registered_;
-  std::vector<Verdict> verdicts_;
-};
 
 }  // namespace
 
@@ -88,12 +50,35 @@ bool independent(std::span<const MappingChange> changes) {
   return true;
 }
 
+// A change made room at the first address of the image that it speaks of: where that is gone from the child,
+// the child was born with it. Where it is there again, the same holds if one that the child was born with
+// moved something there.
 std::vector<MappingChange> inherited(const Segments& before, std::span<const MappingChange> changes,
                                      const std::function<bool(uint64_t)>& registered) {
-  Decisions decisions(before, changes, registered);
+  std::vector<std::optional<uint64_t>> first;  // such addresses
+  std::vector<bool> is_inherited(changes.size());
+  std::vector<size_t> found;  // whose consequences are yet to be drawn
+  for (size_t i = 0; i < changes.size(); ++i) {
+    // A page given back is one that nobody may count on while the call runs; and where nothing of the image
+    // was, it makes no difference.
+    first.push_back(changes[i].kind == Kind::discard ? std::nullopt
+                                                     : before.first_in(changes[i].begin, changes[i].end));
+    is_inherited[i] = !first[i] || !registered(*first[i]);
+    if (is_inherited[i]) found.push_back(i);
+  }
+  while (!found.empty()) {
+    const MappingChange& m = changes[found.back()];
+    found.pop_back();
+    if (m.kind != Kind::move) continue;
+    for (size_t i = 0; i < changes.size(); ++i) {
+      if (is_inherited[i] || m.to > *first[i] || *first[i] - m.to >= m.end - m.begin) continue;
+      is_inherited[i] = true;
+      found.push_back(i);
+    }
+  }
   std::vector<MappingChange> out;
   for (size_t i = 0; i < changes.size(); ++i)
-    if (decisions.inherited(i)) out.push_back(changes[i]);
+    if (is_inherited[i]) out.push_back(changes[i]);
   return out;
 }
 

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "live/segments.h"
+#include "serving/segments.h"
 
 namespace medes {
 

@@ -2,16 +2,17 @@
 // its userfaultfd, where the image's pages belong, and which of them are still out.
 //
 // The rules that keep bytes right. A page is placed only under the shared lock and only while its state says
-// `evicted`; events are read only under the exclusive lock, and what they say is booked before it is given
+// `evicted`; events are read only under the exclusive lock, and what they say is committed before it is given
 // up. The kernel refuses to place pages (EAGAIN) from the moment a thread enters munmap, mremap, fork or
 // MADV_DONTNEED until its event has been read, so an old page can never land where the program has moved on.
 //
 // Events of several threads come in another order than the kernel acted. So before the first of them is read
 // every thread is told to stop on its way back to user mode, and reading goes on until no call is under way:
-// then no thread has made two calls, and the calls of the set are booked as one (mapping_change.h).
+// then no thread has made two calls, and the calls of the set are applied as one (mapping_change.h).
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -20,15 +21,15 @@
 #include <vector>
 
 #include "common/limits.h"
-#include "live/call_log.h"
-#include "live/huge_pages.h"
-#include "live/keeper.h"
-#include "live/mapping_change.h"
-#include "live/segments.h"
-#include "live/uffd.h"
-#include "memory/image.h"
-#include "memory/pagemap.h"
+#include "image/image.h"
+#include "procfs/pagemap.h"
 #include "restore/placer.h"
+#include "serving/call_log.h"
+#include "serving/huge_pages.h"
+#include "serving/keeper.h"
+#include "serving/mapping_change.h"
+#include "serving/segments.h"
+#include "serving/uffd.h"
 #include "store/child_file.h"
 #include "store/sandbox_file.h"
 
@@ -43,32 +44,36 @@ struct DrainedEvents {
 
 class ProcessMemory : public Placer {
  public:
-  // `states`: one a page of the image, outliving this object. `pid` 0: a forked child.
+  // Of a child forked while pages were missing nothing is known but its memory.
+  static constexpr pid_t kForkedChild = 0;
+  // `states`: one a page of the image, outliving this object. `pid`: or kForkedChild.
   ProcessMemory(pid_t pid, uint32_t process, const ImageLayout& layout, Uffd uffd,
                 std::span<std::atomic<uint8_t>> states);
-  // Whoever drops it early, by an error as well: missing pages never read as zeros (put_aside).
-  ~ProcessMemory() override { put_aside(); }
+  // Whoever drops it early, by an error as well: missing pages never read as zeros (leave_to_keeper).
+  ~ProcessMemory() override { leave_to_keeper(); }
 
   pid_t pid() const { return pid_; }
+  bool is_forked_child() const { return pid_ == kForkedChild; }
   uint32_t process() const { return process_; }
   int fd() const { return uffd_.fd(); }
   uint64_t inode() const { return uffd_.inode(); }
   bool gone() const { return gone_.load(std::memory_order_acquire); }
   uint64_t first_page() const { return first_page_; }
   uint64_t end_page() const { return end_page_; }
+  std::chrono::steady_clock::time_point since() const { return since_; }  // we know of it
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
   // Where to keep what must outlive the agent: in the sandbox file, or beside it for children forked later.
   void keep_record(ChangeRecord& record, uint32_t& stop_note, const std::string& sandbox_path);
   // A child that an agent before us had not filled, from its file and a copy of the userfaultfd named there.
-  // Its record is yet to be finished (finish_booking).
+  // Its record is yet to be finished (replay_log).
   static std::shared_ptr<ProcessMemory> of_child(const ImageLayout& layout, std::shared_ptr<ChildFile> file,
                                                  Uffd uffd, const std::string& sandbox_path);
-  // Of what an agent before us left: takes up where moved memory is, and books what was read and not booked;
-  // children whose fork was among that are appended. Throws lost when not all is known.
-  void take_up_record(std::vector<std::shared_ptr<ProcessMemory>>& born);
-  void finish_booking(std::vector<std::shared_ptr<ProcessMemory>>& born);  // its second half
+  // Of what an agent before us left: where moved memory is, and what was read and not committed, which is
+  // replayed; children whose fork was among that are appended. Throws lost when not all is known.
+  void recover(std::vector<std::shared_ptr<ProcessMemory>>& born);
+  void replay_log(std::vector<std::shared_ptr<ProcessMemory>>& born);  // its second half
   // Where an image page is now; 0 when its place was unmapped.
   uint64_t address_of(uint64_t page) const;
   // What was huge before the eviction; not known of a process that was adopted.
@@ -83,12 +88,12 @@ class ProcessMemory : public Placer {
   bool claim(uint64_t page);
   void unclaim(uint64_t page);
 
-  // Reads all queued events and books them; no call that changes mappings is under way then. Threads of the
-  // sandbox may be stopped for some 100 us. A removal inside one of `own_discards` (the kernel tells of each
-  // mapping by itself) is the driver's and means nothing.
+  // Reads all queued events, applies and commits them; no call that changes mappings is under way then.
+  // Threads of the sandbox may be stopped for some 100 us. A removal inside one of `own_discards` (the kernel
+  // tells of each mapping by itself) is the driver's and means nothing.
   DrainedEvents drain(std::span<const AddressRange> own_discards = {});
 
-  // Has `look` look at the process with all calls that changed mappings booked, again and again until none
+  // Has `look` look at the process with all calls that changed mappings committed, again and again until none
   // came between. Children forked meanwhile are appended to `born`. Nobody may be serving it.
   void look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>& born, const std::function<void()>& look);
 
@@ -112,34 +117,40 @@ class ProcessMemory : public Placer {
   void unregister_all();
   void close();
   // Nobody serves it from here on: what only we have of it is left open while pages are missing. Idempotent.
-  void put_aside();
+  void leave_to_keeper();
   void mark_gone() { gone_ = true; }
   bool look_whether_gone();  // asks the kernel: of forked children nothing else tells
 
  private:
+  static constexpr size_t kEventsPerRead = 64;
+  static constexpr uint64_t kMaxUserAddress = (1ull << 47) - kPageBytes;
+
   // A forked child: same segments, same pages missing, its own states. Under the exclusive lock: what the
   // parent gets from now on, the child does not have.
   std::shared_ptr<ProcessMemory> fork(Uffd uffd) const;
   std::vector<uint64_t> unwanted_by_child() const;
   static void hold(ChildFile& file, const Holder& here);
   void keep_in(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
-  void take_up_file(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
+  void recover_from(std::shared_ptr<ChildFile> file, const std::string& sandbox_path);
   void close_locked();
   std::shared_ptr<ChildFile> keep_child(const Uffd& uffd, std::span<const std::byte> states) const;
   void add_mappings_of_layout();
-  void take_up_moves();
+  void recover_moves();
   void read_rest(std::vector<uffd_msg>& calls);
   // Of a child just forked: takes over those changes of its parent that it was born with.
-  void catch_up(std::span<const MappingChange> changes,
-                std::vector<std::shared_ptr<ProcessMemory>>& grandchildren);
+  void apply_inherited(std::span<const MappingChange> changes,
+                       std::vector<std::shared_ptr<ProcessMemory>>& grandchildren);
   void forget(std::span<const AddressRange> origins);
   bool alone() const;
   size_t read_calls(size_t most, std::span<const AddressRange> own_discards, DrainedEvents& out,
                     std::vector<uffd_msg>& calls);
-  void book_set(std::span<const AddressRange> own_discards, DrainedEvents& out, std::vector<uffd_msg>& calls);
-  void book(std::span<const uffd_msg> calls, ChangeRecord::Order order,
-            std::vector<std::shared_ptr<ProcessMemory>>& born);
-  bool apply(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
+  void read_and_apply_set(std::span<const AddressRange> own_discards, DrainedEvents& out,
+                          std::vector<uffd_msg>& calls);
+  void apply_and_commit(std::span<const uffd_msg> calls, ChangeRecord::Order order,
+                        std::vector<std::shared_ptr<ProcessMemory>>& born);
+  void on_fork(Uffd child_uffd, std::span<const MappingChange> changes,
+               std::vector<std::shared_ptr<ProcessMemory>>& born);
+  bool apply_set(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
   std::optional<std::vector<uffd_msg>> take_left_calls(std::vector<Holder>& holders);
   std::vector<MovedPages> moved_pages() const;
   bool any_missing(uint64_t origin, uint64_t bytes) const;
@@ -162,6 +173,7 @@ class ProcessMemory : public Placer {
   uint64_t first_page_ = 0, end_page_ = 0;
   std::atomic<uint64_t> missing_{0};
   std::atomic<bool> gone_{false};
+  const std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
   mutable std::shared_mutex mutex_;
   Segments segments_;
   CallLog log_;

@@ -1,5 +1,6 @@
-// The handle's own side of a sandbox: state, waiting, record. The restore's work is in sandbox_restore.cc.
-#include "live/sandbox.h"
+// The handle's own side of a sandbox: state, waiting, record. Its work is in sandbox_restore.cc, _faults.cc,
+// _fill.cc, _room.cc.
+#include "serving/sandbox.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,8 +8,8 @@
 #include <thread>
 
 #include "common/error.h"
-#include "live/tracee.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 namespace {
@@ -69,7 +70,7 @@ std::vector<std::shared_ptr<ProcessMemory>> Sandbox::memories() const {
 bool Sandbox::fills_children() const {
   const auto all = memories();
   return state() != LiveState::lost && std::any_of(all.begin(), all.end(), [](const auto& m) {
-           return m->pid() == 0 && !m->gone() && m->missing() > 0;
+           return m->is_forked_child() && !m->gone() && m->missing() > 0;
          });
 }
 
@@ -158,7 +159,7 @@ void Sandbox::detach() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return !settling_; });
   }
-  end_serving(&ProcessMemory::put_aside);
+  end_serving(&ProcessMemory::leave_to_keeper);
 }
 
 // (blocks) A thread with a fork event in its hands is about to add the child: that one's only userfaultfd
@@ -214,7 +215,7 @@ void Sandbox::thaw() {
   }
   std::vector<pid_t> pids;
   for (const auto& m : memories())
-    if (m->pid() != 0) pids.push_back(m->pid());
+    if (!m->is_forked_child()) pids.push_back(m->pid());
   if (pids.size() > 1) count_standstill(pids, Clock::now() - since);
   continue_all(pids);
 }

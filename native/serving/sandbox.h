@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "live/live_sandbox.h"
-#include "live/process_memory.h"
-#include "memory/memory_room.h"
+#include "procfs/memory_room.h"
 #include "restore/fault_windows.h"
 #include "restore/rebuilder.h"
+#include "serving/live_sandbox.h"
+#include "serving/process_memory.h"
 
 namespace medes {
 
@@ -98,9 +98,9 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   bool fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
                  const char* failed);
   void call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent);
-  void work(Fill& fill, size_t until);
-  void finish(Fill& fill);
-  void settle();  // completes when nothing is missing any more
+  void rebuild_units(Fill& fill, size_t until);
+  void finish_fill(Fill& fill);
+  void try_complete();  // completes when nothing is missing any more
   void end_serving(void (ProcessMemory::*how)());
   void set_ready();
   void thaw();

@@ -1,4 +1,4 @@
-#include "live/segments.h"
+#include "serving/segments.h"
 
 #include <algorithm>
 

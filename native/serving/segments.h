@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-#include "live/uffd.h"
+#include "serving/uffd.h"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "common/limits.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 
 namespace medes {
 namespace {

@@ -1,0 +1,150 @@
+// Pages that somebody waits for: a fault, what is near it, and what becomes of a sandbox that nobody woke.
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include "common/fault_point.h"
+#include "serving/rebuild_work.h"
+#include "serving/sandbox.h"
+
+namespace medes {
+
+void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker) {
+  std::vector<uint64_t> faults;
+  drain(memory, faults);
+  for (uint64_t address : faults) handle_fault(memory, address, worker);
+}
+
+// A process may end as soon as its last fork was read, while another thread still takes the child in: only
+// with nothing on its way is it known that none is left.
+void Sandbox::handle_exit(ProcessMemory& memory) {
+  if (detached_) return;  // it is out of our hands, which says nothing of the process
+  memory.mark_gone();
+  if (!all_gone()) return;
+  while (draining_ > 0) std::this_thread::yield();
+  if (all_gone()) lose(Code::process_gone, "its processes have exited");
+}
+
+void Sandbox::wake_by_fault() {
+  {
+    const std::lock_guard lock(mutex_);
+    LiveState expected = LiveState::dormant;
+    if (!state_.compare_exchange_strong(expected, LiveState::restoring)) return;
+    restore_called_ = Clock::now();
+    stats_.demand_woken = true;
+    ++running_;
+  }
+  host_.emit(file_->path(), "demand_woken");
+  if (!room_for_all()) short_of_memory();
+  RestoreOptions options;
+  {
+    const std::lock_guard lock(mutex_);
+    options.working_set = default_working_set_;
+  }
+  host_.enqueue([self = shared_from_this(), options = std::move(options)] { self->run(options); }, true);
+}
+
+void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_t address,
+                           Rebuilder::Worker& worker) {
+  if (state() == LiveState::lost || detached_) return;  // it waits, rather than run on wrong bytes
+  const uint64_t page = memory->missing_page_at(address);
+  if (page == ImageLayout::kNoPage) {
+    const Code code = memory->place_zero(address);
+    if (code == Code::busy) host_.fault_later(shared_from_this(), memory, address);
+    if (code != Code::limit_exceeded) return;
+    short_of_memory();
+    return host_.enqueue_later(
+        [self = shared_from_this(), memory, address] { self->host_.fault_later(self, memory, address); },
+        true, memory_pause(kMemoryBackoffDoublings));
+  }
+  fault_point("restore.fault");
+  wake_by_fault();
+  ++faults_;
+  last_fault_us_ = since_restore_us();
+  record(*memory, page);
+  if (rebuilder_.all_local()) return serve_page(memory, page, worker);
+  // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
+  host_.enqueue(
+      [self = shared_from_this(), memory, page] {
+        WorkerLease worker;
+        self->serve_page(memory, page, *worker);
+      },
+      true);
+}
+
+// Books the page that was touched. Children are left out: their pages are filled at once, whoever touches
+// them.
+void Sandbox::record(ProcessMemory& memory, uint64_t page) {
+  if (memory.is_forked_child()) return;
+  const std::lock_guard lock(mutex_);
+  if (recorded_.size() < kMaxWorkingSetPages) recorded_.push_back(regions_.entry_of(page));
+}
+
+void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+                         Rebuilder::Worker& worker, int tries) {
+  if (told_short_of_memory_ && !room_for(kPageBytes)) return serve_again(memory, page, tries);
+  // The page itself first: a thread waits for it. What is near comes while that runs on.
+  const Code code = serve_pages(memory, page, page + 1, worker);
+  if (code == Code::ok && !recording_afresh_ && !told_short_of_memory_) serve_around(memory, page, worker);
+  if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
+  try_complete();
+}
+
+// The thread waits on, for as long as its memory cgroup has no room; nobody else does.
+void Sandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries) {
+  short_of_memory();
+  host_.enqueue_later(
+      [self = shared_from_this(), memory, page, tries] {
+        WorkerLease worker;
+        self->serve_page(memory, page, *worker, tries + 1);
+      },
+      true, memory_pause(tries));
+}
+
+// What may be touched next. Without a working set nothing is guessed, so that the record holds what is
+// touched and nothing else.
+void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+                           Rebuilder::Worker& worker) {
+  const auto window = windows_.next(page);
+  const uint64_t begin = std::max(window.begin, memory->first_page());
+  const uint64_t end = std::min(window.end, memory->end_page());
+  const uint64_t near = std::min(begin + FaultWindows::kBlockPages, end);
+  (void)serve_pages(memory, begin, near, worker);
+  if (near == end) return;
+  // A walk: the rest comes from another thread, as this one is waited for by others.
+  host_.enqueue(
+      [self = shared_from_this(), memory, near, end] {
+        WorkerLease worker;
+        if (!self->rebuilder_.all_local()) {
+          std::vector<uint64_t> pages(end - near);
+          std::iota(pages.begin(), pages.end(), near);
+          (void)self->rebuilder_.fetch(pages, kFetchTimeout);  // a failure shows again when it is rebuilt
+        }
+        for (uint64_t p = near; p < end; p += FaultWindows::kBlockPages)
+          (void)self->serve_pages(memory, p, std::min(p + FaultWindows::kBlockPages, end), *worker);
+        self->try_complete();
+      },
+      true);
+}
+
+// At most a block of pages. A failure is dealt with here, but for limit_exceeded: there is no memory now.
+// process_gone also when nobody wants them any more.
+Code Sandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                          Rebuilder::Worker& worker) {
+  if (state() == LiveState::lost || detached_ || memory->gone()) return Code::process_gone;
+  uint64_t pages[FaultWindows::kBlockPages];
+  size_t n = 0;
+  for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
+  MemoryClaims claims(*memory);
+  uint64_t placed = 0;
+  const Code code = rebuild_patiently(worker, std::span(pages, n), claims, *memory, placed);
+  demanded_ += placed;
+  if (code == Code::process_gone)
+    handle_exit(*memory);
+  else if (code != Code::ok && code != Code::limit_exceeded)
+    lose(code, kRebuildFailed);
+  return code;
+}
+
+}  // namespace medes
