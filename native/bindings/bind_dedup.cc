@@ -1,13 +1,13 @@
+#include "bases/base_set.h"
 #include "bindings/bindings.h"
+#include "codec/window_plan.h"
 #include "common/error.h"
-#include "patch/encoder.h"
-#include "patch/reuse.h"
-#include "patch/survey.h"
-#include "patch/window_plan.h"
+#include "dedup/encoder.h"
+#include "dedup/reuse.h"
+#include "dedup/survey.h"
 #include "restore/working_set.h"
 #include "store/sandbox_file.h"
 #include "store/seal.h"
-#include "transport/base_set.h"
 
 namespace medes::bindings {
 
@@ -181,11 +181,12 @@ void register_survey(nb::module_& m) {
 
 }  // namespace
 
-void register_patch(nb::module_& m) {
+void register_dedup(nb::module_& m) {
   nb::class_<CancelFlag>(m, "CancelFlag")
       .def(nb::init<>())
       .def("cancel", [](CancelFlag& self) { self.cancelled = true; })
-      .def_prop_ro("cancelled", [](const CancelFlag& self) { return self.cancelled.load(); });
+      .def_prop_ro("cancelled", [](const CancelFlag& self) { return self.cancelled.load(); })
+      .def("abandon", [](CancelFlag& self) { self.abandoned = true; });
   register_plan(m);
   register_encoded(m);
   register_survey(m);

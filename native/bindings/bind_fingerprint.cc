@@ -1,6 +1,6 @@
 #include "bindings/bindings.h"
-#include "fingerprint/fingerprint.h"
-#include "fingerprint/murmur3.h"
+#include "codec/fingerprint.h"
+#include "codec/murmur3.h"
 
 namespace medes::bindings {
 

@@ -2,9 +2,10 @@
 
 #include "bindings/bindings.h"
 #include "common/error.h"
-#include "live/fault_server.h"
-#include "live/seccomp_rights.h"
-#include "patch/encoder.h"
+#include "dedup/encoder.h"
+#include "process/fault_server.h"
+#include "tracing/frozen.h"
+#include "tracing/seccomp_rights.h"
 
 namespace medes::bindings {
 namespace {
@@ -118,6 +119,7 @@ void register_live(nb::module_& m) {
     for (const auto& [what, how] : missing) out[what.c_str()] = how;
     return out;
   });
+  m.def("frozen_cgroup", &frozen_cgroup_of, nb::arg("pid"), nb::call_guard<nb::gil_scoped_release>());
   m.def("missing_seccomp_right", [] {
     const MissingRight missing = missing_seccomp_right();
     return std::pair(missing.what, missing.how);
@@ -133,7 +135,8 @@ void register_live(nb::module_& m) {
           [](FaultServer& self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> file,
              std::shared_ptr<BaseSet> bases, bool hold_frozen, const CancelFlag* cancel,
              const nb::bytes& working_set) {
-            const EvictOptions options{hold_frozen, unpack_working_set(as_bytes(working_set))};
+            const EvictOptions options{hold_frozen, unpack_working_set(as_bytes(working_set)),
+                                       cancel != nullptr ? &cancel->abandoned : nullptr};
             nb::gil_scoped_release release;
             return self.evict(*image, std::move(file), std::move(bases), options,
                               cancel != nullptr ? &cancel->cancelled : nullptr);

@@ -5,9 +5,10 @@
 
 #include "bindings/bindings.h"
 #include "common/error.h"
-#include "memory/capture.h"
-#include "memory/image.h"
-#include "memory/proc.h"
+#include "image/image.h"
+#include "procfs/capture.h"
+#include "procfs/memory_room.h"
+#include "procfs/proc.h"
 
 namespace medes::bindings {
 namespace {
@@ -73,6 +74,13 @@ void register_memory(nb::module_& m) {
       out.emplace_back(pid, stat.parent, stat.session, stat.start_time_ticks);
     return out;
   });
+  m.def(
+      "memory_room",
+      [](pid_t pid, const std::string& cgroup_root, const std::string& proc) {
+        return MemoryRoom(pid, cgroup_root, proc).bytes();
+      },
+      nb::arg("pid"), nb::arg("cgroup_root") = "/sys/fs/cgroup", nb::arg("proc") = "/proc",
+      nb::call_guard<nb::gil_scoped_release>());
   m.def("cgroup_pids", &cgroup_pids, nb::arg("path"), nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "private_bytes", [](const std::vector<pid_t>& pids) { return private_bytes(pids); }, nb::arg("pids"),
@@ -81,10 +89,10 @@ void register_memory(nb::module_& m) {
   m.def("is_alive", &is_alive, nb::arg("pid"));
   m.def(
       "attach",
-      [](const std::vector<pid_t>& pids, std::optional<uint32_t> sharers_max) {
-        return attach(pids, sharers_max);
+      [](const std::vector<pid_t>& pids, std::optional<uint32_t> fork_sharers_max) {
+        return attach(pids, fork_sharers_max);
       },
-      nb::arg("pids"), nb::arg("sharers_max") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
+      nb::arg("pids"), nb::arg("fork_sharers_max") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "capture", [](const std::vector<pid_t>& pids) { return capture(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());

@@ -2,10 +2,9 @@
 
 #include "bindings/bindings.h"
 #include "common/error.h"
-#include "transport/fallback_reader.h"
-#include "transport/rdma_client.h"
-#include "transport/rdma_reader.h"
-#include "transport/rdma_server.h"
+#include "transport/rdma/rdma_client.h"
+#include "transport/rdma/rdma_reader.h"
+#include "transport/rdma/rdma_server.h"
 
 namespace medes::bindings {
 
@@ -171,7 +170,6 @@ void register_rdma(nb::module_& m) {
           "keep_regions",
           [](RdmaReader& r, const std::vector<uint64_t>& base_ids) { return r.keep_regions(base_ids); },
           nb::arg("base_ids"));
-  m.def("fallback_reader", &make_fallback_reader, nb::arg("first"), nb::arg("second"));
 }
 
 }  // namespace medes::bindings

@@ -1,12 +1,16 @@
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "bases/base_set.h"
 #include "bindings/bindings.h"
+#include "codec/fingerprint.h"
 #include "common/error.h"
 #include "common/wiped.h"
-#include "fingerprint/fingerprint.h"
-#include "patch/encoder.h"
+#include "dedup/encoder.h"
 #include "store/sandbox_file.h"
 #include "store/seal.h"
 #include "store/slab.h"
-#include "transport/base_set.h"
 
 namespace medes::bindings {
 
@@ -62,6 +66,33 @@ void verify_file(const SandboxFile& file, BaseSet& bases, std::shared_ptr<Memory
     const Code code = encoded.decode(page, views, out.data(), *scratch);
     if (code != Code::ok)
       throw Error(code, "page " + std::to_string(page) + " cannot be rebuilt", file.path());
+  }
+}
+
+// Rebuilds every page, checks it, and writes it into the descriptor at its address.
+void write_pages(const SandboxFile& file, int fd, BaseSet& bases) {
+  nb::gil_scoped_release release;
+  if (file.layout().processes.size() > 1)
+    throw Error(Code::invalid_argument, "its pages are of several address spaces", file.path());
+  const EncodedImage& encoded = file.encoded();
+  const std::vector<BaseView> views = fetch_bases(encoded, 0, encoded.page_count(), bases);
+  const WorkScope scope;
+  WipedBytes out(kPageBytes);
+  auto scratch = EncodedImage::make_scratch();
+  for (const PageRun& run : file.layout().runs) {
+    for (uint64_t i = 0; i < run.count; ++i) {
+      const uint64_t page = run.first_page + i;
+      const Code code = encoded.decode(page, views, out.data(), *scratch);
+      if (code != Code::ok)
+        throw Error(code, "page " + std::to_string(page) + " cannot be rebuilt", file.path());
+      const auto at = static_cast<off_t>(run.address + i * kPageBytes);
+      for (size_t done = 0; done < kPageBytes;) {
+        const ssize_t n = pwrite(fd, out.data() + done, kPageBytes - done, at + static_cast<off_t>(done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) throw errno_error(errno, "cannot write its pages", file.path());
+        done += static_cast<size_t>(n);
+      }
+    }
   }
 }
 
@@ -150,11 +181,13 @@ void register_store(nb::module_& m) {
                    })
       .def_prop_ro("stats", [](const SandboxFile& f) { return encoded_stats(f.encoded().stats()); })
       .def_prop_ro("page_state_counts", &page_state_counts)
+      .def_prop_ro("may_be_stopped", &SandboxFile::may_be_stopped)
       .def("continue_stopped", &SandboxFile::continue_stopped)
       .def_prop_ro("child_paths", &SandboxFile::child_paths)
       .def_prop_ro("path", &SandboxFile::path)
       .def_prop_ro("file_bytes", &SandboxFile::file_bytes)
       .def("verify", &verify_file, nb::arg("bases"), nb::arg("image").none() = nb::none())
+      .def("write_pages", &write_pages, nb::arg("fd"), nb::arg("bases"))
       .def("unlink", &SandboxFile::unlink);
 }
 

@@ -1,17 +1,19 @@
 #include <nanobind/stl/tuple.h>
 
+#include "bases/base_set.h"
 #include "bindings/bindings.h"
+#include "bindings/callback_reader.h"
 #include "common/limits.h"
 #include "store/slab.h"
-#include "transport/base_set.h"
+#include "transport/fallback_reader.h"
 #include "transport/fault_reader.h"
-#include "transport/local_reader.h"
+#include "transport/local/local_reader.h"
 #include "transport/page_reader.h"
-#include "transport/page_server.h"
-#include "transport/rdma_loop.h"
+#include "transport/rdma/rdma_loop.h"
 #include "transport/read_loop.h"
 #include "transport/retry_reader.h"
-#include "transport/tcp_reader.h"
+#include "transport/tcp/page_server.h"
+#include "transport/tcp/tcp_reader.h"
 
 namespace medes::bindings {
 
@@ -211,6 +213,8 @@ void register_readers(nb::module_& m) {
       "local_reader",
       [](const std::vector<std::shared_ptr<Slab>>& slabs) { return make_local_reader(slabs); },
       nb::arg("slabs"));
+  m.def("fallback_reader", &make_fallback_reader, nb::arg("first"), nb::arg("second"));
+  m.def("callback_reader", &make_callback_reader, nb::arg("name"), nb::arg("read"));
   m.def(
       "retry_reader",
       [](std::shared_ptr<PageReader> reader, int attempts) {

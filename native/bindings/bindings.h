@@ -8,9 +8,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "codec/base_view.h"
+#include "codec/encoded_image.h"
 #include "common/bytes.h"
-#include "patch/base_view.h"
-#include "patch/encoded_image.h"
 
 namespace nb = nanobind;
 
@@ -23,7 +23,7 @@ namespace medes::bindings {
 void register_common(nb::module_& m);
 void register_memory(nb::module_& m);
 void register_fingerprint(nb::module_& m);
-void register_patch(nb::module_& m);
+void register_dedup(nb::module_& m);
 void register_store(nb::module_& m);
 void register_transport(nb::module_& m);
 void register_rdma(nb::module_& m);

@@ -6,7 +6,7 @@ NB_MODULE(_core, m) {
   medes::bindings::register_common(m);
   medes::bindings::register_memory(m);
   medes::bindings::register_fingerprint(m);
-  medes::bindings::register_patch(m);
+  medes::bindings::register_dedup(m);
   medes::bindings::register_store(m);
   medes::bindings::register_transport(m);
   medes::bindings::register_rdma(m);

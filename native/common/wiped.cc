@@ -18,6 +18,21 @@ constexpr size_t kStackBytes = 64 * 1024;
 
 void wipe(void* memory, size_t bytes) noexcept { explicit_bzero(memory, bytes); }
 
+void WipedRoom::grow(size_t n, size_t kept) {
+  if (n <= size_) return;
+  auto* const room = static_cast<uint8_t*>(::operator new(n));
+  if (kept > 0) std::memcpy(room, data_, kept);
+  release();
+  data_ = room;
+  size_ = n;
+}
+
+void WipedRoom::release() noexcept {
+  if (!data_) return;
+  wipe(data_, size_);
+  ::operator delete(data_);
+}
+
 std::vector<Kept*>& Kept::of_thread() {
   static thread_local std::vector<Kept*> kept;  // made before, and so gone after, what it lists
   return kept;

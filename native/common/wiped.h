@@ -31,6 +31,26 @@ struct WipingAllocator {
 
 using WipedBytes = std::vector<std::byte, WipingAllocator<std::byte>>;
 
+// Room that is read into and written over again and again: what was not written yet is not zero but anything,
+// so that growing costs no pass over it.
+class WipedRoom {
+ public:
+  WipedRoom() = default;
+  ~WipedRoom() { release(); }
+  WipedRoom(const WipedRoom&) = delete;
+  WipedRoom& operator=(const WipedRoom&) = delete;
+  // At least n bytes; the first `kept` of them stay as they are.
+  void grow(size_t n, size_t kept = 0);
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  void release() noexcept;
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 class Kept {
  public:
   Kept(const Kept&) = delete;

@@ -1,19 +1,19 @@
-#include "patch/encoder.h"
+#include "dedup/encoder.h"
 
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
+#include "codec/group_verifier.h"
+#include "codec/page_encoder.h"
+#include "codec/varint.h"
 #include "common/checksum.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
 #include "common/wiped.h"
-#include "patch/group_verifier.h"
-#include "patch/learn.h"
-#include "patch/page_encoder.h"
-#include "patch/reuse.h"
-#include "patch/varint.h"
-#include "patch/window_fetcher.h"
+#include "dedup/learn.h"
+#include "dedup/reuse.h"
+#include "dedup/window_fetcher.h"
 
 namespace medes {
 

@@ -9,12 +9,12 @@
 #include <span>
 #include <vector>
 
+#include "codec/base_view.h"
+#include "codec/encoded_image.h"
+#include "codec/simd.h"
+#include "codec/window_plan.h"
 #include "common/wiped.h"
-#include "fingerprint/simd.h"
-#include "memory/image.h"
-#include "patch/base_view.h"
-#include "patch/encoded_image.h"
-#include "patch/window_plan.h"
+#include "image/image.h"
 
 namespace medes {
 
@@ -23,6 +23,8 @@ class Reuse;
 
 struct CancelFlag {
   std::atomic<bool> cancelled{false};
+  // Of an eviction: to end at once and leave everything as a killed agent would, for the next one.
+  std::atomic<bool> abandoned{false};
 };
 // Throws cancelled.
 void check_cancelled(const CancelFlag* cancel);

@@ -1,12 +1,12 @@
-#include "patch/learn.h"
+#include "dedup/learn.h"
 
 #include <algorithm>
 #include <bit>
 #include <memory>
 
+#include "codec/page_encoder.h"
 #include "common/thread_pool.h"
 #include "common/wiped.h"
-#include "patch/page_encoder.h"
 
 namespace medes {
 namespace {

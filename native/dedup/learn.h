@@ -1,18 +1,18 @@
 // What an image teaches before it is encoded: how far pointers slid from each base, and which words no base
-// predicts but many pages have. Internal to patch/.
+// predicts but many pages have. Internal to dedup/.
 #pragma once
 
 #include <cstddef>
 #include <span>
 #include <vector>
 
-#include "memory/image.h"
-#include "patch/base_view.h"
-#include "patch/page_encoder.h"
-#include "patch/reuse.h"
-#include "patch/slides.h"
-#include "patch/window_plan.h"
-#include "patch/word_coder.h"
+#include "codec/base_view.h"
+#include "codec/page_encoder.h"
+#include "codec/slides.h"
+#include "codec/window_plan.h"
+#include "codec/word_coder.h"
+#include "dedup/reuse.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-#include "patch/reuse.h"
+#include "dedup/reuse.h"
 
 #include <algorithm>
 #include <unordered_map>

@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "memory/image.h"
-#include "patch/encoded_image.h"
-#include "patch/window_plan.h"
+#include "codec/encoded_image.h"
+#include "codec/window_plan.h"
+#include "image/image.h"
 
 namespace medes {
 

@@ -1,4 +1,4 @@
-#include "patch/survey.h"
+#include "dedup/survey.h"
 
 #include "common/thread_pool.h"
 #include "common/wiped.h"

@@ -4,10 +4,10 @@
 
 #include <memory>
 
-#include "fingerprint/fingerprint.h"
-#include "memory/image.h"
-#include "patch/encoder.h"
-#include "patch/reuse.h"
+#include "codec/fingerprint.h"
+#include "dedup/encoder.h"
+#include "dedup/reuse.h"
+#include "image/image.h"
 #include "registry/fingerprint_index.h"
 
 namespace medes {

@@ -1,4 +1,4 @@
-#include "patch/window_fetcher.h"
+#include "dedup/window_fetcher.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,5 +1,5 @@
 // Brings in the remote base pages behind a plan's windows: a thread runs ahead of the encoder, so that pages
-// travel while others are encoded. Internal to patch/.
+// travel while others are encoded. Internal to dedup/.
 #pragma once
 
 #include <atomic>
@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
-#include "patch/base_view.h"
-#include "patch/window_plan.h"
-#include "transport/base_set.h"
+#include "bases/base_set.h"
+#include "codec/base_view.h"
+#include "codec/window_plan.h"
 
 namespace medes {
 

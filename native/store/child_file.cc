@@ -87,7 +87,7 @@ std::shared_ptr<ChildFile> ChildFile::create(const std::string& sandbox_path, ui
                             ? static_cast<uint32_t>(moves.size())
                             : ChangeRecord::kMaxMoves + 1;
   for (uint32_t i = 0; i < kept && i < ChangeRecord::kMaxMoves; ++i) record.moves[0][i] = moves[i];
-  record.booked = ChangeRecord::pack(0, 0, kept);
+  record.committed = ChangeRecord::pack(0, 0, kept);
   if (!states.empty()) std::memcpy(out + kPageBytes + kStatesOffset, states.data(), states.size());
   seal(path, file.bytes().first(kPageBytes), {});
   file.commit(0600);

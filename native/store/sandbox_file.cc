@@ -2,13 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <optional>
 
 #include "common/checksum.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
 #include "store/child_file.h"
 #include "store/sandbox_format.h"
 #include "store/seal.h"
@@ -102,6 +103,13 @@ uint64_t SandboxFile::file_bytes() const { return impl_->header.file_bytes; }
 std::span<UffdRecord> SandboxFile::uffds() { return impl_->state().uffds; }
 std::span<ChangeRecord> SandboxFile::changes() { return impl_->state().changes; }
 std::span<std::atomic<uint8_t>> SandboxFile::page_states() { return impl_->state().pages; }
+
+bool SandboxFile::may_be_stopped() {
+  const auto all = uffds();
+  return std::any_of(all.begin(), all.end(), [](UffdRecord& record) {
+    return std::atomic_ref(record.stop).load(std::memory_order_acquire) != kNotStopped;
+  });
+}
 
 void SandboxFile::continue_stopped() {
   for (auto& record : uffds()) {

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "memory/image.h"
-#include "patch/encoded_image.h"
+#include "codec/encoded_image.h"
+#include "image/image.h"
 #include "store/change_record.h"
 #include "store/shm_file.h"
 
@@ -40,7 +40,7 @@ struct UffdRecord {
   uint64_t inode = 0;          // of the anonymous inode, 0 if unknown
   uint64_t frame_address = 0;  // where injected calls keep their return frame during the eviction
   uint32_t stop = 0;           // a StopNote
-  int32_t keeper = 0;          // who holds a copy beyond the agent's death (live/keeper.h); 0: nobody
+  int32_t keeper = 0;          // who holds a copy beyond the agent's death (serving/keeper.h); 0: nobody
 };
 
 class SandboxFile {
@@ -60,6 +60,7 @@ class SandboxFile {
   std::span<ChangeRecord> changes();  // one a process
   const std::string& path() const;
   uint64_t file_bytes() const;
+  bool may_be_stopped();  // so that continue_stopped() has somebody to continue
   // Continues processes that the death of the agent stopped in the middle of an eviction.
   void continue_stopped();
   // Files of forked children that still miss pages: of this sandbox, beside its own.

@@ -9,8 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "codec/page_tags.h"
 #include "common/bytes.h"
-#include "patch/page_tags.h"
 
 namespace medes {
 

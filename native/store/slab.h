@@ -8,8 +8,8 @@
 #include <span>
 #include <string>
 
-#include "memory/image.h"
-#include "patch/base_view.h"
+#include "codec/base_view.h"
+#include "image/image.h"
 #include "store/shm_file.h"
 
 namespace medes {

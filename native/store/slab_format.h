@@ -13,7 +13,7 @@
 
 #include "common/bytes.h"
 #include "common/limits.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 

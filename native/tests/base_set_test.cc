@@ -1,4 +1,4 @@
-#include "transport/base_set.h"
+#include "bases/base_set.h"
 
 #include <gtest/gtest.h>
 

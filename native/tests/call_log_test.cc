@@ -1,10 +1,10 @@
-#include "live/call_log.h"
+#include "serving/call_log.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "live/mapping_change.h"
+#include "serving/mapping_change.h"
 
 namespace medes {
 namespace {
@@ -57,7 +57,7 @@ TEST_F(CallLogTest, CallsStayUntilTheyAreBooked) {
   log.decide(ChangeRecord::together);
   EXPECT_EQ(found(), (Starts{1, 2, 3}));
   EXPECT_EQ(log.left_order(), ChangeRecord::together);
-  log.book(std::nullopt);
+  log.commit(std::nullopt);
   EXPECT_EQ(found(), Starts{});
   tell(UFFD_EVENT_UNMAP, 4);
   read(log);
@@ -100,7 +100,7 @@ TEST_F(CallLogTest, WhatDoesNotFitIsSaidToBeUnknown) {
   tell(UFFD_EVENT_UNMAP, 1000);
   EXPECT_EQ(read(log), 1u) << "it is read all the same";
   EXPECT_FALSE(found());
-  log.book(std::nullopt);
+  log.commit(std::nullopt);
   EXPECT_EQ(found(), Starts{});
 }
 
@@ -121,22 +121,22 @@ TEST_F(CallLogTest, MovesChangeWithTheSetOrNotAtAll) {
   log.keep_in(record);
   EXPECT_TRUE(log.untouched());
   EXPECT_TRUE(log.moves()->empty());
-  log.book(std::vector<MovedPages>{{0x1000, 0x9000, 0x1000}});
+  log.commit(std::vector<MovedPages>{{0x1000, 0x9000, 0x1000}});
   EXPECT_FALSE(log.untouched());
-  log.book(std::nullopt);
+  log.commit(std::nullopt);
   ASSERT_EQ(log.moves()->size(), 1u);
   EXPECT_EQ((*log.moves())[0].address, 0x9000u);
-  log.book(std::vector<MovedPages>{});
+  log.commit(std::vector<MovedPages>{});
   EXPECT_TRUE(log.moves()->empty());
-  log.book(std::vector<MovedPages>(ChangeRecord::kMaxMoves, {0x1000, 0x9000, 0x1000}));
+  log.commit(std::vector<MovedPages>(ChangeRecord::kMaxMoves, {0x1000, 0x9000, 0x1000}));
   EXPECT_EQ(log.moves()->size(), ChangeRecord::kMaxMoves);
-  log.book(std::vector<MovedPages>(ChangeRecord::kMaxMoves + 5, {0x1000, 0x9000, 0x1000}));
+  log.commit(std::vector<MovedPages>(ChangeRecord::kMaxMoves + 5, {0x1000, 0x9000, 0x1000}));
   EXPECT_FALSE(log.moves());
-  log.book(std::vector<MovedPages>{{0x1000, 0x9008, 0x1000}});
+  log.commit(std::vector<MovedPages>{{0x1000, 0x9008, 0x1000}});
   EXPECT_FALSE(log.moves()) << "not of whole pages";
-  log.book(std::vector<MovedPages>{{0x1000, 0x9000, ~0xfffull}});
+  log.commit(std::vector<MovedPages>{{0x1000, 0x9000, ~0xfffull}});
   EXPECT_FALSE(log.moves()) << "longer than memory";
-  log.book(std::vector<MovedPages>{{0x1000, 0x9000, 0}});
+  log.commit(std::vector<MovedPages>{{0x1000, 0x9000, 0}});
   EXPECT_FALSE(log.moves()) << "of nothing";
 }
 

@@ -1,5 +1,5 @@
 // The encoded image end to end: encode, open, decode; damage anywhere gives an error, never wrong bytes.
-#include "patch/encoded_image.h"
+#include "codec/encoded_image.h"
 
 #include <gtest/gtest.h>
 
@@ -7,10 +7,10 @@
 #include <cstring>
 #include <thread>
 
+#include "codec/blob_layout.h"
 #include "common/checksum.h"
 #include "common/error.h"
-#include "patch/blob_layout.h"
-#include "patch/encoder.h"
+#include "dedup/encoder.h"
 #include "registry/fingerprint_index.h"
 #include "tests/engine_test_util.h"
 

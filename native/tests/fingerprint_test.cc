@@ -1,4 +1,4 @@
-#include "fingerprint/fingerprint.h"
+#include "codec/fingerprint.h"
 
 #include <gtest/gtest.h>
 
@@ -7,9 +7,9 @@
 #include <bit>
 #include <map>
 
+#include "codec/kernel.h"
+#include "codec/murmur3.h"
 #include "common/error.h"
-#include "fingerprint/kernel.h"
-#include "fingerprint/murmur3.h"
 #include "tests/engine_test_util.h"
 
 namespace medes {

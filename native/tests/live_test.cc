@@ -9,12 +9,12 @@
 #include <random>
 
 #include "common/error.h"
-#include "live/call_arguments.h"
-#include "live/fault_server.h"
-#include "live/mapping_change.h"
-#include "live/segments.h"
-#include "live/signal_frame.h"
+#include "process/fault_server.h"
 #include "restore/working_set.h"
+#include "serving/mapping_change.h"
+#include "serving/segments.h"
+#include "tracing/call_arguments.h"
+#include "tracing/signal_frame.h"
 
 namespace medes {
 namespace {
@@ -207,6 +207,21 @@ TEST(MappingChanges, AChildIsBornWithWhatWasDoneBefore) {
         ASSERT_EQ(found.origin_of(a), child.origin_of(a)) << "done " << done << " address " << std::hex << a;
     }
   }
+}
+
+// Each move goes to where the next one was, and only of the first do the page tables tell.
+TEST(MappingChanges, AsManyInARowAsThereAreThreads) {
+  constexpr uint64_t kChanges = 2000;
+  const auto address = [](uint64_t i) { return (i + 1) * 0x10000; };
+  Segments before;
+  std::vector<MappingChange> set;
+  for (uint64_t i = kChanges; i > 0; --i) {
+    before.add(address(i), address(i) + 0x8000, address(i));
+    set.push_back(moved(address(i), address(i + 1), 0x8000));
+  }
+  const auto found = inherited(before, set, [&](uint64_t a) { return a != address(1); });
+  EXPECT_EQ(found.size(), kChanges);
+  EXPECT_TRUE(inherited(before, set, [](uint64_t) { return true; }).empty());
 }
 
 user_regs_struct registers(long orig_rax, long rax) {

@@ -1,6 +1,6 @@
 // Keyed page tags: their definition at every level, what they tell apart, and a page that is made up to fit
 // an unkeyed checksum.
-#include "patch/page_tags.h"
+#include "codec/page_tags.h"
 
 #include <gtest/gtest.h>
 #include <openssl/evp.h>
@@ -14,10 +14,10 @@
 #include <memory>
 #include <set>
 
+#include "codec/blob_layout.h"
+#include "codec/nh_kernels.h"
 #include "common/checksum.h"
-#include "patch/blob_layout.h"
-#include "patch/encoder.h"
-#include "patch/nh_kernels.h"
+#include "dedup/encoder.h"
 #include "registry/fingerprint_index.h"
 #include "store/sandbox_file.h"
 #include "store/seal.h"

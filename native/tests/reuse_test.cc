@@ -1,15 +1,15 @@
 // A second encoding of the same memory takes over what did not change, and is as right as the first.
-#include "patch/reuse.h"
+#include "dedup/reuse.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "codec/blob_layout.h"
 #include "common/error.h"
-#include "patch/blob_layout.h"
-#include "patch/encoder.h"
-#include "patch/survey.h"
+#include "dedup/encoder.h"
+#include "dedup/survey.h"
 #include "registry/fingerprint_index.h"
 #include "tests/engine_test_util.h"
 

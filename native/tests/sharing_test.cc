@@ -9,13 +9,16 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 
 #include "common/error.h"
-#include "memory/memory_room.h"
-#include "memory/memory_sharers.h"
-#include "memory/proc.h"
+#include "procfs/memory_room.h"
+#include "procfs/memory_sharers.h"
+#include "procfs/proc.h"
+#include "tests/temporary_folder.h"
 
 namespace medes {
 namespace {
@@ -147,6 +150,8 @@ TEST(MemorySharers, ProcessesWithoutTheirMainThreadsShareNothing) {
   EXPECT_NO_THROW(MemorySharers{pids});
   EXPECT_NE(live_thread(first), first);
   kill(first, SIGKILL);
+  // As soon as the thread has seen the signal, and long before it is reaped.
+  for (int i = 0; i < 5000 && is_alive(first); ++i) usleep(1000);
   EXPECT_THROW((void)live_thread(first), Error) << "what is being killed lives no more";
   (void)waitpid(first, nullptr, 0);
   end(second);
@@ -184,6 +189,24 @@ TEST(MemoryRoom, NothingIsKnownOfAProcessThatIsGone) {
   ASSERT_EQ(waitpid(child, nullptr, 0), child);
   EXPECT_FALSE(MemoryRoom(child).bytes().has_value());
   EXPECT_FALSE(MemoryRoom().bytes().has_value());
+}
+
+TEST(MemoryRoom, AskedForLessItSaysTheSame) {
+  const testing::TemporaryFolder folder;
+  const auto write = [&](const char* name, const char* text) {
+    std::filesystem::create_directories((folder.path() / name).parent_path());
+    std::ofstream(folder.path() / name) << text;
+  };
+  write("7/cgroup", "0::/box\n");
+  write("meminfo", "SwapFree: 1 kB\n");
+  write("box/memory.max", "9000\n");
+  write("box/memory.current", "8000\n");
+  write("box/memory.stat", "inactive_file 500\n");
+  const MemoryRoom room(7, folder.path(), folder.path());
+  EXPECT_EQ(room.bytes(), 1000u + 500 + 1024);
+  EXPECT_TRUE(room.has(1000));
+  EXPECT_TRUE(room.has(1000 + 500 + 1024));
+  EXPECT_FALSE(room.has(1000 + 500 + 1025));
 }
 
 }  // namespace

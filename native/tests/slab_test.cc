@@ -10,11 +10,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "bases/base_set.h"
 #include "common/checksum.h"
 #include "store/shm_file.h"
 #include "store/slab_format.h"
 #include "tests/temporary_folder.h"
-#include "transport/base_set.h"
 
 namespace medes {
 namespace {

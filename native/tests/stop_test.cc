@@ -1,283 +1,103 @@
-// Stops of real processes: calls that go on, frames that lie in nobody's way, freezers.
+// Stops of real processes: waits in many threads, frames that lie in nobody's way, freezers.
 #include <gtest/gtest.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
-#include <sys/sem.h>
-#include <sys/socket.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <thread>
 
 #include "common/error.h"
-#include "live/frozen.h"
-#include "live/injection_area.h"
-#include "live/kernel_ranges.h"
-#include "live/process_bytes.h"
-#include "live/system_calls.h"
-#include "memory/proc.h"
+#include "procfs/proc.h"
+#include "store/sandbox_file.h"
+#include "tests/stopped_child.h"
+#include "tracing/frozen.h"
+#include "tracing/injection_area.h"
+#include "tracing/kernel_ranges.h"
+#include "tracing/process_bytes.h"
+#include "tracing/system_calls.h"
+#include "tracing/tracee.h"
 
 namespace medes {
 namespace {
 
-using std::chrono::milliseconds;
-using std::chrono::steady_clock;
-
-struct Outcome {
-  long result = 0;
-  int error = 0;
-  int handled = 0;  // signals
-};
-
-volatile sig_atomic_t g_handled = 0;
-
-// A forked process that makes one call and says how it ended; killed at the end.
-class Child {
- public:
-  explicit Child(const std::function<long()>& call) {
-    int fds[2];
-    EXPECT_EQ(pipe(fds), 0);
-    pid_ = fork();
-    if (pid_ == 0) {
-      Outcome out;
-      errno = 0;
-      out.result = call();
-      out.error = out.result < 0 ? errno : 0;
-      out.handled = g_handled;
-      (void)!write(fds[1], &out, sizeof out);
-      _exit(0);
-    }
-    close(fds[1]);
-    pipe_ = fds[0];
-  }
-  ~Child() {
-    kill(pid_, SIGKILL);
-    (void)waitpid(pid_, nullptr, 0);
-    close(pipe_);
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  pid_t pid() const { return pid_; }
-
-  // "number a0 … a5 sp ip" once it sleeps in the call.
-  std::vector<unsigned long long> sleeping_in(long number) const {
-    for (int i = 0; i < 5000; ++i) {
-      const std::string text = read_proc_file("/proc/" + std::to_string(pid_) + "/syscall", pid_, 4096);
-      std::vector<unsigned long long> fields(9);
-      if (sscanf(text.c_str(), "%lld %llx %llx %llx %llx %llx %llx %llx %llx",
-                 reinterpret_cast<long long*>(&fields[0]), &fields[1], &fields[2], &fields[3], &fields[4],
-                 &fields[5], &fields[6], &fields[7], &fields[8]) == 9 &&
-          static_cast<long>(fields[0]) == number && read_stat(pid_).state == 'S')
-        return fields;
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    const std::string folder = "/proc/" + std::to_string(pid_) + "/";
-    ADD_FAILURE() << "it does not sleep in call " << number << ": "
-                  << read_proc_file(folder + "syscall", pid_, 4096)
-                  << read_proc_file(folder + "status", pid_, 4096);
-    return std::vector<unsigned long long>(9);
-  }
-  bool has_ended() const {
-    pollfd p{pipe_, POLLIN, 0};
-    return poll(&p, 1, 0) == 1;
-  }
-  Outcome outcome() const {
-    Outcome out;
-    EXPECT_EQ(read(pipe_, &out, sizeof out), static_cast<ssize_t>(sizeof out));
-    return out;
-  }
-
- private:
-  pid_t pid_ = 0;
-  int pipe_ = -1;
-};
-
-void stop_for(pid_t pid, milliseconds how_long,
-              const std::function<void(StoppedProcesses&)>& meanwhile = {}) {
-  run_as_tracer([&] {
-    const pid_t pids[] = {pid};
-    StoppedProcesses stop(pids, steady_clock::now() + std::chrono::seconds(5));
-    if (meanwhile) meanwhile(stop);
-    std::this_thread::sleep_for(how_long);
-  });
-}
-
-std::unique_ptr<Injector> inject_into(StoppedProcesses& stop, pid_t pid,
-                                      milliseconds limit = milliseconds(5000)) {
-  const auto vmas = read_maps(pid);
-  return inject(stop.threads_of(pid).front(), find_gadgets(pid, vmas), vmas, steady_clock::now() + limit);
-}
-
-constexpr int kHourMs = 3'600'000;
-constexpr timespec kHour{3600, 0};
-
-struct Case {
-  const char* name;
-  long number;
-  std::function<long()> call;
-};
-
-int socket_with_timeout() {
-  int sv[2];
-  (void)!socketpair(AF_UNIX, SOCK_STREAM, 0, sv);
-  const timeval hour{3600, 0};
-  setsockopt(sv[0], SOL_SOCKET, SO_RCVTIMEO, &hour, sizeof hour);
-  return sv[0];
-}
-
-int semaphore() { return semget(IPC_PRIVATE, 1, 0600); }
-
-long wait_for_signal(const timespec* timeout) {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGUSR1);
-  sigprocmask(SIG_BLOCK, &set, nullptr);
-  return syscall(SYS_rt_sigtimedwait, &set, nullptr, timeout, 8);
-}
-
-std::vector<Case> cases() {
-  static sembuf down{0, -1, 0};
-  static epoll_event event;
-  static char byte;
-  return {
-      {"epoll_wait", SYS_epoll_wait, [] { return epoll_wait(epoll_create1(0), &event, 1, kHourMs); }},
-      {"epoll_wait, no timeout", SYS_epoll_wait, [] { return epoll_wait(epoll_create1(0), &event, 1, -1); }},
-      {"epoll_pwait", SYS_epoll_pwait,
-       [] {
-         sigset_t none;
-         sigemptyset(&none);
-         return epoll_pwait(epoll_create1(0), &event, 1, kHourMs, &none);
-       }},
-      {"epoll_pwait2", kSysEpollPwait2,
-       [] { return syscall(kSysEpollPwait2, epoll_create1(0), &event, 1, &kHour, nullptr, 8); }},
-      {"sigwaitinfo", SYS_rt_sigtimedwait, [] { return wait_for_signal(nullptr); }},
-      {"sigtimedwait", SYS_rt_sigtimedwait, [] { return wait_for_signal(&kHour); }},
-      {"recv", SYS_recvfrom, [] { return recv(socket_with_timeout(), &byte, 1, 0); }},
-      {"read of a socket", SYS_read, [] { return read(socket_with_timeout(), &byte, 1); }},
-      {"semop", SYS_semop, [] { return syscall(SYS_semop, semaphore(), &down, 1); }},
-      {"semtimedop", SYS_semtimedop, [] { return syscall(SYS_semtimedop, semaphore(), &down, 1, &kHour); }},
-      {"ppoll of a constant", SYS_ppoll, [] { return syscall(SYS_ppoll, nullptr, 0, &kHour, nullptr, 8); }},
-      {"pselect of a constant", SYS_pselect6,
-       [] { return syscall(SYS_pselect6, 0, nullptr, nullptr, nullptr, &kHour, nullptr); }},
-      {"poll", SYS_poll, [] { return syscall(SYS_poll, nullptr, 0, kHourMs); }},
-      {"pause", SYS_pause, [] { return syscall(SYS_pause); }},
-  };
-}
-
-TEST(Stops, CallsGoOn) {
-  for (const auto& c : cases()) {
-    SCOPED_TRACE(c.name);
-    const Child child(c.call);
-    (void)child.sleeping_in(c.number);
-    for (int round = 0; round < 3; ++round) {
-      stop_for(child.pid(), milliseconds(0), [&](StoppedProcesses& stop) {
-        if (round != 1) return;
-        EXPECT_EQ(inject_into(stop, child.pid())->call(SYS_getpid, {}), child.pid());
-      });
-      // (poll is gone on with by restart_syscall, which takes no arguments.)
-      if (c.number != SYS_poll) (void)child.sleeping_in(c.number);
-    }
-    EXPECT_FALSE(child.has_ended());
-  }
-}
-
-// What the kernel is given for what is left: never more than was left when the stop began, never less than
-// when it was over.
-TEST(Stops, TimeoutsAreWhatIsLeft) {
-  for (const auto& c : cases()) {
-    int at = -1;
-    if (c.number == SYS_epoll_wait || c.number == SYS_epoll_pwait || c.number == kSysEpollPwait2) at = 3;
-    if (c.number == SYS_semtimedop) at = 3;
-    if (c.number == SYS_rt_sigtimedwait || c.number == SYS_ppoll) at = 2;
-    if (c.number == SYS_pselect6) at = 4;
-    if (at < 0) continue;
-    SCOPED_TRACE(c.name);
-    const auto born = steady_clock::now();
-    const Child child(c.call);
-    const auto before = child.sleeping_in(c.number);
-    const auto asleep = steady_clock::now();
-    const bool in_memory = before[1 + at] > UINT32_MAX;
-    if (!in_memory && static_cast<int>(before[1 + at]) <= 0) continue;  // it waits for ever
-    std::this_thread::sleep_for(milliseconds(50));
-    stop_for(child.pid(), milliseconds(0),
-             [&](StoppedProcesses& stop) { (void)inject_into(stop, child.pid())->call(SYS_getpid, {}); });
-    const auto slept_least = std::chrono::duration_cast<milliseconds>(steady_clock::now() - asleep);
-    stop_for(child.pid(), milliseconds(0));
-    const auto fields = child.sleeping_in(c.number);
-    const auto slept_most = std::chrono::duration_cast<milliseconds>(steady_clock::now() - born);
-    int64_t left_ms = static_cast<int>(fields[1 + at]);
-    if (in_memory) {
-      timespec left{};
-      ASSERT_TRUE(read_memory(child.pid(), fields[1 + at], &left, sizeof left));
-      left_ms = left.tv_sec * 1000 + left.tv_nsec / 1'000'000;
-    }
-    constexpr int kRounding = 2;
-    EXPECT_LE(left_ms, kHourMs - slept_least.count() + kRounding);
-    EXPECT_GE(left_ms, kHourMs - slept_most.count() - kRounding);
-  }
-}
-
-TEST(Stops, ATimeoutThatRanOutMeanwhileIsTheCallsOwn) {
-  const Child waits([] {
+// Threads wait in calls that the kernel does not restart; one of them has children, each of which ends when
+// it reads a byte. Returns when a wait has ended.
+long wait_in_many_threads(int bytes, int children) {
+  constexpr int kWaiters = 60;
+  static int ended = eventfd(0, 0);
+  const auto wait = [] {
     epoll_event event;
-    return epoll_wait(epoll_create1(0), &event, 1, 200);
-  });
-  (void)waits.sleeping_in(SYS_epoll_wait);
-  stop_for(waits.pid(), milliseconds(300));
-  EXPECT_EQ(waits.outcome().result, 0);
-  const Child signalled([] {
-    const timespec soon{0, 200'000'000};
-    return wait_for_signal(&soon);
-  });
-  (void)signalled.sleeping_in(SYS_rt_sigtimedwait);
-  stop_for(signalled.pid(), milliseconds(300),
-           [&](StoppedProcesses& stop) { (void)inject_into(stop, signalled.pid())->call(SYS_getpid, {}); });
-  const Outcome out = signalled.outcome();
-  EXPECT_EQ(out.result, -1);
-  EXPECT_EQ(out.error, EAGAIN);
+    (void)epoll_wait(epoll_create1(0), &event, 1, -1);
+    const uint64_t one = 1;
+    (void)!write(ended, &one, sizeof one);
+  };
+  for (int i = 0; i < kWaiters; ++i) std::thread(wait).detach();
+  std::thread([&] {
+    for (int i = 0; i < children; ++i)
+      if (fork() == 0) {
+        char byte;
+        _exit(static_cast<int>(read(bytes, &byte, 1)));
+      }
+    wait();
+  }).detach();
+  for (int i = 0; i < kWaiters; ++i) std::thread(wait).detach();
+  uint64_t count = 0;
+  return read(ended, &count, sizeof count);
 }
 
-TEST(Stops, ASignalWithAHandlerStillEndsTheCall) {
+bool all_sleep(pid_t pid, size_t threads) {
+  const auto tids = threads_of(pid);
+  return tids.size() == threads && std::all_of(tids.begin(), tids.end(), [pid](pid_t tid) {
+           const std::string folder = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid);
+           return parse_stat(read_proc_file(folder + "/stat", pid, 4096), folder).state == 'S';
+         });
+}
+
+// A signal that does nothing is none for who is not traced; for who is, the kernel has some thread look at
+// it.
+TEST(Stops, SignalsThatDoNothingEndNoWait) {
 #if defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "the thread sanitizer runs handlers later";
+  GTEST_SKIP() << "the thread sanitizer makes no thread after a fork";
 #endif
-  for (bool with_mask : {false, true}) {
-    const Child child([with_mask] {
-      struct sigaction action{};
-      action.sa_handler = [](int) { g_handled = g_handled + 1; };
-      sigaction(SIGUSR1, &action, nullptr);
-      sigset_t all, none;
-      sigfillset(&all);
-      sigemptyset(&none);
-      if (with_mask) sigprocmask(SIG_BLOCK, &all, nullptr);
-      epoll_event event;
-      const int fd = epoll_create1(0);
-      return with_mask ? epoll_pwait(fd, &event, 1, kHourMs, &none) : epoll_wait(fd, &event, 1, kHourMs);
+  for (const bool of_children : {false, true}) {
+    SCOPED_TRACE(of_children ? "SIGCHLD" : "SIGURG");
+    constexpr int kChildren = 200, kStops = 30;
+    int bytes[2];
+    ASSERT_EQ(pipe(bytes), 0);
+    const Child child([&] {
+      close(bytes[1]);  // theirs end with the test
+      return wait_in_many_threads(bytes[0], of_children ? kChildren : 0);
     });
-    (void)child.sleeping_in(with_mask ? SYS_epoll_pwait : SYS_epoll_wait);
-    // It comes while all stand still, after the call was set up to be made again.
-    stop_for(child.pid(), milliseconds(0), [&](StoppedProcesses& stop) {
-      (void)inject_into(stop, child.pid())->call(SYS_getpid, {});
-      kill(child.pid(), SIGUSR1);
+    for (int i = 0; i < 5000 && !all_sleep(child.pid(), 122); ++i)
+      std::this_thread::sleep_for(milliseconds(1));
+    std::jthread signals([&](const std::stop_token& over) {
+      for (int sent = 0; !over.stop_requested();) {
+        if (!of_children)
+          kill(child.pid(), SIGURG);
+        else if (sent < kChildren && ++sent)
+          (void)!write(bytes[1], "", 1);
+        std::this_thread::sleep_for(std::chrono::microseconds(of_children ? 2000 : 0));
+      }
     });
-    const Outcome out = child.outcome();
-    EXPECT_EQ(out.result, -1);
-    EXPECT_EQ(out.error, EINTR);
-    EXPECT_EQ(out.handled, 1);
+    int stops = 0;
+    for (; stops < kStops && !child.has_ended(); ++stops) {
+      const bool injects = stops % 2 == 0;
+      stop_for(child.pid(), milliseconds(0), [&](StoppedProcesses& stop) {
+        if (injects) (void)inject_into(stop, child.pid())->call(SYS_getpid, {});
+      });
+    }
+    signals = {};
+    EXPECT_FALSE(child.has_ended()) << "after " << stops << " stops";
+    close(bytes[0]);
+    close(bytes[1]);
   }
 }
 
@@ -320,7 +140,7 @@ TEST(KernelRanges, WhatACallReadsAnewStays) {
   const auto kept = [](pid_t pid) {
     std::vector<AddressRange> ranges;
     stop_for(pid, milliseconds(0), [&](StoppedProcesses& stop) {
-      for (const auto& t : stop.threads()) add_kernel_ranges(t, ranges);
+      for (const auto& t : stop.threads()) add_kernel_ranges(t, ForeignMemory(t.pid), ranges);
     });
     return [ranges](const void* p) {
       const auto address = reinterpret_cast<uint64_t>(p);
@@ -342,7 +162,7 @@ TEST(KernelRanges, WhatACallReadsAnewStays) {
   (void)lies.sleeping_in(SYS_epoll_wait);
   std::vector<AddressRange> ranges;
   stop_for(lies.pid(), milliseconds(0), [&](StoppedProcesses& stop) {
-    for (const auto& t : stop.threads()) add_kernel_ranges(t, ranges);
+    for (const auto& t : stop.threads()) add_kernel_ranges(t, ForeignMemory(t.pid), ranges);
   });
   for (const auto& r : ranges) EXPECT_LE(r.end - r.begin, (1u << 20) + 2 * kPageBytes);
 }
@@ -384,6 +204,38 @@ class Freezer {
   const bool unified_;
   std::string path_;
 };
+
+// Whatever its threads do, it gets no further when its agent dies: also while some of them are ending, of
+// which the kernel tells nothing, or that they are not there.
+TEST(Stops, OnDeathWhileThreadsEnd) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the thread sanitizer makes no thread after a fork";
+#endif
+  constexpr int kStops = 3000;
+  const Child child([] {
+    for (int i = 0; i < 2; ++i)
+      std::thread([] {
+        for (;;) std::thread([] {}).join();
+      }).detach();
+    return static_cast<long>(pause());
+  });
+  (void)child.sleeping_in(SYS_pause);
+  int stops = 0;
+  for (int i = 0; i < kStops; ++i)
+    run_as_tracer([&] {
+      const auto held = hold_threads(child.pid(), std::chrono::microseconds(60));
+      if (!held) return;
+      uint32_t note = kNotStopped;
+      {
+        const StopOnDeath stop(child.pid(), *held, note);
+        EXPECT_EQ(note, kStopped);
+      }
+      EXPECT_EQ(note, kNotStopped);
+      ++stops;
+    });
+  EXPECT_GT(stops, kStops / 2);
+  EXPECT_FALSE(child.has_ended());
+}
 
 TEST(Freezers, InTheMiddleOfCallsTheThreadIsPutBack) {
   for (bool unified : {true, false}) {

@@ -7,13 +7,13 @@
 #include <random>
 #include <thread>
 
+#include "bases/base_set.h"
 #include "store/slab.h"
 #include "tests/temporary_folder.h"
-#include "transport/base_set.h"
 #include "transport/fault_reader.h"
-#include "transport/page_server.h"
 #include "transport/retry_reader.h"
-#include "transport/tcp_reader.h"
+#include "transport/tcp/page_server.h"
+#include "transport/tcp/tcp_reader.h"
 
 namespace medes {
 namespace {

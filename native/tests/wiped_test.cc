@@ -6,10 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <thread>
 
 #include "common/unique_fd.h"
-#include "memory/image.h"
+#include "image/image.h"
 
 namespace medes {
 namespace {
@@ -37,6 +38,28 @@ TEST(Wiped, VectorsWipeWhatTheyFreeAndWhatTheyGrowOutOf) {
     freed = reinterpret_cast<uintptr_t>(bytes.data());
     ASSERT_NE(freed, grown_out_of);
     bytes.resize(10);  // what is behind the end goes as well
+  }
+  EXPECT_EQ(marks_in(look(grown_out_of, kBytes)), 0);
+  EXPECT_EQ(marks_in(look(freed, 2 * kBytes)), 0);
+}
+
+TEST(Wiped, RoomKeepsWhatItIsToldToAndWipesTheRest) {
+  constexpr size_t kBytes = 4096;
+  uintptr_t grown_out_of = 0, freed = 0;
+  {
+    WipedRoom room;
+    EXPECT_EQ(room.size(), 0U);
+    room.grow(kBytes);
+    std::memset(room.data(), static_cast<int>(kMark), kBytes);
+    grown_out_of = reinterpret_cast<uintptr_t>(room.data());
+    room.grow(kBytes / 2);  // there is as much
+    ASSERT_EQ(reinterpret_cast<uintptr_t>(room.data()), grown_out_of);
+    room.grow(2 * kBytes, 100);
+    freed = reinterpret_cast<uintptr_t>(room.data());
+    ASSERT_NE(freed, grown_out_of);
+    ASSERT_GE(room.size(), 2 * kBytes);
+    EXPECT_GE(marks_in(look(freed, 100)), 100);
+    std::memset(room.data(), static_cast<int>(kMark), room.size());
   }
   EXPECT_EQ(marks_in(look(grown_out_of, kBytes)), 0);
   EXPECT_EQ(marks_in(look(freed, 2 * kBytes)), 0);

@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "codec/page_encoder.h"
+#include "codec/predict_kernels.h"
+#include "codec/slides.h"
+#include "codec/window_plan.h"
+#include "codec/word_coder.h"
 #include "common/error.h"
-#include "patch/page_encoder.h"
-#include "patch/predict_kernels.h"
-#include "patch/slides.h"
-#include "patch/window_plan.h"
-#include "patch/word_coder.h"
 #include "registry/fingerprint_index.h"
 #include "tests/engine_test_util.h"
 

@@ -19,7 +19,7 @@ bool worth_another_way(Code code) {
 }
 
 struct Shared {
-  std::shared_ptr<RdmaReader> first;
+  std::shared_ptr<PageReader> first;
   std::shared_ptr<PageReader> second;
   std::atomic<uint64_t> retries{0}, fallbacks{0};
 };
@@ -30,7 +30,7 @@ class FallbackBatch : public ReadBatch {
       : shared_(std::move(shared)),
         all_(reads.begin(), reads.end()),
         status_(reads.size(), Code::ok),
-        carried_by_(reads.size(), Transport::rdma),
+        carried_by_(reads.size(), Transport::local),
         current_(shared_->first->submit(reads)) {
     for (size_t i = 0; i < reads.size(); ++i) indices_.push_back(i);
   }
@@ -86,7 +86,7 @@ class FallbackBatch : public ReadBatch {
 
 class FallbackReader : public PageReader {
  public:
-  FallbackReader(std::shared_ptr<RdmaReader> first, std::shared_ptr<PageReader> second)
+  FallbackReader(std::shared_ptr<PageReader> first, std::shared_ptr<PageReader> second)
       : shared_(std::make_shared<Shared>()) {
     shared_->first = std::move(first);
     shared_->second = std::move(second);
@@ -128,7 +128,7 @@ class FallbackReader : public PageReader {
 
 }  // namespace
 
-std::shared_ptr<PageReader> make_fallback_reader(std::shared_ptr<RdmaReader> first,
+std::shared_ptr<PageReader> make_fallback_reader(std::shared_ptr<PageReader> first,
                                                  std::shared_ptr<PageReader> second) {
   if (!first || !second) throw Error(Code::invalid_argument, "fallback reader needs two ways");
   return std::make_shared<FallbackReader>(std::move(first), std::move(second));

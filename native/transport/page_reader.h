@@ -21,12 +21,16 @@ struct ReadRequest {
   std::byte* destination = nullptr;  // holds nothing of use after a read that failed
 };
 
-// What can carry a page. Decorators are none: each read says what carried it in the end.
+// What can carry a page; beside these, those that transport_named() has made. Decorators are none: each read
+// says what carried it in the end.
 enum class Transport : uint8_t { local, tcp, tcp_tls, rdma };
-inline constexpr size_t kTransports = 4;
+inline constexpr size_t kTransports = 12;
 using BytesByTransport = std::array<uint64_t, kTransports>;
 
-const char* transport_name(Transport transport) noexcept;  // "local", "tcp", "tcp+tls", "rdma"
+const char* transport_name(
+    Transport transport) noexcept;  // "local", "tcp", "tcp+tls", "rdma", or as it was made
+// The transport of that name, made when there is none. Throws limit_exceeded beyond kTransports.
+Transport transport_named(const std::string& name);
 
 struct TransportCapabilities {
   Transport transport = Transport::local;  // that a batch submitted now would take
@@ -63,6 +67,11 @@ class PageReader {
   virtual std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) = 0;
   virtual TransportStats stats() const = 0;
   virtual void close() = 0;  // idempotent; reads in flight end with peer_unreachable
+  // Whether a batch submitted now finds a connection; a reader without connections always does.
+  virtual bool connected() const { return true; }
+  // Waits for a connection that was lost and is being made anew, as long as it can be expected soon. False at
+  // once where nobody makes one.
+  virtual bool await_connection(std::chrono::nanoseconds /*timeout*/) { return false; }
   // After the peer was started anew: where it is now and what it granted. Transports without these ignore it.
   virtual void readdress(const std::string& /*address*/, std::span<const std::byte> /*token*/) {}
   // Makes the connections anew that there are, with the present token and certificate; what is read over the

@@ -37,7 +37,7 @@ class RetryBatch : public ReadBatch {
       for (size_t i = 0; i < indices_.size(); ++i) {
         status_[indices_[i]] = current_->status(i);
         carried_by_[indices_[i]] = current_->carried_by(i);
-        if (is_transient(current_->status(i))) again.push_back(indices_[i]);
+        if (worth_rereading(current_->status(i))) again.push_back(indices_[i]);
       }
       current_.reset();
       if (again.empty() || ++attempt_ >= options_.attempts) return true;
@@ -98,7 +98,7 @@ class RetryReader : public PageReader {
 
 }  // namespace
 
-bool is_transient(Code code) noexcept { return code == Code::peer_unreachable || code == Code::corrupt; }
+bool worth_rereading(Code code) noexcept { return code == Code::peer_unreachable || code == Code::corrupt; }
 
 std::shared_ptr<PageReader> make_retry_reader(std::shared_ptr<PageReader> inner, RetryOptions options) {
   if (!inner || options.attempts < 1) throw Error(Code::invalid_argument, "retry reader");

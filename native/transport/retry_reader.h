@@ -13,8 +13,9 @@ struct RetryOptions {
   std::chrono::milliseconds backoff_first{15};  // before the second attempt; doubles each time
 };
 
-// A peer that is away may come back; a byte that was damaged on the way may arrive whole. All else stays.
-bool is_transient(Code code) noexcept;
+// Of a page, at once and over the same connection: a peer that is away may come back; a byte that was damaged
+// on the way may arrive whole. Whether a failure passes at all is another question (passes, common/error.h).
+bool worth_rereading(Code code) noexcept;
 
 std::shared_ptr<PageReader> make_retry_reader(std::shared_ptr<PageReader> inner, RetryOptions options = {});
 

@@ -1,4 +1,4 @@
-#include "transport/local_reader.h"
+#include "transport/local/local_reader.h"
 
 #include <atomic>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "transport/rdma_client.h"
+#include "transport/rdma/rdma_client.h"
 
 #include <sys/mman.h>
 
@@ -7,7 +7,7 @@
 
 #include "common/error.h"
 #include "common/wiped.h"
-#include "transport/rdma_reader.h"
+#include "transport/rdma/rdma_reader.h"
 
 namespace medes {
 

@@ -11,7 +11,7 @@
 #include <mutex>
 #include <vector>
 
-#include "transport/rdma_device.h"
+#include "transport/rdma/rdma_device.h"
 
 namespace medes {
 

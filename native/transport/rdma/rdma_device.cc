@@ -1,4 +1,4 @@
-#include "transport/rdma_device.h"
+#include "transport/rdma/rdma_device.h"
 
 #include <algorithm>
 #include <cerrno>

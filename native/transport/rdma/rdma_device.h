@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/bytes.h"
-#include "transport/rdma_verbs.h"
+#include "transport/rdma/rdma_verbs.h"
 
 namespace medes {
 

@@ -1,11 +1,11 @@
-#include "transport/rdma_loop.h"
+#include "transport/rdma/rdma_loop.h"
 
 #include <algorithm>
 #include <deque>
 
-#include "transport/rdma_client.h"
-#include "transport/rdma_reader.h"
-#include "transport/rdma_server.h"
+#include "transport/rdma/rdma_client.h"
+#include "transport/rdma/rdma_reader.h"
+#include "transport/rdma/rdma_server.h"
 #include "transport/socket.h"
 
 namespace medes {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <span>
 
-#include "transport/rdma_device.h"
+#include "transport/rdma/rdma_device.h"
 #include "transport/read_loop.h"
 
 namespace medes {

@@ -1,4 +1,4 @@
-#include "transport/rdma_reader.h"
+#include "transport/rdma/rdma_reader.h"
 
 #include <poll.h>
 

@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "transport/page_reader.h"
-#include "transport/rdma_client.h"
+#include "transport/rdma/rdma_client.h"
 
 namespace medes {
 
@@ -27,9 +27,8 @@ class RdmaReader : public PageReader, public std::enable_shared_from_this<RdmaRe
   RdmaEndpoint offer();
   // Completes the connection that offer() began. Throws invalid_argument, io.
   void connect(const RdmaEndpoint& remote);
-  bool connected() const;
-  // Waits for the connection that was asked for, as long as it can still be expected soon.
-  bool await_connection(std::chrono::nanoseconds timeout);
+  bool connected() const override;
+  bool await_connection(std::chrono::nanoseconds timeout) override;
 
   void add_region(const RdmaRegion& region);  // replaces
   // Forgets all but these: what the peer no longer has, or nobody here reads. Returns how many went.

@@ -1,4 +1,4 @@
-#include "transport/rdma_server.h"
+#include "transport/rdma/rdma_server.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -12,7 +12,7 @@
 #include <unordered_map>
 
 #include "store/slab.h"
-#include "transport/rdma_device.h"
+#include "transport/rdma/rdma_device.h"
 
 namespace medes {
 

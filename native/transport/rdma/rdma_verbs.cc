@@ -1,4 +1,4 @@
-#include "transport/rdma_verbs.h"
+#include "transport/rdma/rdma_verbs.h"
 
 #include <dlfcn.h>
 

@@ -1,4 +1,4 @@
-#include "transport/page_server.h"
+#include "transport/tcp/page_server.h"
 
 #include <poll.h>
 #include <pthread.h>

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "transport/slab_directory.h"
-#include "transport/tls.h"
+#include "transport/tls/tls.h"
 
 namespace medes {
 

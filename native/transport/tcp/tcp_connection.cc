@@ -1,4 +1,4 @@
-#include "transport/tcp_connection.h"
+#include "transport/tcp/tcp_connection.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -263,7 +263,6 @@ bool TcpConnection::receive_some() {
 // Where the next payload bytes go: the rest of the read under way and the reads after it.
 size_t TcpConnection::payload_parts(std::span<iovec> parts) {
   TcpRequest& request = *requests_.front();
-  if (request.abandoned) scrap_.resize(kStepBytes);
   size_t count = 0, room = 0;
   for (size_t i = in_payload_ ? read_ : 0; i < request.reads.size(); ++i) {
     if (count == parts.size() || room == kStepBytes) break;
@@ -271,8 +270,13 @@ size_t TcpConnection::payload_parts(std::span<iovec> parts) {
     const size_t done = in_payload_ && i == read_ ? read_offset_ : 0;
     const size_t n = std::min(length - done, kStepBytes - room);
     if (n == 0) continue;
-    parts[count++] = {request.abandoned ? scrap_.data() + room : request.reads[i].destination + done, n};
+    parts[count++] = {request.reads[i].destination + done, n};
     room += n;
+  }
+  if (request.abandoned) {  // its destinations may be gone: all of it goes to scrap memory
+    scrap_.grow(room);
+    if (count > 0) parts[0] = {scrap_.data(), room};
+    count = std::min<size_t>(count, 1);
   }
   return count;
 }

@@ -94,7 +94,7 @@ class TcpConnection {
   size_t read_ = 0;         // index of the read whose bytes come next
   size_t read_offset_ = 0;  // bytes of it that have come
   std::vector<uint64_t> page_sums_;
-  WipedBytes scrap_;
+  WipedRoom scrap_;
   WipedBytes surplus_;  // received, but put back
   size_t surplus_taken_ = 0;
   std::thread receiver_;

@@ -1,4 +1,4 @@
-#include "transport/tcp_reader.h"
+#include "transport/tcp/tcp_reader.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "transport/tcp_connection.h"
+#include "transport/tcp/tcp_connection.h"
 
 namespace medes {
 

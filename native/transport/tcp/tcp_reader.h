@@ -6,7 +6,7 @@
 #include <string>
 
 #include "transport/page_reader.h"
-#include "transport/tls.h"
+#include "transport/tls/tls.h"
 #include "transport/wire.h"
 
 namespace medes {

@@ -11,7 +11,7 @@
 
 #include <cstring>
 
-#include "transport/record_cipher.h"
+#include "transport/tls/record_cipher.h"
 
 namespace medes {
 
@@ -19,11 +19,13 @@ namespace {
 
 constexpr size_t kBlockBytes = 16, kVectorBytes = 64, kVectors = 8;
 constexpr size_t kStepBytes = kVectors * kVectorBytes;
+static_assert(kStepBytes == kGcmStepBytes);
 constexpr int kRounds = 10, kStepBlocks = static_cast<int>(kStepBytes / kBlockBytes);
 
 struct Key {
   __m128i round[kRounds + 1];
   __m512i powers[kVectors];  // of the hash key, H^32 … H^1, four a vector
+  __m512i folded[kVectors];  // of each power the sum of its halves
 };
 
 inline __m128i byte_order() { return _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
@@ -86,6 +88,27 @@ inline void add_products(Products& p, __m512i blocks, __m512i power) {
 
 inline __m128i total(const Products& p) { return join(sum(p.low), sum(p.middle), sum(p.high)); }
 
+// Of each block the sum of its halves, in both.
+inline __m512i fold(__m512i blocks) {
+  return _mm512_xor_si512(blocks, _mm512_shuffle_epi32(blocks, _MM_PERM_BADC));
+}
+
+// The same with three multiplications for four (Karatsuba), which are what takes longest here: `middle` is
+// still to be added to both others. Two at once, whose products are summed on the way.
+inline void add_folded_products(Products& p, __m512i a, __m512i a_power, __m512i a_folded, __m512i b,
+                                __m512i b_power, __m512i b_folded) {
+  const auto add = [](__m512i& to, __m512i x, __m512i y) { to = _mm512_ternarylogic_epi64(to, x, y, 0x96); };
+  add(p.low, _mm512_clmulepi64_epi128(a, a_power, 0x00), _mm512_clmulepi64_epi128(b, b_power, 0x00));
+  add(p.high, _mm512_clmulepi64_epi128(a, a_power, 0x11), _mm512_clmulepi64_epi128(b, b_power, 0x11));
+  add(p.middle, _mm512_clmulepi64_epi128(fold(a), a_folded, 0x00),
+      _mm512_clmulepi64_epi128(fold(b), b_folded, 0x00));
+}
+
+inline __m128i total_folded(Products p) {
+  p.middle = _mm512_ternarylogic_epi64(p.middle, p.low, p.high, 0x96);
+  return total(p);
+}
+
 inline Products no_products() {
   const __m512i zero = _mm512_setzero_si512();
   return {zero, zero, zero};
@@ -111,6 +134,7 @@ void expand_key(Key& key, const uint8_t* bytes) {
   __m128i power = h;
   for (int i = kStepBlocks; i-- > 0; power = multiply(power, h))
     std::memcpy(powers + static_cast<size_t>(i) * kBlockBytes, &power, kBlockBytes);
+  for (size_t i = 0; i < kVectors; ++i) key.folded[i] = fold(key.powers[i]);
 }
 
 // One record under way: counters, the hash so far.
@@ -132,12 +156,17 @@ class Pass {
   }
 
   // Whole steps. `ciphertext` is hashed meanwhile: when decrypting the input, when encrypting the output of
-  // the step before (so the last one is still to be hashed).
+  // the step before (so that the last one is still to be hashed, see settle). `ahead` is where the plaintext
+  // goes on after these: from another page no processor fetches by itself.
   template <bool kDecrypt>
-  void steps(const uint8_t* in, uint8_t* out, size_t count) {
+  void steps(const uint8_t* in, uint8_t* out, size_t count, const uint8_t* ahead) {
     for (size_t step = 0; step < count; ++step, in += kStepBytes, out += kStepBytes) {
-      const bool hashes = kDecrypt || step > 0;
+      const bool hashes = kDecrypt || unhashed_;
       const uint8_t* ciphertext = kDecrypt ? in : out - kStepBytes;
+      const uint8_t* const plaintext = kDecrypt ? out : in;
+      fetch<kDecrypt>(count - step > kAheadSteps ? plaintext + kAheadSteps * kStepBytes
+                      : ahead                    ? ahead + (kAheadSteps - (count - step)) * kStepBytes
+                                                 : nullptr);
       __m512i block[kVectors];
       for (__m512i& b : block) b = next_counters();
       Products products = no_products();
@@ -146,7 +175,7 @@ class Pass {
         const __m512i round = _mm512_broadcast_i32x4(key_.round[r]);
 #pragma GCC unroll 8
         for (__m512i& b : block) b = _mm512_aesenc_epi128(b, round);
-        if (hashes && r <= static_cast<int>(kVectors)) absorb(products, ciphertext, r - 1);
+        if (hashes && r % 2 == 1 && r < static_cast<int>(kVectors)) absorb_two(products, ciphertext, r - 1);
       }
       const __m512i last = _mm512_broadcast_i32x4(key_.round[kRounds]);
 #pragma GCC unroll 8
@@ -155,16 +184,21 @@ class Pass {
         _mm512_storeu_si512(out + i * kVectorBytes,
                             _mm512_xor_si512(_mm512_aesenclast_epi128(block[i], last), data));
       }
-      if (hashes) hash_ = total(products);
-    }
-    if (!kDecrypt && count > 0) {
-      Products products = no_products();
-      for (int i = 0; i < static_cast<int>(kVectors); ++i) absorb(products, out - kStepBytes, i);
-      hash_ = total(products);
+      if (hashes) hash_ = total_folded(products);
+      unhashed_ = !kDecrypt;
     }
   }
 
-  // What is left, at most a step; both sides are buffers of a whole step.
+  // Hashes the last step before `end`, if that is still to be done.
+  void settle(const uint8_t* end) {
+    if (!unhashed_) return;
+    Products products = no_products();
+    for (int i = 0; i < static_cast<int>(kVectors); i += 2) absorb_two(products, end - kStepBytes, i);
+    hash_ = total_folded(products);
+    unhashed_ = false;
+  }
+
+  // What is left, at most a step; `out` is a buffer of a whole one.
   template <bool kDecrypt>
   void rest(const uint8_t* in, uint8_t* out, size_t n) {
     const int blocks = static_cast<int>((n + kBlockBytes - 1) / kBlockBytes);
@@ -204,16 +238,30 @@ class Pass {
     counters_ = _mm512_add_epi32(counters_, four);
     return b;
   }
-  void absorb(Products& products, const uint8_t* ciphertext, int i) const {
-    __m512i blocks =
-        _mm512_shuffle_epi8(_mm512_loadu_si512(ciphertext + static_cast<size_t>(i) * kVectorBytes), order_);
-    if (i == 0) blocks = _mm512_xor_si512(blocks, _mm512_zextsi128_si512(hash_));
-    add_products(products, blocks, key_.powers[i]);
+  __m512i ciphertext_block(const uint8_t* ciphertext, int i) const {
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(ciphertext + static_cast<size_t>(i) * kVectorBytes),
+                               order_);
   }
+  // Vectors i and i + 1 of a step's ciphertext.
+  void absorb_two(Products& p, const uint8_t* ciphertext, int i) const {
+    __m512i a = ciphertext_block(ciphertext, i);
+    if (i == 0) a = _mm512_xor_si512(a, _mm512_zextsi128_si512(hash_));
+    add_folded_products(p, a, key_.powers[i], key_.folded[i], ciphertext_block(ciphertext, i + 1),
+                        key_.powers[i + 1], key_.folded[i + 1]);
+  }
+
+  template <bool kForWriting>
+  static void fetch(const uint8_t* from) {
+    if (!from) return;
+    for (size_t i = 0; i < kStepBytes; i += 64) __builtin_prefetch(from + i, kForWriting, 3);
+  }
+
+  static constexpr size_t kAheadSteps = 4;
 
   const Key& key_;
   __m512i order_, counters_;
   __m128i mask_, h_, hash_;
+  bool unhashed_ = false;
 };
 
 class VectorCipher final : public RecordCipher {
@@ -221,35 +269,53 @@ class VectorCipher final : public RecordCipher {
   explicit VectorCipher(const uint8_t* key) { expand_key(key_, key); }
   ~VectorCipher() override { OPENSSL_cleanse(&key_, sizeof key_); }
 
-  void seal(const GcmNonce& nonce, const uint8_t* header, const uint8_t* in, size_t n, uint8_t type,
-            uint8_t* out) override {
+  void seal(const GcmNonce& nonce, const uint8_t* header, std::span<const iovec> in, uint8_t type,
+            uint8_t* out, const uint8_t* ahead) override {
     Pass pass(key_, nonce, header);
-    const size_t whole = n / kStepBytes * kStepBytes, left = n - whole;
-    pass.steps<false>(in, out, whole / kStepBytes);
-    alignas(64) uint8_t rest[kStepBytes] = {}, sealed[kStepBytes];
-    if (left > 0) std::memcpy(rest, in + whole, left);
+    size_t n = 0, left = 0;
+    const uint8_t* rest_of = nullptr;
+    for (size_t i = 0; i < in.size(); ++i) {
+      const auto* const part = static_cast<const uint8_t*>(in[i].iov_base);
+      const size_t whole = in[i].iov_len / kStepBytes * kStepBytes;
+      pass.steps<false>(part, out, whole / kStepBytes, next_part(in, i, ahead));
+      out += whole, n += in[i].iov_len;
+      left = in[i].iov_len - whole, rest_of = part + whole;
+    }
+    pass.settle(out);
+    alignas(64) uint8_t rest[kStepBytes], sealed[kStepBytes];
+    if (left > 0) std::memcpy(rest, rest_of, left);
     rest[left] = type;
     pass.rest<false>(rest, sealed, left + 1);
-    std::memcpy(out + whole, sealed, left + 1);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + n + 1), pass.tag(n + 1));
+    std::memcpy(out, sealed, left + 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + left + 1), pass.tag(n + 1));
   }
 
-  bool open(const GcmNonce& nonce, const uint8_t* header, const uint8_t* in, size_t n, uint8_t* out,
-            uint8_t& type) override {
+  bool open(const GcmNonce& nonce, const uint8_t* header, const uint8_t* in, std::span<const iovec> out,
+            uint8_t& type, const uint8_t* ahead) override {
     Pass pass(key_, nonce, header);
-    const size_t whole = n / kStepBytes * kStepBytes, left = n - whole;
-    pass.steps<true>(in, out, whole / kStepBytes);
-    alignas(64) uint8_t rest[kStepBytes] = {}, opened[kStepBytes];
-    std::memcpy(rest, in + whole, left + 1);
-    pass.rest<true>(rest, opened, left + 1);
-    if (left > 0) std::memcpy(out + whole, opened, left);
+    size_t n = 0, left = 0;
+    uint8_t* rest_of = nullptr;
+    for (size_t i = 0; i < out.size(); ++i) {
+      auto* const part = static_cast<uint8_t*>(out[i].iov_base);
+      const size_t whole = out[i].iov_len / kStepBytes * kStepBytes;
+      pass.steps<true>(in, part, whole / kStepBytes, next_part(out, i, ahead));
+      in += whole, n += out[i].iov_len;
+      left = out[i].iov_len - whole, rest_of = part + whole;
+    }
+    alignas(64) uint8_t opened[kStepBytes];
+    pass.rest<true>(in, opened, left + 1);
+    if (left > 0) std::memcpy(rest_of, opened, left);
     type = opened[left];
     alignas(16) uint8_t tag[kGcmTagBytes];
     _mm_store_si128(reinterpret_cast<__m128i*>(tag), pass.tag(n + 1));
-    return CRYPTO_memcmp(tag, in + n + 1, kGcmTagBytes) == 0;
+    return CRYPTO_memcmp(tag, in + left + 1, kGcmTagBytes) == 0;
   }
 
  private:
+  static const uint8_t* next_part(std::span<const iovec> parts, size_t i, const uint8_t* ahead) {
+    return i + 1 < parts.size() ? static_cast<const uint8_t*>(parts[i + 1].iov_base) : ahead;
+  }
+
   Key key_;
 };
 

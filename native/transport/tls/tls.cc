@@ -1,4 +1,4 @@
-#include "transport/tls.h"
+#include "transport/tls/tls.h"
 
 #include <openssl/bio.h>
 #include <openssl/crypto.h>
@@ -14,7 +14,7 @@
 #include <string_view>
 #include <vector>
 
-#include "transport/tls_records.h"
+#include "transport/tls/tls_records.h"
 
 namespace medes {
 

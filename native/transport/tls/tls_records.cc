@@ -1,4 +1,4 @@
-#include "transport/tls_records.h"
+#include "transport/tls/tls_records.h"
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -18,6 +18,7 @@ namespace {
 constexpr size_t kBufferBytesMax = 1024 * 1024;
 constexpr size_t kBufferBytesMin = 32 * 1024;
 constexpr size_t kRecordBytesMax = kRecordOverheadBytes + kRecordDataBytesMax;
+constexpr size_t kPartsAhead = 4;
 
 // HKDF-Expand-Label with an empty context, for outputs of at most one hash.
 template <size_t N>
@@ -45,6 +46,12 @@ void write_header(uint8_t* out, size_t data_bytes) {
   const uint8_t header[kRecordHeaderBytes] = {kApplicationData, 3, 3, static_cast<uint8_t>(length >> 8),
                                               static_cast<uint8_t>(length)};
   std::memcpy(out, header, sizeof header);
+}
+
+size_t bytes_of(std::span<const iovec> parts) {
+  size_t n = 0;
+  for (const iovec& part : parts) n += part.iov_len;
+  return n;
 }
 
 class RecordStream final : public Stream {
@@ -88,22 +95,19 @@ class RecordStream final : public Stream {
   };
 
   bool seal(std::span<const iovec> from) {
-    size_t wanted = 0;
+    size_t wanted = kRecordBytesMax;
     for (const iovec& part : from)
       wanted += part.iov_len + (part.iov_len / kRecordDataBytesMax + 1) * kRecordOverheadBytes;
     wanted = std::clamp(wanted, kBufferBytesMin, kBufferBytesMax);
-    if (out_.size() < wanted) out_.resize(wanted);
+    if (out_.size() < wanted) out_.grow(wanted);
     out_filled_ = out_sent_ = 0;
-    for (const iovec& part : from) {
-      const auto* data = static_cast<const uint8_t*>(part.iov_base);
-      for (size_t done = 0; done < part.iov_len;) {
-        const size_t n = std::min(part.iov_len - done, kRecordDataBytesMax);
-        if (out_filled_ + kRecordOverheadBytes + n > out_.size()) return true;
-        if (!writing_.seal(data + done, n, out_.data() + out_filled_)) return !records_.empty();
-        out_filled_ += kRecordOverheadBytes + n;
-        records_.push_back({out_filled_, n});
-        done += n;
-      }
+    // Only whole records: the rest of one that was cut short would lie across the reader's parts.
+    for (RecordParts parts(from); !parts.ended() && out_.size() - out_filled_ >= kRecordBytesMax;) {
+      const auto record = parts.next(kRecordDataBytesMax);
+      if (!writing_.seal(record, out_.data() + out_filled_, kApplicationData, parts.ahead()))
+        return !records_.empty();
+      out_filled_ += kRecordOverheadBytes + parts.bytes();
+      records_.push_back({out_filled_, parts.bytes()});
     }
     return true;
   }
@@ -118,7 +122,7 @@ class RecordStream final : public Stream {
   RecordInput input_;
   RecordKeys writing_;
   std::string peer_;
-  RecordBuffer out_;
+  WipedRoom out_;
   size_t out_filled_ = 0, out_sent_ = 0;
   std::vector<Sealed> records_;  // sealed, and not reported yet
 };
@@ -137,17 +141,17 @@ GcmNonce RecordKeys::nonce() const {
   return out;
 }
 
-bool RecordKeys::seal(const uint8_t* in, size_t n, uint8_t* out, uint8_t type) {
+bool RecordKeys::seal(std::span<const iovec> in, uint8_t* out, uint8_t type, const uint8_t* ahead) {
   if (next_ >= kRecordsMax) return false;
-  write_header(out, n);
-  cipher_->seal(nonce(), out, in, n, type, out + kRecordHeaderBytes);
+  write_header(out, bytes_of(in));
+  cipher_->seal(nonce(), out, in, type, out + kRecordHeaderBytes, ahead);
   ++next_;
   return true;
 }
 
-RecordKeys::Opened RecordKeys::open(const uint8_t* record, size_t n, uint8_t* out) {
+RecordKeys::Opened RecordKeys::open(const uint8_t* record, std::span<const iovec> out, const uint8_t* ahead) {
   uint8_t type = 0;
-  if (next_ >= kRecordsMax || !cipher_->open(nonce(), record, record + kRecordHeaderBytes, n, out, type))
+  if (next_ >= kRecordsMax || !cipher_->open(nonce(), record, record + kRecordHeaderBytes, out, type, ahead))
     return Opened::bad;
   ++next_;
   if (type == kApplicationData) return Opened::data;
@@ -155,48 +159,61 @@ RecordKeys::Opened RecordKeys::open(const uint8_t* record, size_t n, uint8_t* ou
   return type == kAlert ? Opened::alert : Opened::bad;
 }
 
-// Where the next bytes go.
-struct RecordInput::Cursor {
-  std::span<iovec> parts;
-  size_t part = 0, offset = 0;
+bool RecordParts::ended() {
+  for (; part_ < from_.size() && offset_ == from_[part_].iov_len; ++part_) offset_ = 0;
+  return part_ == from_.size();
+}
 
-  void skip_full() {
-    while (part < parts.size() && offset == parts[part].iov_len) {
-      ++part;
-      offset = 0;
-    }
+const uint8_t* RecordParts::ahead() {
+  return ended() ? nullptr : static_cast<const uint8_t*>(from_[part_].iov_base) + offset_;
+}
+
+std::span<const iovec> RecordParts::next(size_t n) {
+  size_t count = 0;
+  for (bytes_ = 0; bytes_ < n && !ended();) {
+    const size_t piece = std::min(from_[part_].iov_len - offset_, n - bytes_);
+    found_[count++] = {static_cast<uint8_t*>(from_[part_].iov_base) + offset_, piece};
+    // Scattered pages: by the time that one's turn comes, its translation is known.
+    if (part_ + kPartsAhead < from_.size()) __builtin_prefetch(from_[part_ + kPartsAhead].iov_base);
+    offset_ += piece;
+    bytes_ += piece;
+    if (piece % kGcmStepBytes != 0) break;
   }
-  uint8_t* contiguous(size_t n) {
-    skip_full();
-    if (part == parts.size() || parts[part].iov_len - offset < n) return nullptr;
-    return static_cast<uint8_t*>(parts[part].iov_base) + offset;
+  return std::span(found_).first(count);
+}
+
+std::span<const iovec> RecordParts::exactly(size_t n) {
+  const size_t part = part_, offset = offset_;
+  const auto found = next(n);
+  if (bytes_ == n) return found;
+  part_ = part;
+  offset_ = offset;
+  return {};
+}
+
+size_t RecordParts::fill(std::span<const uint8_t> bytes) {
+  size_t filled = 0;
+  while (filled < bytes.size() && !ended()) {
+    const size_t n = std::min(from_[part_].iov_len - offset_, bytes.size() - filled);
+    std::memcpy(static_cast<uint8_t*>(from_[part_].iov_base) + offset_, bytes.data() + filled, n);
+    filled += n;
+    offset_ += n;
   }
-  size_t copy(const RecordBuffer& from, size_t& taken) {
-    size_t copied = 0;
-    for (skip_full(); part < parts.size() && taken < from.size(); skip_full()) {
-      const size_t n = std::min(parts[part].iov_len - offset, from.size() - taken);
-      std::memcpy(static_cast<uint8_t*>(parts[part].iov_base) + offset, from.data() + taken, n);
-      taken += n;
-      offset += n;
-      copied += n;
-    }
-    return copied;
-  }
-};
+  return filled;
+}
 
 IoResult RecordInput::read(std::span<iovec> into, const Receive& receive) {
   size_t total = 0;
-  size_t room = 0;
-  for (const iovec& part : into) room += part.iov_len;
-  Cursor cursor{into};
-  while (total < room) {
+  for (RecordParts parts(into); !parts.ended();) {
     if (taken_ < opened_.size()) {
-      total += cursor.copy(opened_, taken_);
+      const size_t n = parts.fill(std::span<const uint8_t>(opened_).subspan(taken_));
+      taken_ += n;
+      total += n;
       continue;
     }
     const Record record = next_record();
     if (record.status == IoStatus::progress) {
-      const size_t n = open(record, cursor);
+      const size_t n = open(record, parts);
       if (n == 0 && end_ != IoStatus::progress) break;
       total += n;
       continue;
@@ -227,21 +244,22 @@ RecordInput::Record RecordInput::next_record() const {
   return {IoStatus::progress, header, length - 1 - kGcmTagBytes};
 }
 
-// Decrypts a record to where it belongs, by way of opened_ where that is not in one piece; the bytes that
-// went straight there.
-size_t RecordInput::open(const Record& record, Cursor& cursor) {
-  uint8_t* direct = cursor.contiguous(std::max<size_t>(record.data_bytes, 1));
+// Decrypts a record to where it belongs, by way of opened_ where that cannot be had; the bytes that went
+// straight there.
+size_t RecordInput::open(const Record& record, RecordParts& into) {
+  auto to = into.exactly(record.data_bytes);
+  const bool direct = !to.empty();
+  iovec aside{};
   if (!direct) {
     opened_.resize(record.data_bytes);
     taken_ = 0;
+    aside = {opened_.data(), opened_.size()};
+    to = {&aside, 1};
   }
-  const auto opened = keys_.open(record.bytes, record.data_bytes, direct ? direct : opened_.data());
+  const auto opened = keys_.open(record.bytes, to, into.ahead());
   in_begin_ += kRecordOverheadBytes + record.data_bytes;
-  if (opened == RecordKeys::Opened::data) {
-    if (direct) cursor.offset += record.data_bytes;
-    return direct ? record.data_bytes : 0;
-  }
-  const uint8_t* alert = direct ? direct : opened_.data();
+  if (opened == RecordKeys::Opened::data) return direct ? record.data_bytes : 0;
+  const auto* alert = static_cast<const uint8_t*>(to[0].iov_base);
   const bool closes =
       opened == RecordKeys::Opened::alert && record.data_bytes == 2 && alert[1] == 0;  // close_notify
   refused_ = opened == RecordKeys::Opened::alert && !closes;
@@ -252,7 +270,7 @@ size_t RecordInput::open(const Record& record, Cursor& cursor) {
 }
 
 IoStatus RecordInput::fill(const Receive& receive) {
-  if (in_.size() < kBufferBytesMin) in_.resize(kBufferBytesMin);
+  if (in_.size() < kBufferBytesMin) in_.grow(kBufferBytesMin);
   if (in_begin_ == in_end_) in_begin_ = in_end_ = 0;
   if (in_.size() - in_begin_ < kRecordBytesMax) {
     std::memmove(in_.data(), in_.data() + in_begin_, in_end_ - in_begin_);
@@ -263,7 +281,8 @@ IoStatus RecordInput::fill(const Receive& receive) {
     const ssize_t n = receive(in_.data() + in_end_, in_.size() - in_end_);
     if (n > 0) {
       in_end_ += static_cast<size_t>(n);
-      if (in_end_ == in_.size() && in_end_ < kBufferBytesMax) in_.resize(2 * in_.size());  // more was there
+      if (in_end_ == in_.size() && in_end_ < kBufferBytesMax)
+        in_.grow(2 * in_.size(), in_end_);  // more was there
       return IoStatus::progress;
     }
     if (n == 0) return IoStatus::closed;

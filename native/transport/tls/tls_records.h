@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "common/wiped.h"
-#include "transport/record_cipher.h"
 #include "transport/socket.h"
+#include "transport/tls/record_cipher.h"
 
 namespace medes {
 
@@ -36,11 +36,13 @@ std::unique_ptr<Stream> tls_record_stream(FileDescriptor fd, const TrafficSecret
 class RecordKeys {
  public:
   explicit RecordKeys(const TrafficSecret& secret);
-  // `out` gets a whole record of n bytes: kRecordOverheadBytes more. False when no record may follow.
-  bool seal(const uint8_t* in, size_t n, uint8_t* out, uint8_t type = kApplicationData);
+  // `out` gets a whole record of what the parts hold: kRecordOverheadBytes more. Parts and `ahead` are as
+  // RecordCipher has them. False when no record may follow.
+  bool seal(std::span<const iovec> in, uint8_t* out, uint8_t type = kApplicationData,
+            const uint8_t* ahead = nullptr);
   enum class Opened { data, alert, bad };
-  // A whole record of kRecordOverheadBytes + n bytes; `out` gets n.
-  Opened open(const uint8_t* record, size_t n, uint8_t* out);
+  // A whole record of kRecordOverheadBytes more than the parts take.
+  Opened open(const uint8_t* record, std::span<const iovec> out, const uint8_t* ahead = nullptr);
   bool spent() const { return next_ >= kRecordsWanted; }
 
  private:
@@ -55,6 +57,27 @@ class RecordKeys {
 
 inline constexpr size_t kRecordOverheadBytes = kRecordHeaderBytes + 1 + kGcmTagBytes;
 inline constexpr size_t kRecordDataBytesMax = 16 * 1024;
+
+// Cuts a list of parts into those of records, each with as much as a record and its cipher take.
+class RecordParts {
+ public:
+  explicit RecordParts(std::span<const iovec> from) : from_(from) {}
+  // The next at most n bytes, of fewer where a part ends within a step of the cipher. Valid until the next
+  // call.
+  std::span<const iovec> next(size_t n);
+  // The next n bytes, or nothing where they cannot be had as parts of one record.
+  std::span<const iovec> exactly(size_t n);
+  size_t bytes() const { return bytes_; }  // of what was returned last
+  bool ended();
+  const uint8_t* ahead();  // where the next bytes are; null at the end
+  // Puts bytes where the next ones are to go; how many there was room for.
+  size_t fill(std::span<const uint8_t> bytes);
+
+ private:
+  std::span<const iovec> from_;
+  size_t part_ = 0, offset_ = 0, bytes_ = 0;
+  std::array<iovec, kRecordDataBytesMax / kGcmStepBytes + 1> found_;
+};
 
 using RecordBuffer = std::vector<uint8_t, WipingAllocator<uint8_t>>;
 
@@ -71,18 +94,17 @@ class RecordInput {
   bool spent() const { return keys_.spent(); }
 
  private:
-  struct Cursor;
   struct Record {
     IoStatus status;
     const uint8_t* bytes = nullptr;
     size_t data_bytes = 0;
   };
   Record next_record() const;
-  size_t open(const Record& record, Cursor& cursor);
+  size_t open(const Record& record, RecordParts& into);
   IoStatus fill(const Receive& receive);
 
   RecordKeys keys_;
-  RecordBuffer in_;
+  WipedRoom in_;
   size_t in_begin_ = 0, in_end_ = 0;
   RecordBuffer opened_;                // of a record that did not go straight to its destination
   size_t taken_ = 0;                   // of opened_
