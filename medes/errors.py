@@ -6,7 +6,7 @@ native/common/error.h and travel in the gRPC trailing metadata (`medes-error-bin
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class MedesError(Exception):
@@ -26,6 +26,11 @@ class MedesError(Exception):
     def __str__(self) -> str:
         text = f"{self.object}: {self.message}" if self.object else self.message
         return f"{text} ({self.hint})" if self.hint else text
+
+    def alone(self) -> Self:
+        """The same error, new: to keep one, or to raise one that was kept. An error that was raised holds the frames that it
+        came through, and what caused it, with theirs."""
+        return type(self)(self.message, object=self.object, hint=self.hint)
 
 
 class TransientError(MedesError):

@@ -32,7 +32,7 @@ def make_private_folder(path: Path, made: list[Path] | None = None, *, other: st
 
     Raises permission_denied, which names the folder and what is wrong with it; io where it cannot be made.
     """
-    info = _walk(path, [] if made is None else made, other, private=True)
+    info = _walk(path, [] if made is None else made, other, modes=(0o755, 0o700))
     if info.st_uid == os.geteuid() and info.st_mode & _OTHERS and not info.st_mode & _OTHERS_WRITE:
         info = _close_empty(path)
     _refuse_not_private(info, path, other)
@@ -51,7 +51,18 @@ def _close_empty(path: Path) -> os.stat_result:
 def make_socket_folder(path: Path, made: list[Path] | None = None, *, other: str = _OTHER) -> None:
     """The same for a folder that others may look into, as /run/medes or /tmp: nobody else can replace a socket
     there."""
-    _walk(path, [] if made is None else made, other, private=False)
+    info = _walk(path, [] if made is None else made, other, modes=(0o755, 0o755))
+    _refuse_open_to_others(info, path, other)
+
+
+def walk_to(path: Path, *, make: bool, other: str = _OTHER) -> os.stat_result:
+    """Goes to a folder from the root, and says what was found there: nobody else can put another in its place. What it
+    is itself is for the caller to look at. With `make`, it and its parents are made where they are missing, closed
+    to everybody else.
+
+    Raises permission_denied, io; not_found without `make`.
+    """
+    return _walk(path, [], other, modes=(0o700, 0o700) if make else None)
 
 
 def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
@@ -123,9 +134,9 @@ def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:
         os.close(folder_fd)
 
 
-def _walk(path: Path, made: list[Path], other: str, *, private: bool) -> os.stat_result:
-    """Goes to a folder from the root, makes what is missing, refuses what others could have put. Says what was found
-    there; a private folder itself is not looked at yet."""
+def _walk(path: Path, made: list[Path], other: str, *, modes: tuple[int, int] | None) -> os.stat_result:
+    """Goes to a folder from the root, makes what is missing with `modes` (of its parents, its own), refuses what others
+    could have put. Says what was found there; the folder itself is not looked at yet."""
     if not path.is_absolute():
         raise IoError("not an absolute path", object=str(path))
     rest = list(path.parts[1:])
@@ -141,7 +152,9 @@ def _walk(path: Path, made: list[Path], other: str, *, private: bool) -> os.stat
             try:
                 next_fd = _open(name, _LOOK, below, folder_fd=fd)
             except NotFoundError:
-                _make(name, below, fd, 0o700 if private and not rest else 0o755, other)
+                if modes is None:
+                    raise
+                _make(name, below, fd, modes[0] if rest else modes[1], other)
                 made.append(below)
                 next_fd = _open(name, _LOOK, below, folder_fd=fd)
             found = os.fstat(next_fd)
@@ -158,8 +171,6 @@ def _walk(path: Path, made: list[Path], other: str, *, private: bool) -> os.stat
                 raise IoError("not a folder", object=str(below), hint=other)
             os.close(fd)
             here, fd, info = below, next_fd, found
-        if not private:
-            _refuse_open_to_others(info, here, other)
         return info
     finally:
         os.close(fd)

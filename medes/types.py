@@ -6,8 +6,14 @@ Sizes are in bytes, durations in the unit that ends the name.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+# How a page is stored (docs/patch-format.md), in the order in which reports give their numbers.
+PAGE_KINDS = ("zero", "identical", "patch", "compressed", "raw")
 
 
 class _Labelled(enum.IntEnum):
@@ -98,15 +104,46 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class BaseDescriptor:
-    """A base: pages kept whole on one node, immutable once published."""
+    """A base: pages kept whole, immutable once published. `holders`: the nodes that keep them, never none."""
 
     base_id: int
-    node_id: str
+    holders: tuple[str, ...]
     domain: str
     function: str = ""
     page_count: int = 0
     ranges: tuple[AddressRange, ...] = ()
     value_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.holders:
+            raise ValueError("a base without a holder")
+
+    def nearest(self, node_id: str) -> str:
+        """The holder that a node reads from and pins at: itself where it is one, else the first."""
+        return node_id if node_id in self.holders else self.holders[0]
+
+    def without(self, node_id: str) -> BaseDescriptor | None:
+        """As it is when a node holds it no more; None when nobody does."""
+        left = tuple(h for h in self.holders if h != node_id)
+        return dataclasses.replace(self, holders=left) if left else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As journals, sandbox files and registry records have it. One holder is written as `node_id`: readers from before
+        there were `holders` know no other key."""
+        data = dataclasses.asdict(self)
+        if len(self.holders) == 1:
+            data["node_id"] = data.pop("holders")[0]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BaseDescriptor:
+        """Keys of newer versions are left alone. Raises key_error, type_error or value_error for another shape."""
+        holders = data["holders"] if "holders" in data else [data["node_id"]]
+        if not isinstance(holders, (list, tuple)) or not all(isinstance(h, str) for h in holders):
+            raise ValueError("holders are none")
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        ranges = tuple(AddressRange(int(r["begin"]), int(r["end"])) for r in data["ranges"])
+        return cls(**{**known, "holders": tuple(holders), "ranges": ranges})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +154,7 @@ class NodeEndpoints:
     grpc_address: str = ""
     page_address: str = ""
     transports: tuple[str, ...] = ()
-    store: str = ""  # whose base store this is, see medes.agent.store_identity
+    store: str = ""  # whose base store this is, see medes.agent.journal.store_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +308,7 @@ class Sandbox:
     domain: str = ""
     state: SandboxState = SandboxState.UNSPECIFIED
     pids: tuple[int, ...] = ()
+    subject: str = ""  # as registered, of drivers whose sandboxes are no processes
     driver: str = ""
     warm_bytes: int = 0
     kept_bytes: int = 0
