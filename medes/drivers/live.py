@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from medes import native
+from medes.config import AgentSettings
+from medes.drivers.process.subject import ProcessSubject
+from medes.drivers.process.subjects import ProcessSubjects
 
 
 class LiveDriver:
     """Thin: everything is done by the C++ threads of one native.FaultServer."""
 
     name = "live"
+    subjects = ProcessSubjects
     frees = True
+
+    @staticmethod
+    def missing() -> dict[str, str]:
+        return native.probe_live()
+
+    @classmethod
+    def make(cls, settings: AgentSettings) -> LiveDriver:
+        return cls(threads=settings.fault_threads)
 
     def __init__(self, threads: int = 2) -> None:
         """Raises unsupported or permission_denied where native.probe_live() is not empty."""
         self._server = native.FaultServer(threads)
 
-    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
+    def capture(self, subject: ProcessSubject, fork_sharers_max: int | None = None) -> native.MemoryImage:
         """A live image: the bytes stay in the sandbox until they are encoded, and are compared at the eviction."""
-        return native.attach(pids, sharers_max)
+        return native.attach(subject.members(), fork_sharers_max)
 
     def evict(
         self,
+        subject: ProcessSubject,
         image: native.MemoryImage,
         file: native.SandboxFile,
         bases: native.BaseSet,
@@ -30,7 +43,9 @@ class LiveDriver:
     ) -> native.LiveSandbox:
         return self._server.evict(image, file, bases, hold_frozen, cancel, working_set)
 
-    def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> native.LiveSandbox:
+    def adopt(
+        self, subject: ProcessSubject, file: native.SandboxFile, bases: native.BaseSet
+    ) -> native.LiveSandbox:
         return self._server.adopt(file, bases)
 
     @property

@@ -3,6 +3,7 @@
 Failures raise the exceptions of medes.errors. `bytes` arrays are packed little-endian.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 # --- common -----------------------------------------------------------------------------------------------
@@ -28,7 +29,7 @@ def error_passes(code: str) -> bool:
 
 # --- memory -----------------------------------------------------------------------------------------------
 class MemoryImage:
-    """See native/memory/image.h. Owns its pages (`capture`, `from_buffer`; free them by dropping it) or leaves them in
+    """See native/image/image.h. Owns its pages (`capture`, `from_buffer`; free them by dropping it) or leaves them in
     the processes (`attach`): a read then sees what is there now, zeros where a page has gone, and may raise
     process_gone."""
 
@@ -57,6 +58,10 @@ def process_tree(roots: list[int]) -> list[int]:
 def living_processes() -> list[tuple[int, int, int, int]]:
     """(pid, parent, session, start time in clock ticks) of every process that we can see, in one look."""
 
+def memory_room(pid: int, cgroup_root: str = "/sys/fs/cgroup", proc: str = "/proc") -> int | None:
+    """Bytes that the process may still take before its memory cgroup, or one above it, kills: file cache, slab that can be
+    reclaimed and what can be swapped out count as free. None without a limit, or where groups cannot be seen."""
+
 def cgroup_pids(path: str) -> list[int]: ...
 def private_bytes(pids: list[int]) -> int:
     """What the processes hold for themselves; anonymous pages shared since a fork count once, not once a process."""
@@ -67,9 +72,9 @@ def process_start_time(pid: int) -> int:
 def is_alive(pid: int) -> bool:
     """Whether a thread of the process has not ended. The main thread may end long before others."""
 
-def attach(pids: list[int], sharers_max: int | None = None) -> MemoryImage:
+def attach(pids: list[int], fork_sharers_max: int | None = None) -> MemoryImage:
     """(nogil) A live image of the private pages that can leave the processes, which keep running. Takes no memory of
-    their size. With `sharers_max`, pages stay that processes outside share too, or more than so many of `pids`."""
+    their size. With `fork_sharers_max`, pages stay that processes outside share too, or more than so many of `pids`."""
 
 def capture(pids: list[int]) -> MemoryImage:
     """(nogil) A copy of it."""
@@ -213,6 +218,8 @@ def survey(
 
 class CancelFlag:
     def cancel(self) -> None: ...
+    def abandon(self) -> None:
+        """An eviction that does not end is to end at once (cancelled), with all left as by a killed agent."""
     @property
     def cancelled(self) -> bool: ...
 
@@ -265,6 +272,10 @@ class SandboxFile:
     def stats(self) -> dict[str, int]: ...
     @property
     def page_state_counts(self) -> dict[str, int]: ...
+    @property
+    def may_be_stopped(self) -> bool:
+        """Whether an agent's death in the middle of an eviction may have stopped processes of it."""
+
     def continue_stopped(self) -> None:
         """Continues processes that an agent's death in the middle of an eviction has stopped. Adoption does so too."""
 
@@ -279,6 +290,10 @@ class SandboxFile:
     def verify(self, bases: BaseSet, image: MemoryImage | None = None) -> None:
         """(nogil) Rebuilds every page and checks it: against its tag or checksum, and against `image`. Raises corrupt, and
         permission_denied for tags whose key set_store_key was not given."""
+
+    def write_pages(self, fd: int, bases: BaseSet) -> None:
+        """(nogil) Rebuilds every page, checks it, and writes it into the file at its address: for drivers whose sandboxes'
+        memory is a file. Raises corrupt, the error of a failed fetch, io, invalid_argument for pages of several processes."""
 
     def unlink(self) -> None: ...
 
@@ -370,6 +385,15 @@ def tcp_reader(
     readdress."""
 
 def local_reader(slabs: list[Slab]) -> PageReader: ...
+def fallback_reader(first: PageReader, second: PageReader) -> PageReader:
+    """The first, then (counted in stats()["fallbacks"]) the second reader: for reads that the first ends with
+    peer_unreachable, not_found or internal."""
+
+def callback_reader(name: str, read: Callable[[int, int, int], bytes]) -> PageReader:
+    """Calls `read(base_id, offset, length)` under the GIL, on whatever thread reads, for each read in turn: slow, for
+    experiments and tests. It returns `length` bytes (others: corrupt) or raises an error of the catalogue (any other:
+    internal). It must wait for nothing that may itself be waiting for a page. Let go of at close()."""
+
 def retry_reader(reader: PageReader, attempts: int = 4) -> PageReader: ...
 def fault_reader(
     reader: PageReader,
@@ -488,9 +512,6 @@ class RdmaReader(PageReader):
     def keep_regions(self, base_ids: list[int]) -> int:
         """Forgets the regions of all other bases; returns how many."""
 
-def fallback_reader(first: RdmaReader, second: PageReader) -> PageReader:
-    """RDMA, then (counted in stats()["fallbacks"]) the second reader."""
-
 class BaseSet:
     def __init__(self) -> None: ...
     def add_local(self, slab: Slab) -> int: ...
@@ -517,6 +538,9 @@ class BaseSet:
 # --- live -------------------------------------------------------------------------------------------------
 def probe_live() -> dict[str, str]:
     """Empty when the live driver can run here; else what is missing → how to get it."""
+
+def frozen_cgroup(pid: int) -> str:
+    """The frozen cgroup (v1 freezer or v2) that holds the process; empty when none does, or it cannot be told."""
 
 def missing_seccomp_right() -> tuple[str, str]:
     """Why sandboxes with a seccomp filter (as containers have) cannot be dedup'd from here, and what to do about it;

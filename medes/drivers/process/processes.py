@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medes import native
 from medes.errors import (
@@ -16,9 +15,6 @@ from medes.errors import (
     PermissionDeniedError,
     ProcessGoneError,
 )
-
-if TYPE_CHECKING:
-    from medes.agent.sandbox import SandboxSpec
 
 _SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
 
@@ -72,18 +68,8 @@ def namespace() -> str:
         return ""
 
 
-def waits_for_pages(spec: SandboxSpec) -> bool:
-    """Whether a userfaultfd still guards mappings of its processes, as while pages are out. True where that cannot be told
-    now."""
-    try:
-        return any(_is_guarded(pid) for pid in spec.processes())
-    except ProcessGoneError:
-        return False
-    except (MedesError, OSError):
-        return True
-
-
-def _is_guarded(pid: int) -> bool:
+def is_guarded(pid: int) -> bool:
+    """Whether a userfaultfd guards mappings of the process, as while pages are out. Raises what keeps it from being read."""
     try:
         with Path(f"/proc/{pid}/smaps").open(errors="replace") as file:
             return any(line.startswith("VmFlags:") and "um" in line.split()[1:] for line in file)
@@ -91,7 +77,7 @@ def _is_guarded(pid: int) -> bool:
         return False
 
 
-KEEPER_NAME = "medes-keeper"  # native/live/keeper.cc
+KEEPER_NAME = "medes-keeper"  # native/serving/keeper.cc
 PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 
 
@@ -206,3 +192,36 @@ def users_of(pid: int) -> set[int]:
         if line.startswith(b"Uid:"):
             return {int(word) for word in line.split()[1:]}
     raise ProcessLookupError(pid)
+
+
+def require_processes_of(uid: int, pids: Iterable[int]) -> None:
+    """Raises permission_denied unless every process that still runs is that user's through and through: all of its
+    user ids, and nothing that its user could not trace (set-uid and set-capability programs, non-dumpable ones)."""
+    for pid in pids:
+        try:
+            users = users_of(pid)
+            # Root owns this file of a process that is not dumpable.
+            traceable_by = Path(f"/proc/{pid}/mem").stat().st_uid
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if users != {uid}:
+            raise PermissionDeniedError(f"not a process of user {uid}", object=f"pid {pid}")
+        if traceable_by != uid:
+            raise PermissionDeniedError(
+                f"not open to tracing by user {uid}",
+                object=f"pid {pid}",
+                hint="its user could not trace it either",
+            )
+
+
+def is_in_cgroups(pid: int, folders: list[str]) -> bool:
+    """Whether a process is in one of these cgroups, or below."""
+    if not folders:
+        return False
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    names = [line.split(":", 2)[2] for line in lines if line.count(":") >= 2]
+    groups = [str(p) for name in names for p in (Path(name), *Path(name).parents) if p != Path("/")]
+    return any(folder.endswith(group) for folder in folders for group in groups)

@@ -1,0 +1,1 @@
+"""Sandboxes that are processes, and how an agent takes and gives back their memory."""
