@@ -1,42 +1,47 @@
 """The agent of a node: its sandboxes, base store, pins, peers and journal, and what all ops share.
 
-Everything here belongs to one event loop. Native calls release the GIL and run in executors: `in_ops` for dedup ops
-(few threads), `in_restores` for what a restore waits for, so that a long dedup op never delays a wake.
+Everything here belongs to one event loop. Native calls release the GIL and run in the workers: `in_ops`, `in_restores`,
+`in_watches` (medes.agent.node.workers).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medes import native
-from medes.agent import accounting, journal_state
-from medes.agent.admission import Admission
-from medes.agent.bases import BaseStore, LocalBase
-from medes.agent.clock import Clock
+from medes import native, plugins
+from medes.agent.bases import accounting
+from medes.agent.bases.bases import BaseStore, LocalBase
+from medes.agent.bases.pins import PinTable
+from medes.agent.bases.remote_index import RemoteIndex
+from medes.agent.cluster.controller_link import ControllerLink
 from medes.agent.controller_client import ControllerClient, Joined
-from medes.agent.controller_link import ControllerLink
-from medes.agent.drivers import Driver
-from medes.agent.journal_writer import JournalWriter
-from medes.agent.observer import Observer
-from medes.agent.orphans import Orphan
+from medes.agent.journal import records
+from medes.agent.journal.journal_writer import JournalWriter
+from medes.agent.node.admission import Admission
+from medes.agent.node.observer import Observer
+from medes.agent.node.pressure import Pressure, machine_bytes
+from medes.agent.node.workers import Workers
 from medes.agent.peer_client import PeerClient
-from medes.agent.peers import PeerTable, ReaderFactory
-from medes.agent.pins import PinTable
-from medes.agent.pressure import Pressure
-from medes.agent.remote_index import RemoteIndex
-from medes.agent.sandbox import SandboxEntry
-from medes.agent.watch import WatchHub
-from medes.agent.working_sets import WorkingSetStore
+from medes.agent.peers.peers import PeerTable, ReaderFactory
+from medes.agent.sandboxes.sandbox import SandboxEntry, SandboxSpec
+from medes.agent.sandboxes.watch import WatchHub
+from medes.agent.sandboxes.working_sets import WorkingSetStore
+from medes.agent.store.orphans import Orphan
 from medes.certs.identity import Identity
+from medes.chance import Chance
+from medes.clock import Clock
 from medes.config import AgentSettings
+from medes.drivers.driver import Driver
+from medes.drivers.registry import Drivers
+from medes.drivers.subject import Subjects
 from medes.errors import MedesError, NotFoundError, PermissionDeniedError
-from medes.transport.rdma import RdmaNode
+from medes.plugins import Kind
+from medes.policy.policy import Event, Happening, PolicyClass
+from medes.transport.choice import Transports
 from medes.types import (
     BaseDescriptor,
     FunctionUsage,
@@ -51,8 +56,6 @@ from medes.types import SandboxState as S
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-WATCH_THREADS = 32
-
 
 class Agent:
     """Shared state; the ops are functions of it (dedup_op, restore_op, recovery, handlers)."""
@@ -61,24 +64,28 @@ class Agent:
         self,
         settings: AgentSettings,
         journal: JournalWriter,
-        drivers: dict[str, Driver],
-        missing: dict[str, str],
+        drivers: Drivers,
         *,
-        controller: ControllerClient | None = None,
+        controllers: Sequence[ControllerClient] = (),
         make_reader: ReaderFactory,
-        rdma: RdmaNode | None = None,
+        transports: Transports | None = None,
         clock: Clock | None = None,
         observer: Observer | None = None,
         identity: Identity | None = None,
+        workers: Workers | None = None,
+        make_peer: Callable[[str, str], PeerClient] | None = None,
+        chance: Chance | None = None,
     ) -> None:
-        """`missing`: what the live driver lacks here → how to get it."""
         self.settings = settings
         self.node_id = settings.node
         self.clock = clock or Clock()
+        self.chance = chance or Chance()
         self.observer = observer or Observer()
+        kind: PolicyClass = plugins.load(Kind.POLICY, settings.policy)
+        self.policy = kind.make(settings)
+        self.policy_stale = True  # what it was last shown has changed
         self.journal = journal
         self.drivers = drivers
-        self.missing = missing
         self.entries: dict[str, SandboxEntry] = {}
         self.pins = PinTable()
         # (domain, function) → the sandbox of this node that was last advised to become a base
@@ -91,10 +98,12 @@ class Agent:
         self.on_pinned: Callable[[str, str], object] = lambda node_id, domain: None
         # What follows when a sandbox was taken back, wanted by a caller or not: the restore op's to say.
         self.on_taken_back: Callable[[SandboxEntry, bool], Awaitable[None]]
+        # How long ago another node was last heard of as a reader of pages here, in seconds; none if it is none.
+        self.silent_s: Callable[[str], float | None] = lambda node_id: None
         self.page_server_bytes: Callable[[], int] = lambda: 0
         self.endpoints = NodeEndpoints(self.node_id)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.stopping = False
+        self.ending = asyncio.Event()
         self.remote_pages_read = 0
         self.remote_pages_by_transport: dict[str, int] = {}
         # Files of shm_dir that the books do not know: path → what they are and why they were left alone.
@@ -107,41 +116,47 @@ class Agent:
         self.admission = Admission(settings.restores_concurrent_max)
         self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
         self.dedups_queued = 0
-        self._ops = ThreadPoolExecutor(settings.dedups_concurrent_max + 1, "medes-op")
-        self._restores = ThreadPoolExecutor(settings.restores_concurrent_max + 4, "medes-restore")
-        self._watches = ThreadPoolExecutor(settings.restores_concurrent_max + WATCH_THREADS, "medes-watch")
+        self._workers = workers or Workers(settings)
+        self.in_ops = self._workers.ops
+        self.in_own_thread = self._workers.own
+        self.in_restores = self._workers.restores
+        self.in_watches = self._workers.watches
         k = int(journal.state.node.get("samples_per_page", settings.samples_per_page))
         self.bases = BaseStore(self.node_id, settings.shm_path, settings.base_store_limit_bytes, k, self.pins)
         self._identity = identity
         self._narrowed: dict[str, frozenset[str]] = {}  # node → domains its certificate narrows it to
-        self.peers = PeerTable(
-            self.node_id,
-            lambda node_id, address: PeerClient(self.node_id, node_id, address, identity),
-            make_reader,
-            self._resolve,
-            self._restores,
-            rdma,
-            settings.transport,
+        make_peer = make_peer or (
+            lambda node_id, address: PeerClient(self.node_id, node_id, address, identity)
         )
-        self.peers.on_endpoints = self._remember_peer
-        self.peers.own_store = lambda: self.endpoints.store
-        self.remote_index = RemoteIndex(
+        self.peers = self._make_peers(make_peer, make_reader, transports)
+        self.remote_index = self._make_index()
+        memory_bytes = settings.memory_limit_bytes or machine_bytes()
+        self.controller = ControllerLink(controllers, self, self.clock, memory_bytes, lambda: self.endpoints)
+
+    def _make_peers(
+        self,
+        make_peer: Callable[[str, str], PeerClient],
+        make_reader: ReaderFactory,
+        transports: Transports | None,
+    ) -> PeerTable:
+        own_only = self.settings.transport == "local"
+        peers = PeerTable(
+            self.node_id, make_peer, make_reader, self._resolve, self._workers, transports, own_only=own_only
+        )
+        peers.on_endpoints = self._remember_peer
+        peers.own_store = lambda: self.endpoints.store
+        return peers
+
+    def _make_index(self) -> RemoteIndex:
+        index = RemoteIndex(
             self.peers.fingerprints,
             self.in_ops,
             self.spawn,
             lambda: self.bases.samples_per_page,
-            settings.remote_index_limit_bytes,
+            self.settings.remote_index_limit_bytes,
         )
-        self.peers.on_away = self.remote_index.forget_node
-        self.incarnation = secrets.token_hex(8)
-        self.controller = ControllerLink(
-            controller,
-            self,
-            self.clock,
-            self.incarnation,
-            settings.memory_limit_bytes or _machine_bytes(),
-            lambda: self.endpoints,
-        )
+        self.peers.on_away = index.forget_node
+        return index
 
     def narrow(self, node_id: str, domains: frozenset[str] | None) -> None:
         """What the certificate of another node says, as it last called; None: nothing."""
@@ -170,25 +185,19 @@ class Agent:
 
     def _remember_peer(self, endpoints: NodeEndpoints) -> None:
         if self.journal.state.peers.get(endpoints.node_id) != (record := endpoints_to_json(endpoints)):
-            self.journal.post({"t": "peer", "endpoints": record})
+            self.journal.post(records.peer(record))
 
     # --- running things ------------------------------------------------------------------------------------
-    async def in_ops(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._ops, function, *arguments)
-
-    async def in_restores(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._restores, function, *arguments)
-
-    async def in_watches(self, function: Callable[..., T], *arguments: Any) -> T:
-        """For waits that may be many and long: demand wakes are not held back by admission."""
-        return await asyncio.get_running_loop().run_in_executor(self._watches, function, *arguments)
-
     def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """A task that outlives its caller; its failure is logged unless somebody awaits it."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
+
+    async def to_its_end(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
+        """What it returns or raises. A caller that hangs up does not leave it half-done."""
+        return await asyncio.shield(self.spawn(coroutine, name))
 
     @property
     def tasks(self) -> int:
@@ -214,10 +223,13 @@ class Agent:
         if pending:
             await asyncio.wait(pending, timeout=timeout_s)
 
+    @property
+    def stopping(self) -> bool:
+        return self.ending.is_set()
+
     def close_executors(self) -> None:
-        self._ops.shutdown(wait=True, cancel_futures=True)
-        self._restores.shutdown(wait=True, cancel_futures=True)
-        self._watches.shutdown(wait=True, cancel_futures=True)
+        self.drivers.close_subjects()
+        self._workers.close()
 
     # --- sandboxes -----------------------------------------------------------------------------------------
     def entry(self, sandbox_id: str) -> SandboxEntry:
@@ -240,7 +252,11 @@ class Agent:
         return self.settings.shm_path / f"sandbox-{sandbox_id}.medes"
 
     def driver_of(self, entry: SandboxEntry) -> Driver:
-        return self.drivers[entry.spec.driver]
+        return self.drivers.running[entry.spec.driver]
+
+    def subjects_of(self, spec: SandboxSpec) -> Subjects:
+        """What made its subject, whether its driver runs here or not."""
+        return self.drivers.subjects_of(spec.driver)
 
     def move(
         self, entry: SandboxEntry, after: S, reason: str, cause: PurgeCause = PurgeCause.UNSPECIFIED
@@ -248,12 +264,22 @@ class Agent:
         """Changes a sandbox's state and tells everybody who wants to know. `cause`: of state PURGED."""
         now_s = self.clock.now_s()
         before = entry.move(after, now_s)
-        entry.reason = reason
+        entry.explain(reason)
         # Requests come by the hundred a second.
         level = logging.DEBUG if {before, after} == {S.RUNNING, S.WARM} else logging.INFO
         level = logging.ERROR if after is S.LOST else level
         log.log(level, "%s: %s → %s: %s", entry.id, before.label, after.label, reason)
         self.tell(entry, before, reason, cause)
+        self.observe(Happening.STATE, entry)
+
+    def observe(
+        self, what: Happening, entry: SandboxEntry, *, seconds: float = 0.0, kept_bytes: int = 0
+    ) -> None:
+        """Tells the policy."""
+        self.policy_stale = True
+        self.policy.observe(
+            Event(self.clock.now_s(), what, entry.id, entry.spec.function, entry.state, seconds, kept_bytes)
+        )
 
     def tell(
         self, entry: SandboxEntry, before: S, reason: str, cause: PurgeCause = PurgeCause.UNSPECIFIED
@@ -269,9 +295,9 @@ class Agent:
         goes on looking for them."""
         if entry.state in (S.LOST, S.PURGED):
             return
-        entry.lost_reason = reason
+        entry.lose(reason)
         self.observer.lost()
-        self.journal.post({"t": journal_state.LOST, "id": entry.id, "reason": reason, "final": final})
+        self.journal.post(records.lost(entry.id, reason, final=final))
         self.move(entry, S.LOST, reason)
 
     # --- memory --------------------------------------------------------------------------------------------
@@ -289,7 +315,7 @@ class Agent:
     def drop_previous(self) -> None:
         """Memory is short: the next dedup ops encode everything again."""
         for entry in self.entries.values():
-            entry.previous = None
+            entry.drop_previous()
 
     def count_remote(self, transport: str, pages: int) -> None:
         """Adds base pages that were read from peers."""
@@ -314,7 +340,7 @@ class Agent:
         states = [e.state for e in entries]
         held = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)
         return NodeUsage(
-            memory_bytes=self.settings.memory_limit_bytes or _machine_bytes(),
+            memory_bytes=self.settings.memory_limit_bytes or machine_bytes(),
             warm_bytes=sum(e.warm_bytes for e in entries if e.state in held),
             kept_bytes=sum(e.kept_bytes for e in entries if e.state is S.DEDUP),
             base_bytes=self.bases.used_bytes,
@@ -373,15 +399,7 @@ class Agent:
             found = await self.unannounced_bases(all_bases=True)
             self.bases.rebuild(found)
         if self.journal.state.node.get("samples_per_page") != k:
-            await self.journal.write({"t": "node", "samples_per_page": k})
-
-
-def _machine_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemTotal":
-            return int(rest.split()[0]) * 1024
-    return 0
+            await self.journal.write(records.node(samples_per_page=k))
 
 
 def endpoints_to_json(endpoints: NodeEndpoints) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from medes.certs.identity import Identity
 from medes.certs.parties import CONTROLLER_SERVER_NAME
 from medes.errors import ControllerUnreachableError
 from medes.rpc.calls import AioChannel
-from medes.rpc.channel import LastingStub, aio_channel
+from medes.rpc.channel import Calls, LastingStub, aio_channel
 from medes.rpc.convert import from_proto, to_proto
 from medes.rpc.gen import common_pb2, controller_pb2, controller_pb2_grpc
 from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord
@@ -39,7 +39,8 @@ class Lookup:
 class ControllerClient:
     """Raises catalogue errors; controller_unreachable when it does not answer."""
 
-    def __init__(self, address: str, identity: Identity | None = None) -> None:
+    def __init__(self, address: str, identity: Identity | None = None, *, calls: Calls | None = None) -> None:
+        """`calls` take the place of a channel to the address."""
         self.address = address
 
         def channel() -> AioChannel:
@@ -50,7 +51,9 @@ class ControllerClient:
                 unreachable=ControllerUnreachableError,
             )
 
-        self._connection = LastingStub(controller_pb2_grpc.ControllerServiceStub, channel, identity)
+        self._connection: Calls = calls or LastingStub(
+            controller_pb2_grpc.ControllerServiceStub, channel, identity
+        )
 
     @property
     def _stub(self) -> Any:

@@ -14,25 +14,16 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from medes import native
-from medes.agent import handlers, page_leases, recovery, restore_op, rights
-from medes.agent.base_op import retire_unneeded
-from medes.agent.controller_client import ControllerClient
-from medes.agent.core import Agent
-from medes.agent.driver_table import make_drivers
-from medes.agent.folder_lock import LOCK_NAME, FolderLock, Owner
-from medes.agent.journal import Journal
-from medes.agent.journal_writer import JournalWriter
-from medes.agent.metrics import AgentObserver
-from medes.agent.peer_client import PageAccess
-from medes.agent.peer_handlers import PageAccessTable
-from medes.agent.peers import ReaderFactory
-from medes.agent.servicer import (
+from medes.agent.agent import Agent
+from medes.agent.api import handlers
+from medes.agent.api.servicer import (
     AGENT_SERVICE,
     API_ACCESS,
     PEER_ACCESS,
@@ -40,26 +31,41 @@ from medes.agent.servicer import (
     AgentServicer,
     PeerServicer,
 )
-from medes.agent.store_identity import store_identity
-from medes.agent.store_key import KEY_NAME, forget_store_key, use_store_key
-from medes.agent.timers import DriverEvents, Timers
-from medes.agent.user_servicer import UserServicer
+from medes.agent.api.user_servicer import UserServicer
+from medes.agent.controller_client import ControllerClient
+from medes.agent.journal.journal import Journal
+from medes.agent.journal.journal_writer import JournalWriter
+from medes.agent.journal.store_identity import store_identity
+from medes.agent.lifecycle.timers import DriverEvents, Timers
+from medes.agent.metrics import AgentObserver
+from medes.agent.node import rights
+from medes.agent.ops import restore_op
+from medes.agent.ops.base_op import retire_unneeded
+from medes.agent.peer_api import page_leases
+from medes.agent.peer_api.peer_handlers import PageAccessTable
+from medes.agent.peer_client import PageAccess
+from medes.agent.peers.peers import ReaderFactory
+from medes.agent.recovery import recovery
+from medes.agent.store.folder_lock import LOCK_NAME, FolderLock, Owner
+from medes.agent.store.store_key import KEY_NAME, forget_store_key, use_store_key
 from medes.certs.identity import Identity
 from medes.certs.parties import Party, Role, node_server_name
 from medes.certs.sources import daemon_identity, keep_fresh, warn_of_plaintext
 from medes.config import AgentSettings, group_id
+from medes.drivers.registry import make_drivers
 from medes.errors import InvalidArgumentError, MedesError
 from medes.folders import make_private_folder, make_socket_folder
 from medes.limits import API_REQUEST_BYTES_MAX
-from medes.obs.metrics import MetricsServer, RpcMetrics
+from medes.obs.metrics_server import MetricsServer
+from medes.obs.rpc_metrics import RpcMetrics
 from medes.obs.systemd import notify
 from medes.places import user_socket_beside
 from medes.rpc.address import is_loopback, is_wildcard, parse_address
 from medes.rpc.gen import agent_pb2_grpc, peer_pb2_grpc
 from medes.rpc.server import RpcServer
 from medes.rpc.user_socket import UserSocket
-from medes.transport.rdma import RdmaNode, open_rdma
-from medes.transport.streams import automatic_streams
+from medes.transport.choice import Transports, open_transports
+from medes.transport.tcp.streams import automatic_streams
 from medes.types import NodeEndpoints, NodeStatus
 from medes.types import SandboxState as S
 
@@ -110,7 +116,7 @@ class AgentDaemon:
         self._shm_lock: FolderLock | None = None
         self._events: DriverEvents | None = None
         self._pages: PageAccessTable | None = None
-        self._rdma: RdmaNode | None = None
+        self._transports = Transports()
         self._loops: list[asyncio.Task[None]] = []
         self._made: list[Path] = []  # folders and files that were not there before
         self._store = ""
@@ -122,12 +128,8 @@ class AgentDaemon:
         stop() then removes what this start has made."""
         settings = self.settings
         _use_all_descriptors()
-        encrypted = not settings.insecure_plaintext
-        self._rdma, why = open_rdma(settings.transport, settings.rdma_devices, encrypted=encrypted)
-        log.info(
-            "base pages of peers are read over %s",
-            f"RDMA on {', '.join(self._rdma.ports)}" if self._rdma else f"TCP: {why}",
-        )
+        transports = self._transports = open_transports(settings)
+        log.info("base pages of peers are read over %s", transports)
         # What lies there is memory of sandboxes, and what is put there comes into them.
         for path in (Path(settings.state_dir), settings.shm_path):
             make_private_folder(path, self._made, other=OTHER_FOLDERS)
@@ -136,32 +138,13 @@ class AgentDaemon:
         if identity is not None:
             self._believed = identity.pem.ca
             self._rpc_metrics.watch_certificate(lambda: identity.expires_s)
-        make_reader = _reader_factory(settings, shown)
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._use_store_key()
         self._store = await store_identity(journal, Path(settings.state_dir))
-        drivers, missing = make_drivers(settings)
-        client = ControllerClient(settings.controller, identity) if settings.controller else None
         observer = AgentObserver(self.registry)
-        self.agent = Agent(
-            settings,
-            journal,
-            drivers,
-            missing,
-            controller=client,
-            make_reader=make_reader,
-            observer=observer,
-            rdma=self._rdma,
-            identity=identity,
-        )
-        self.agent.on_taken_back = functools.partial(restore_op.go_on, self.agent)
-        observer.watch(self.agent)
-        for name, how in missing.items():
-            log.warning("live driver: %s is missing: %s", name, how)
-        if "live" in drivers and (limit := native.missing_seccomp_right())[0]:
-            log.warning("live driver: no sandbox with a seccomp filter can be dedup'd: %s: %s", *limit)
-        pages = self._pages = _page_server(self.agent, self._rdma, shown)
+        self.agent = self._make_agent(journal, _reader_factory(settings, shown), observer)
+        pages = self._pages = _page_server(self.agent, transports, shown)
         observer.watch_pages(self.agent, pages)
         self._events = DriverEvents(self.agent)
         self._bind(pages)
@@ -177,18 +160,7 @@ class AgentDaemon:
         if settings.metrics_address:
             self._metrics = MetricsServer(settings.metrics_address, self.registry)
             self.metrics_address = self._metrics.address
-        self._loops = [
-            asyncio.create_task(self.agent.controller.run(), name="controller link"),
-            asyncio.create_task(Timers(self.agent, tick_s=self._tick_s()).run(), name="timers"),
-            asyncio.create_task(page_leases.run(self.agent, pages), name="page leases"),
-            asyncio.create_task(self.agent.peers.renewal.run(), name="page tokens"),
-        ]
-        if identity is not None:
-            self._loops.append(
-                asyncio.create_task(keep_fresh(identity, self._show_anew), name="certificates")
-            )
-        if self._rdma is not None:
-            self._loops.append(asyncio.create_task(self._rdma.run(), name="rdma connections"))
+        self._begin_loops(pages)
         self.agent.spawn(recovery.reconcile_pins(self.agent), "reconcile pins")
         self._serves = True
         at = self.agent.endpoints
@@ -196,6 +168,43 @@ class AgentDaemon:
             "agent %s serves %s, peers at %s, base pages at %s over %s",
             *(settings.node, settings.listen, at.grpc_address, at.page_address, " and ".join(at.transports)),
         )
+
+    def _make_agent(
+        self, journal: JournalWriter, make_reader: ReaderFactory, observer: AgentObserver
+    ) -> Agent:
+        settings, identity = self.settings, self.identity
+        drivers = make_drivers(settings)
+        agent = Agent(
+            settings,
+            journal,
+            drivers,
+            controllers=[ControllerClient(address, identity) for address in settings.controllers],
+            make_reader=make_reader,
+            observer=observer,
+            transports=self._transports,
+            identity=identity,
+        )
+        agent.on_taken_back = functools.partial(restore_op.go_on, agent)
+        observer.watch(agent)
+        for name, lacks in drivers.missing.items():
+            for what, how in lacks.items():
+                log.warning("%s driver: %s is missing: %s", name, what, how)
+        if "live" in drivers.running and (limit := native.missing_seccomp_right())[0]:
+            log.warning("live driver: no sandbox with a seccomp filter can be dedup'd: %s: %s", *limit)
+        return agent
+
+    def _begin_loops(self, pages: PageAccessTable) -> None:
+        agent, identity = self.agent, self.identity
+        work: list[tuple[str, Coroutine[Any, Any, None]]] = [
+            ("controller link", agent.controller.run()),
+            ("timers", Timers(agent, tick_s=self._tick_s()).run()),
+            ("page leases", page_leases.run(agent, pages)),
+            ("page tokens", agent.peers.renewal.run()),
+            *((f"transport {t.name}", t.run()) for t in self._transports.running),
+        ]
+        if identity is not None:
+            work.append(("certificates", keep_fresh(identity, self._show_anew)))
+        self._loops = [asyncio.create_task(loop, name=name) for name, loop in work]
 
     def _make_identity(self) -> Identity | None:
         """What this node shows of itself; None: nothing, by `insecure_plaintext`."""
@@ -257,7 +266,7 @@ class AgentDaemon:
             agent.node_id,
             settings.peer_advertise or bound,
             pages.address,
-            ("tcp", "rdma") if self._rdma is not None else ("tcp",),
+            ("tcp", *(t.name for t in self._transports.running)),
             self._store,
         )
         _refuse_local_addresses(settings, agent.endpoints)
@@ -298,7 +307,7 @@ class AgentDaemon:
             await self._purge_all()
         if self._serves:
             await self._retire_bases()
-        agent.stopping = True
+        agent.ending.set()
         agent.watch.close()
         if self._servicer is not None:
             self._servicer.end_streams()
@@ -314,7 +323,7 @@ class AgentDaemon:
         if self._events is not None:
             self._events.stop()
         # While peers can still be read: forked children get their pages first, the rest waits for the next agent.
-        for driver in agent.drivers.values():
+        for driver in agent.drivers.running.values():
             await agent.in_restores(driver.close)
         await self._peer.stop(STOP_GRACE_S)
         await agent.peers.close()
@@ -367,7 +376,7 @@ class AgentDaemon:
         """Unless somebody may still need them: a sandbox that could not be restored, another node's sandboxes. Files that
         the books do not know are removed by command only."""
         agent = self.agent
-        held = [e.id for e in agent.entries.values() if e.state in (S.DEDUP, S.RESTORING, S.LOST)]
+        held = [e.id for e in agent.entries.values() if e.state in (S.DEDUPING, S.DEDUP, S.RESTORING, S.LOST)]
         if held:
             log.error("not restored, files kept: %s", ", ".join(held))
         pinned = [b for b in agent.bases.bases.values() if agent.pins.is_pinned(b.base_id)]
@@ -390,19 +399,22 @@ class AgentDaemon:
 
 def _left(agent: Agent) -> str:
     """What the next agent finds. A sandbox that was not taken back has its file, and so has one that could not be read."""
-    waiting = sum(e.evicted is not None or e.pending is not None for e in agent.entries.values())
+    waiting = sum(
+        e.evicted is not None or e.pending is not None or e.state is S.DEDUPING
+        for e in agent.entries.values()
+    )
     unread = sum(Path(path).suffix == ".medes" for path in agent.orphans)
     told = f"dedup'd sandboxes that wait for the next one: {waiting}"
     return told + (f", and files of such that could not be read: {unread}" if unread else "")
 
 
 def _refuse_local_addresses(settings: AgentSettings, endpoints: NodeEndpoints) -> None:
-    """Raises invalid_argument where peers would be told an address under which they cannot reach this node: the
+    """Raises invalid_argument where peers would be told an address under which they cannot reach this node: a
     controller is on another machine, or "all addresses" is what it would be."""
-    if not settings.controller or settings.advertise_local:
+    if not settings.controllers or settings.advertise_local:
         return
-    controller = parse_address(settings.controller)
-    remote = not controller.is_unix and not is_loopback(controller.host)
+    controllers = map(parse_address, settings.controllers)
+    remote = any(not c.is_unix and not is_loopback(c.host) for c in controllers)
     for address, setting in (
         (endpoints.grpc_address, "peer_advertise"),
         (endpoints.page_address, "page_advertise_host"),
@@ -428,13 +440,13 @@ def _shown(identity: Identity) -> native.TlsIdentity:
     return native.TlsIdentity(pem.certificate, pem.private_key, pem.ca)
 
 
-def _page_server(agent: Agent, rdma: RdmaNode | None, shown: native.TlsIdentity | None) -> PageAccessTable:
+def _page_server(agent: Agent, transports: Transports, shown: native.TlsIdentity | None) -> PageAccessTable:
     settings = agent.settings
     server = native.PageServer(settings.page_host, settings.page_port, identity=shown)
     address = server.address
     if settings.page_advertise_host:
         address = f"{settings.page_advertise_host}:{address.rpartition(':')[2]}"
-    return PageAccessTable(agent, server, address, rdma)
+    return PageAccessTable(agent, server, address, transports.running)
 
 
 def _reader_factory(settings: AgentSettings, shown: native.TlsIdentity | None) -> ReaderFactory:

@@ -6,11 +6,12 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from medes.agent import accounting, page_sources
-from medes.agent.core import Agent
-from medes.agent.observer import Observer
-from medes.agent.peer_handlers import PageAccessTable
-from medes.obs.metrics import AgentMetrics
+from medes.agent.agent import Agent
+from medes.agent.bases import accounting
+from medes.agent.node.observer import Observer
+from medes.agent.ops import page_sources
+from medes.agent.peer_api.peer_handlers import PageAccessTable
+from medes.obs.agent_metrics import AgentMetrics
 from medes.types import DedupReport, RestoreReport, SandboxState
 
 # Those without a histogram of their own.
@@ -29,8 +30,8 @@ def _owner(agent: Agent, owner: str) -> float:
     return float(accounting.shares_by_owner(agent)[owner])
 
 
-def _rdma_connections(pages: PageAccessTable, field: str) -> float:
-    return float(pages.rdma_stats().get(field, 0))
+def _transport_connections(pages: PageAccessTable, name: str, field: str) -> float:
+    return float(pages.transport_stats(name).get(field, 0))
 
 
 class AgentObserver(Observer):
@@ -58,13 +59,16 @@ class AgentObserver(Observer):
         metrics.sandboxes_waiting.set_function(
             lambda: float(sum(e.pending is not None for e in list(agent.entries.values())))
         )
+        metrics.ops_held_up.set_function(
+            lambda: float(sum(e.lock.held_up is not None for e in list(agent.entries.values())))
+        )
         metrics.restores_running.set_function(lambda: float(agent.admission.running))
         metrics.tasks.set_function(lambda: float(agent.tasks))
         metrics.orphans.set_function(lambda: float(len(agent.orphans)))
         metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
         metrics.remote_index_bases.set_function(lambda: float(len(agent.remote_index.base_ids)))
         metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
-        for transport in page_sources.TRANSPORTS:
+        for transport in page_sources.carriers():
             sources = partial(page_sources.sandboxes_by_source, agent, transport)
             metrics.base_sources.labels(transport).set_function(sources)
         limit = agent.settings.memory_limit_bytes
@@ -82,7 +86,7 @@ class AgentObserver(Observer):
         metrics.fallback_reads.set_function(lambda: float(agent.peers.fallback_reads()))
         for side in ("server", "client"):
             metrics.rdma_connections.labels(side).set_function(
-                partial(_rdma_connections, pages, f"{side}_connections_open")
+                partial(_transport_connections, pages, "rdma", f"{side}_connections_open")
             )
 
     def dedup(self, outcome: str, report: DedupReport | None = None) -> None:

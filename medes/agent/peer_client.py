@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from medes import native
+from medes.agent import transport_fields
 from medes.certs.identity import Identity
 from medes.certs.parties import node_server_name
 from medes.errors import CorruptError, PeerUnreachableError
 from medes.limits import PAGE_TOKEN_S_MAX
 from medes.rpc.calls import AioChannel
-from medes.rpc.channel import LastingStub, aio_channel
+from medes.rpc.channel import Calls, LastingStub, aio_channel
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import peer_pb2, peer_pb2_grpc
-from medes.transport.rdma import NO_RDMA, RdmaAnswer
 from medes.types import BaseDescriptor
 
 PEER_TIMEOUT_S = 5.0
@@ -24,48 +23,13 @@ FINGERPRINTS_TIMEOUT_S = 60.0
 HASH_BYTES = 8
 
 
-def endpoint_to_proto(endpoint: native.RdmaEndpoint) -> peer_pb2.RdmaEndpoint:
-    return peer_pb2.RdmaEndpoint(
-        queue_pair_number=endpoint.queue_pair_number,
-        packet_sequence_number=endpoint.packet_sequence_number,
-        gid=endpoint.gid,
-        lid=endpoint.lid,
-        path_mtu=endpoint.path_mtu,
-        max_rd_atomic=endpoint.max_rd_atomic,
-        port=endpoint.port,
-    )
-
-
-def endpoint_from_proto(value: peer_pb2.RdmaEndpoint) -> native.RdmaEndpoint:
-    """Raises invalid_argument for a GID that is not 16 bytes."""
-    return native.RdmaEndpoint(
-        value.queue_pair_number,
-        value.packet_sequence_number,
-        value.gid,
-        value.lid,
-        value.path_mtu,
-        value.max_rd_atomic,
-        value.port,
-    )
-
-
-def region_to_proto(region: native.RdmaRegion) -> peer_pb2.RdmaRegion:
-    return peer_pb2.RdmaRegion(
-        base_id=region.base_id, address=region.address, length=region.length, remote_key=region.remote_key
-    )
-
-
-def region_from_proto(value: peer_pb2.RdmaRegion) -> native.RdmaRegion:
-    return native.RdmaRegion(value.base_id, value.address, value.length, value.remote_key)
-
-
 @dataclass(frozen=True, slots=True)
 class PageAccess:
     """What OpenPages grants: where the page server is and the token for it."""
 
     token: bytes
     page_address: str
-    rdma: RdmaAnswer = NO_RDMA
+    answers: Mapping[str, bytes] = field(default_factory=dict)  # to the offers of other transports than TCP
     store: str = ""  # whose pages
     valid_s: float = 0.0  # how long the token is good; 0: as long as there is access
 
@@ -73,12 +37,21 @@ class PageAccess:
 class PeerClient:
     """Raises catalogue errors; peer_unreachable when the agent does not answer within PEER_TIMEOUT_S."""
 
-    def __init__(self, own_node: str, node_id: str, address: str, identity: Identity | None = None) -> None:
-        """`node_id` is whom to reach at `address`: with an identity nobody else will do."""
+    def __init__(
+        self,
+        own_node: str,
+        node_id: str,
+        address: str,
+        identity: Identity | None = None,
+        *,
+        calls: Calls | None = None,
+    ) -> None:
+        """`node_id` is whom to reach at `address`: with an identity nobody else will do. `calls` take the place of a channel
+        there."""
         self._own_node = own_node
         self.address = address
-        # (domain, regions) of pinned bases, where the peer serves them over RDMA
-        self.on_regions: Callable[[str, list[native.RdmaRegion]], None] = lambda domain, regions: None
+        # (domain, transport → what it tells of pinned bases)
+        self.on_news: Callable[[str, Mapping[str, bytes]], None] = lambda domain, news: None
         # (base id → bytes, users; whether these are all that this node pins there)
         self.on_uses: Callable[[dict[int, tuple[int, int]], bool], None] = lambda uses, whole: None
 
@@ -91,7 +64,7 @@ class PeerClient:
                 timeout_s=PEER_TIMEOUT_S,
             )
 
-        self._connection = LastingStub(peer_pb2_grpc.PeerServiceStub, channel, identity)
+        self._connection: Calls = calls or LastingStub(peer_pb2_grpc.PeerServiceStub, channel, identity)
 
     @property
     def _stub(self) -> Any:
@@ -103,8 +76,8 @@ class PeerClient:
             node_id=self._own_node, holder_id=holder, domain=domain, base_ids=list(base_ids)
         )
         answer = await self._stub.Pin(request)
-        if answer.regions:
-            self.on_regions(domain, [region_from_proto(r) for r in answer.regions])
+        if news := transport_fields.news_of(answer):
+            self.on_news(domain, news)
         self.on_uses({u.base_id: (u.bytes, u.users) for u in answer.uses}, False)
         return [from_proto(BaseDescriptor, b) for b in answer.bases]
 
@@ -123,24 +96,19 @@ class PeerClient:
         answer = await self._stub.ReconcilePins(request)
         return set(answer.missing_base_ids), answer.store
 
-    async def open_pages(self, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
-        """Access over TCP; with `rdma`, our queue pair's endpoint, over RDMA as well where the peer can."""
+    async def open_pages(self, domain: str, offers: Mapping[str, bytes] | None = None) -> PageAccess:
+        """Access over TCP; by the transports whose offers are given as well, where the peer answers them."""
         request = peer_pb2.OpenPagesRequest(node_id=self._own_node, domain=domain)
-        if rdma is not None:
-            request.rdma.CopyFrom(endpoint_to_proto(rdma))
+        transport_fields.put_offers(request, offers or {})
         answer = await self._stub.OpenPages(request)
-        endpoint = endpoint_from_proto(answer.rdma) if answer.HasField("rdma") else None
-        regions = tuple(region_from_proto(r) for r in answer.regions)
         valid_s = min(answer.token_valid_ms / 1000, 2 * PAGE_TOKEN_S_MAX)
-        return PageAccess(
-            answer.token, answer.page_address, RdmaAnswer(endpoint, regions), answer.store, valid_s
-        )
+        answers = transport_fields.answers_of(answer)
+        return PageAccess(answer.token, answer.page_address, answers, answer.store, valid_s)
 
-    async def keep_pages(self, domains: Iterable[str], rdma_domains: Iterable[str]) -> None:
-        """Access to these domains is still in use, over a queue pair where in `rdma_domains`."""
-        request = peer_pb2.KeepPagesRequest(
-            node_id=self._own_node, domains=list(domains), rdma_domains=list(rdma_domains)
-        )
+    async def keep_pages(self, domains: Iterable[str], in_use: Mapping[str, Sequence[str]]) -> None:
+        """Access to these domains is still in use; `in_use`: transport → those that it reads."""
+        request = peer_pb2.KeepPagesRequest(node_id=self._own_node, domains=list(domains))
+        transport_fields.put_in_use(request, in_use)
         answer = await self._stub.KeepPages(request)
         self.on_uses({u.base_id: (u.bytes, u.users) for u in answer.uses}, True)
 

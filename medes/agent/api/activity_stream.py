@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from typing import Any
 
 import grpc.aio
 
-from medes.agent import handlers
-from medes.agent.core import Agent
+from medes.agent.agent import Agent
+from medes.agent.api import handlers
 from medes.errors import InternalError, InvalidArgumentError, MedesError
 from medes.limits import ACTIVITIES_WAITING_MAX
 from medes.rpc.convert import to_proto
@@ -57,7 +56,7 @@ class ActivityStream:
                 task.cancel()
 
     async def _take(self, request: Any) -> None:
-        start_s = time.monotonic()
+        start_s = self._agent.clock.now_s()
         if request.cancelled:
             if task := self._waiting.get(request.number):
                 task.cancel()
@@ -115,6 +114,6 @@ class ActivityStream:
 
     async def _write(self, answer: Any, code: str, start_s: float) -> None:
         if self._observer:
-            self._observer(METHOD, code, time.monotonic() - start_s)
+            self._observer(METHOD, code, self._agent.clock.now_s() - start_s)
         async with self._writing:
             await self._context.write(answer)

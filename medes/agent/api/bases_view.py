@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from pathlib import Path
 
-from medes.agent.base_op import may_be_needed_unseen, needed_functions, retire_base
-from medes.agent.bases import LocalBase
-from medes.agent.core import Agent
-from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
-from medes.errors import WrongStateError
+from medes.agent.agent import Agent
+from medes.agent.bases.bases import LocalBase
+from medes.agent.bases.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
+from medes.agent.journal import records
+from medes.agent.ops.base_op import free_base, may_be_needed_unseen, needed_functions, retire_base
+from medes.errors import InvalidArgumentError, MedesError, NotFoundError, WrongStateError
 from medes.types import BaseStatus
+
+log = logging.getLogger(__name__)
 
 
 async def list_bases(agent: Agent, function: str = "", domain: str = "") -> list[BaseStatus]:
@@ -21,7 +24,7 @@ async def list_bases(agent: Agent, function: str = "", domain: str = "") -> list
         if (not function or b.descriptor.function == function)
         and (not domain or b.descriptor.domain == domain)
     ]
-    made_s = await agent.in_ops(lambda: [_made_s(b) for b in wanted])
+    made_s = await agent.in_ops(lambda: [_made_s(agent, b) for b in wanted])
     users: dict[int, int] = {}
     for entry in agent.entries.values():
         pins = entry.pins()
@@ -32,11 +35,11 @@ async def list_bases(agent: Agent, function: str = "", domain: str = "") -> list
     return sorted(found, key=lambda b: (-b.bytes, b.base.base_id))
 
 
-def _made_s(base: LocalBase) -> float:
+def _made_s(agent: Agent, base: LocalBase) -> float:
     try:
         return Path(base.slab.path).stat().st_mtime
     except OSError:
-        return time.time()
+        return agent.clock.wall_s()
 
 
 def _status(agent: Agent, base: LocalBase, sandboxes: int, made_s: float) -> BaseStatus:
@@ -49,7 +52,7 @@ def _status(agent: Agent, base: LocalBase, sandboxes: int, made_s: float) -> Bas
         sandboxes=sandboxes,
         made_by=base.sandbox_id,
         maker_is_here=base.sandbox_id in agent.entries,
-        age_ms=max(0, int((time.time() - made_s) * 1000)),
+        age_ms=max(0, int((agent.clock.wall_s() - made_s) * 1000)),
         retired=base.retired,
         unneeded_ms=max(0, int(idle_s * 1000)),
     )
@@ -90,6 +93,52 @@ async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int
     return size
 
 
+async def unpin_node(agent: Agent, node_id: str, *, force: bool = False) -> tuple[int, int]:
+    """Gives up all that a node which will not come back pins here; returns how many pins, and the bytes that are free at
+    once. Bases that nobody needs any more go as always.
+
+    Raises invalid_argument, not_found, and, without `force`, wrong_state while that node lives as far as anybody knows.
+    """
+    if node_id in ("", agent.node_id, UNKNOWN_NODE):
+        raise InvalidArgumentError(
+            "only another node's pins are given up so",
+            object=node_id or "(empty name)",
+            hint="medes base rm --force gives up those of (unknown)",
+        )
+    holders = agent.pins.holders_of_node(node_id)
+    if not holders:
+        others = ", ".join(n for n in agent.pins.nodes() if n != agent.node_id)
+        raise NotFoundError("it pins nothing here", object=node_id, hint=f"nodes that do: {others or 'none'}")
+    if not force:
+        await _require_silent(agent, node_id)
+    count = sum(len(agent.pins.held(node_id, holder)) for holder in holders)
+    freed_bytes = 0
+    for holder in holders:
+        for base_id in agent.pins.unpin(node_id, holder):
+            size = agent.bases.bases[base_id].slab.file_bytes if base_id in agent.bases.bases else 0
+            freed_bytes += size * free_base(agent, base_id)
+    await agent.journal.write(*(records.unpinned(node_id, h) for h in holders), sync=True)
+    log.warning("%d pins of node %s were given up by command", count, node_id)
+    return count, freed_bytes
+
+
+async def _require_silent(agent: Agent, node_id: str) -> None:
+    hint = (
+        "end that node first; force gives up its pins all the same, and its sandboxes that need them are lost"
+    )
+    silent_s = agent.silent_s(node_id)
+    if silent_s is not None and silent_s < agent.settings.page_lease_s:
+        raise WrongStateError(f"it was heard of {silent_s:.0f} s ago", object=node_id, hint=hint)
+    try:
+        lives = await agent.controller.is_member(node_id)
+    except MedesError as error:
+        raise WrongStateError(
+            f"nobody can tell whether it lives: {error.message}", object=node_id, hint=hint
+        ) from error
+    if lives:
+        raise WrongStateError("it is a member of the cluster", object=node_id, hint=hint)
+
+
 def _release_unknown(agent: Agent, domain: str, base_id: int) -> None:
     """Gives up what was kept because a damaged journal may have forgotten who needs it."""
     holder = f"{UNKNOWN_HOLDER} {domain}"
@@ -97,6 +146,4 @@ def _release_unknown(agent: Agent, domain: str, base_id: int) -> None:
         return
     agent.pins.unpin(UNKNOWN_NODE, holder, [base_id])
     left = sorted(agent.pins.held(UNKNOWN_NODE, holder))
-    agent.journal.post(
-        {"t": "pins", "node": UNKNOWN_NODE, "holder": holder, "domain": domain, "base_ids": left}
-    )
+    agent.journal.post(records.pins(UNKNOWN_NODE, holder, domain, left))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from medes.agent import accounting
-from medes.agent.core import Agent
-from medes.agent.periods import activity_lease_s, periods_in_force
-from medes.agent.sandbox import SandboxEntry
-from medes.agent.view import view_of
-from medes.policy.lifecycle import Action, due
+from medes.agent.agent import Agent
+from medes.agent.bases import accounting
+from medes.agent.ops.view import view_of
+from medes.agent.sandboxes.periods import activity_lease_s, periods_in_force
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.types import Explanation, LifecycleSettings, OpRecord
 from medes.types import SandboxState as S
 
@@ -74,45 +73,17 @@ def _lifecycle(agent: Agent, entry: SandboxEntry) -> LifecycleSettings:
 
 def _next(agent: Agent, entry: SandboxEntry) -> tuple[str, float, str]:
     """What comes next of itself, in how many seconds, and why."""
-    seen = view_of(agent, entry)
     if entry.state is S.RUNNING:
         lease_s = activity_lease_s(agent.settings, entry.spec.function, entry.spec.lifecycle)
         left_s = lease_s - (agent.clock.now_s() - max(entry.heard_s, entry.since_s))
         return "idle", left_s, "its lease on activity ends, if no request begins or ends"
+    if entry.lock.held_up is not None:
+        return "none", 0.0, f"the op under way is held up: {entry.lock.held_up.message}"
     if entry.state in (S.DEDUPING, S.RESTORING):
         return "none", 0.0, f"the op under way ends ({entry.op_reason})"
     if entry.state not in (S.WARM, S.DEDUP):
         return "none", 0.0, "only Purge is left"
     if entry.pending is not None:
         return "none", 0.0, "it waits to be taken back; tried again all the time"
-    if seen.disabled:
-        return "none", 0.0, "its timers are disabled"
-    decision = due(seen)
-    if decision.action is not Action.NONE:
-        return decision.action.value, 0.0, "due now"
-    if decision.due_in_s is None:
-        return (
-            "none",
-            0.0,
-            "without purge_kills a timer ends nothing: it stays dedup'd until it is needed or purged",
-        )
-    later = due(replace(seen, age_s=seen.age_s + decision.due_in_s + 0.001)).action
-    if later is Action.PURGE:
-        return (
-            "purge",
-            decision.due_in_s,
-            "keep-alive period" if entry.state is S.WARM else "keep-dedup period",
-        )
-    setbacks = [
-        f"{count} {what}"
-        for count, what in (
-            (entry.idle_wakes, "wakes of its own"),
-            (entry.dedup_failures, "failed dedup ops"),
-        )
-        if count
-    ]
-    return (
-        later.value,
-        decision.due_in_s,
-        "idle period" + (f", longer for {' and '.join(setbacks)}" * bool(setbacks)),
-    )
+    outlook = agent.policy.outlook(view_of(agent, entry))
+    return outlook.action.value, outlook.in_s, outlook.why

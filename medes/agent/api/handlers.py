@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from dataclasses import replace
 
 from medes import native
-from medes.agent import accounting, departure, members, orphans, outcomes, restore_op
-from medes.agent.core import Agent
-from medes.agent.dedup_op import DedupOp
-from medes.agent.drivers import LiveHandle
-from medes.agent.processes import end_all, runs, start_time
-from medes.agent.registration import Registration, checked_spec
-from medes.agent.sandbox import Evicted, SandboxEntry, SandboxSpec
-from medes.agent.states import require_dedup_allowed, require_restore_possible
-from medes.agent.users import owner_of, require_processes_of
+from medes.agent.agent import Agent
+from medes.agent.api.registration import Registration, checked_spec
+from medes.agent.bases import accounting
+from medes.agent.journal import records
+from medes.agent.node.waits import first_of
+from medes.agent.ops import departure, members, outcomes, restore_op
+from medes.agent.ops.dedup_op import DedupOp
+from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
+from medes.agent.sandboxes.states import require_dedup_allowed, require_restore_possible
+from medes.agent.sandboxes.users import owner_of
+from medes.agent.store import orphans
+from medes.clock import Clock
+from medes.drivers.driver import Handle
+from medes.drivers.subject import Subject
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
@@ -32,6 +35,7 @@ from medes.errors import (
     WrongStateError,
 )
 from medes.limits import DEDUPS_QUEUED_MAX, RESTORE_WAIT_S, SANDBOXES_PER_NODE_MAX
+from medes.policy.policy import Happening
 from medes.types import (
     Activity,
     BaseStatus,
@@ -59,15 +63,11 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
     permission_denied (a domain that this node's certificate does not admit).
     """
     # Many pids, or a cgroup to look for, are work of milliseconds: not in the event loop.
-    spec = await agent.in_ops(checked_spec, agent.settings, agent.drivers, agent.missing, request)
+    spec, subject = await agent.in_ops(checked_spec, agent.settings, agent.drivers, request)
     agent.require_own_domain(spec.domain)
     known = agent.entries.get(spec.sandbox_id)
     if known is not None:
-        if (known.spec.pids, known.spec.start_times, known.spec.cgroup) != (
-            spec.pids,
-            spec.start_times,
-            spec.cgroup,
-        ):
+        if known.subject.parts != subject.parts:
             raise AlreadyExistsError("registered already with other processes", object=spec.sandbox_id)
         known.spec = replace(
             known.spec,
@@ -75,37 +75,33 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
             hook_address=spec.hook_address,
             purge_kills=spec.purge_kills,
         )
-        agent.journal.post({"t": "sandbox", "spec": known.spec.to_json()})
+        agent.policy_stale = True
+        agent.journal.post(records.sandbox(known.record()))
         return known.view(agent.clock.now_s())
     if len(agent.entries) >= SANDBOXES_PER_NODE_MAX:
         raise LimitExceededError(f"already {SANDBOXES_PER_NODE_MAX} sandboxes", object=agent.node_id)
-    _refuse_shared_processes(agent, spec)
-    entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
+    _refuse_shared_parts(agent, subject)
+    entry = SandboxEntry(spec, subject, agent.node_id, S.WARM, agent.clock.now_s())
     agent.entries[spec.sandbox_id] = entry
+    agent.subjects_of(spec).follow(subject)
     try:
-        await members.look_again(agent, entry)
-        spec = entry.spec
-        await agent.journal.write({"t": "sandbox", "spec": spec.to_json()})
-        entry.warm_bytes = await agent.in_ops(lambda: native.private_bytes(spec.processes()))
+        await members.look_again(agent, [entry])
+        await agent.journal.write(records.sandbox(entry.record()))
+        entry.weigh(await agent.in_ops(subject.private_bytes))
     except MedesError:
         if agent.entries.get(spec.sandbox_id) is entry:
-            departure.forget(agent, entry, "registration failed")
+            await departure.forget(agent, entry, "registration failed")
         raise
     agent.tell(entry, S.UNSPECIFIED, "registered")
+    agent.observe(Happening.STATE, entry)
     return entry.view(agent.clock.now_s())
 
 
-def _refuse_shared_processes(agent: Agent, spec: SandboxSpec) -> None:
-    taken = {
-        (pid, ticks): entry.id
-        for entry in agent.entries.values()
-        for pid, ticks in zip(entry.spec.pids, entry.spec.start_times, strict=True)
-    }
-    for key in zip(spec.pids, spec.start_times, strict=True):
-        if key in taken:
-            raise AlreadyExistsError(f"this process belongs to sandbox {taken[key]}", object=f"pid {key[0]}")
-    if spec.cgroup and any(e.spec.cgroup == spec.cgroup for e in agent.entries.values()):
-        raise AlreadyExistsError("another sandbox has this cgroup", object=spec.cgroup)
+def _refuse_shared_parts(agent: Agent, subject: Subject) -> None:
+    taken = {part: entry.id for entry in agent.entries.values() for part in entry.subject.parts}
+    for part in subject.parts:
+        if part in taken:
+            raise AlreadyExistsError(f"it belongs to sandbox {taken[part]}", object=part)
 
 
 # --- activity ----------------------------------------------------------------------------------------------
@@ -139,16 +135,15 @@ def notify_at_once(agent: Agent, sandbox_id: str, activity: Activity) -> Sandbox
 
 
 def _ended(agent: Agent, entry: SandboxEntry) -> None:
-    entry.heard_s = agent.clock.now_s()
-    entry.requests = max(0, entry.requests - 1)
+    entry.end_request(agent.clock.now_s())
+    agent.observe(Happening.REQUEST_ENDED, entry)
     if entry.requests == 0 and entry.state is S.RUNNING:
         agent.move(entry, S.WARM, "request ended")
 
 
 def _count_begun(agent: Agent, entry: SandboxEntry) -> None:
-    entry.heard_s = agent.clock.now_s()
-    entry.requests += 1
-    entry.idle_wakes = 0
+    entry.begin_request(agent.clock.now_s())
+    agent.observe(Happening.REQUEST_BEGUN, entry)
     if entry.cancel is not None:
         entry.cancel.cancel()
 
@@ -156,18 +151,18 @@ def _count_begun(agent: Agent, entry: SandboxEntry) -> None:
 async def _begun(agent: Agent, entry: SandboxEntry) -> None:
     _count_begun(agent, entry)
     try:
-        async with entry.lock:
+        async with entry.lock.turn():
             require_restore_possible(entry.id, entry.state, entry.lost_reason)
             if entry.state is S.DEDUP:
                 deadline_s = agent.settings.restore_queue_deadline_ms / 1000
-                task = restore_op.start(
+                wake = restore_op.start(
                     agent, entry, eager=False, deadline_s=deadline_s, reason="request begun"
                 )
-                await asyncio.shield(agent.spawn(task, f"wake {entry.id}"))
+                await agent.to_its_end(wake, f"wake {entry.id}")
             elif entry.state is S.WARM:
                 agent.move(entry, S.RUNNING, "request begun")
     except BaseException:
-        entry.requests = max(0, entry.requests - 1)
+        entry.end_request()
         raise
 
 
@@ -189,9 +184,9 @@ async def dedup(
         raise BusyError(f"{DEDUPS_QUEUED_MAX} dedup ops are queued", object=sandbox_id)
     if hold_frozen is None:
         hold_frozen = bool(agent.settings.for_function(entry.spec.function).hold_frozen)
-    # A caller that hangs up must not leave an op half-done.
-    task = agent.spawn(_dedup(agent, entry, make_base, hold_frozen, reason), f"dedup {sandbox_id}")
-    report = await asyncio.shield(task)
+    report = await agent.to_its_end(
+        _dedup(agent, entry, make_base, hold_frozen, reason), f"dedup {sandbox_id}"
+    )
     return DedupResult(accounting.view(agent, entry), report)
 
 
@@ -201,23 +196,49 @@ async def _dedup(
     agent.dedups_queued += 1
     try:
         async with agent.dedup_turn:
-            await _wait_complete(entry)
-            async with entry.lock:
-                if entry.state is S.DEDUP and entry.last_dedup is not None:
-                    return entry.last_dedup
-                if agent.stopping:
-                    raise BusyError("the agent is stopping", object=entry.id)
-                if entry.leaving:
-                    raise WrongStateError("the sandbox is being purged", object=entry.id)
-                require_dedup_allowed(entry.id, entry.state)
-                if (owner := owner_of(entry.id)) is not None:
-                    # Since Register one of them may have become somebody else's, by a set-uid program.
-                    await agent.in_ops(lambda: require_processes_of(owner, entry.spec.processes()))
-                entry.op_reason = reason
-                agent.move(entry, S.DEDUPING, reason)
-                return await _run_op(agent, entry, make_base, hold_frozen)
+            await _wait_complete(entry, agent.ending)
+            _refuse_at_the_end(agent, entry)
+            await entry.lock.take_turn()
+            done = entry.last_dedup if entry.state is S.DEDUP else None
+            try:
+                if done is None:
+                    await _require_dedup_allowed(agent, entry)
+            except BaseException:
+                entry.lock.release()
+                raise
+            if done is not None:
+                entry.lock.release()
+                return done
+            entry.begin_op(reason)
+            agent.move(entry, S.DEDUPING, reason)
+            # Held up it goes on without its caller, and without the turn.
+            return await entry.lock.unless_held_up(
+                agent.spawn(_run_locked(agent, entry, make_base, hold_frozen), f"dedup op {entry.id}")
+            )
     finally:
         agent.dedups_queued -= 1
+
+
+def _refuse_at_the_end(agent: Agent, entry: SandboxEntry) -> None:
+    if agent.stopping:
+        raise BusyError("the agent is stopping", object=entry.id)
+
+
+async def _require_dedup_allowed(agent: Agent, entry: SandboxEntry) -> None:
+    _refuse_at_the_end(agent, entry)
+    if entry.leaving:
+        raise WrongStateError("the sandbox is being purged", object=entry.id)
+    require_dedup_allowed(entry.id, entry.state)
+    if (owner := owner_of(entry.id)) is not None:
+        # Since Register one of them may have become somebody else's, by a set-uid program.
+        await agent.in_ops(entry.subject.require_owner, owner)
+
+
+async def _run_locked(agent: Agent, entry: SandboxEntry, make_base: bool, hold_frozen: bool) -> DedupReport:
+    try:
+        return await _run_op(agent, entry, make_base, hold_frozen)
+    finally:
+        entry.lock.release()
 
 
 async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_frozen: bool) -> DedupReport:
@@ -231,19 +252,18 @@ async def _run_op(agent: Agent, entry: SandboxEntry, make_base: bool, hold_froze
         raise
     except MedesError as error:
         outcomes.dedup_failed(agent, entry, error, op.stage_us, op.notes)
-        entry.dedup_failures += 1
+        entry.dedup_failed()
         if isinstance(error, ProcessGoneError) and await agent.in_restores(entry.gone):
-            departure.forget(agent, entry, "its processes have exited")
+            await departure.forget(agent, entry, "its processes have exited")
         elif entry.state is S.DEDUP:
             agent.spawn(restore(agent, entry.id, eager=True), f"bring back {entry.id}")
         raise
 
 
-async def _wait_complete(entry: SandboxEntry) -> None:
-    try:
-        await asyncio.wait_for(entry.completed.wait(), RESTORE_WAIT_S)
-    except TimeoutError:
-        raise DeadlineExceededError("its restore does not end", object=entry.id) from None
+async def _wait_complete(entry: SandboxEntry, or_else: asyncio.Event | None = None) -> None:
+    events = [entry.completed] if or_else is None else [entry.completed, or_else]
+    if not await first_of(*events, timeout_s=RESTORE_WAIT_S):
+        raise DeadlineExceededError("its restore does not end", object=entry.id)
 
 
 # --- restore -----------------------------------------------------------------------------------------------
@@ -255,13 +275,12 @@ async def restore(
     Raises not_found, busy, lost, peer_unreachable, process_gone.
     """
     entry = agent.entry(sandbox_id)
-    task = agent.spawn(_restore(agent, entry, eager, deadline_ms), f"restore {sandbox_id}")
-    return await asyncio.shield(task)
+    return await agent.to_its_end(_restore(agent, entry, eager, deadline_ms), f"restore {sandbox_id}")
 
 
 async def _restore(agent: Agent, entry: SandboxEntry, eager: bool, deadline_ms: int) -> RestoreResult:
     deadline_s = (deadline_ms or agent.settings.restore_queue_deadline_ms) / 1000
-    async with entry.lock:
+    async with entry.lock.turn():
         require_restore_possible(entry.id, entry.state, entry.lost_reason)
         was_dedup = entry.state in (S.DEDUP, S.RESTORING)
         evicted = entry.evicted
@@ -284,7 +303,7 @@ def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
     """Raises what it waits for when the restore ended where it began."""
     if entry.state is S.DEDUP and entry.evicted is evicted:
         if entry.pending is not None:
-            raise entry.pending.error
+            raise entry.pending.error.alone()
         raise PeerUnreachableError("its base pages cannot be read now", object=entry.id)
 
 
@@ -295,19 +314,22 @@ async def purge(
     """Forgets a sandbox, or ends its processes if it was registered so, whatever its state. One that is only forgotten gets
     all its pages back first: nobody else could give them to it later. Raises not_found, and what a restore raises."""
     entry = agent.entry(sandbox_id)
-    task = agent.spawn(_purge(agent, entry, reason, cause), f"purge {sandbox_id}")
-    await asyncio.shield(task)
+    await agent.to_its_end(_purge(agent, entry, reason, cause), f"purge {sandbox_id}")
 
 
 async def _purge(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause) -> None:
-    entry.leaving += 1  # no dedup op begins any more
+    entry.begin_purge()
     try:
         await _end(agent, entry, reason, cause)
-    except BaseException:
-        entry.ended_by = None
+    except BaseException as error:
+        if isinstance(error, BusyError) and entry.ended_by is not None and entry.lock.held_up is not None:
+            # What holds the op holds them, too. Its end finds them gone, and forgets the sandbox.
+            told = f"{error.message}; its processes were killed, and end with that"
+            raise BusyError(told, object=error.object, hint="thaw it (docker unpause)") from error
+        entry.end_by(None)
         raise
     finally:
-        entry.leaving -= 1
+        entry.end_purge()
 
 
 async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause) -> None:
@@ -315,24 +337,25 @@ async def _end(agent: Agent, entry: SandboxEntry, reason: str, cause: PurgeCause
         entry.cancel.cancel()
     if entry.spec.purge_kills:
         # Before its turn: an op that holds the lock ends with the processes, and with the handle.
-        entry.ended_by = reason, cause
-        members.note(agent, await agent.in_restores(_kill, agent, entry))
+        entry.end_by((reason, cause))
+        await agent.in_restores(_kill, entry)
         live = entry.evicted.live if entry.evicted is not None else None
         if live is not None:
-            await agent.in_restores(_until_unneeded, live)
+            await agent.in_restores(_until_unneeded, live, agent.clock)
             await agent.in_restores(live.detach)
     elif not await agent.in_restores(entry.gone):
         await _give_pages_back(agent, entry)
-    async with entry.lock:
+    async with entry.lock.turn():
         if entry.state is S.PURGED:
             return
-        if not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING) and not entry.gone():
+        dedupd = not entry.spec.purge_kills and entry.state in (S.DEDUP, S.RESTORING)
+        if dedupd and not await agent.in_restores(entry.gone):
             raise BusyError("an op came between", object=entry.id, hint="try again")
-        departure.forget(agent, entry, reason, cause)
+        await departure.forget(agent, entry, reason, cause)
 
 
 async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:
-    async with entry.lock:
+    async with entry.lock.turn():
         if entry.state is S.DEDUP:
             deadline_s = agent.settings.restore_queue_deadline_ms / 1000
             await restore_op.start(agent, entry, eager=True, deadline_s=deadline_s, reason="to be purged")
@@ -341,31 +364,18 @@ async def _give_pages_back(agent: Agent, entry: SandboxEntry) -> None:
     _refuse_stalled(entry, evicted)
 
 
-def _kill(agent: Agent, entry: SandboxEntry) -> list[members.Found]:
-    """(blocks) Ends all its processes. What it found of them is the event loop's to note."""
-    found: list[members.Found] = []
-
-    def look() -> list[tuple[int, int]]:
-        # A cgroup's are told by the cgroup; of the others, those whose parents have exited are in nobody's tree.
-        found[:] = members.look(agent, [entry])
-        known = [process for f in found for process in f.others]
-        with contextlib.suppress(ProcessGoneError):
-            known += [(pid, start_time(pid)) for pid in entry.spec.processes()]
-        if entry.evicted is not None:
-            file = entry.evicted.file
-            known += zip(file.pids, file.start_times, strict=True)
-        return [process for process in dict.fromkeys([*entry.spec.known(), *known]) if runs(*process)]
-
-    end_all(look, owner_of(entry.id))
-    return found
+def _kill(entry: SandboxEntry) -> None:
+    """(blocks)"""
+    evicted = entry.evicted
+    entry.subject.end(owner_of(entry.id), evicted.file if evicted is not None else None)
 
 
-def _until_unneeded(live: LiveHandle) -> None:
+def _until_unneeded(live: Handle, clock: Clock) -> None:
     """(blocks) A child that was forked while pages were out, and of which nobody knows where it is, gets its pages before
     the handle goes; of what was killed the memory is gone at once."""
-    deadline_s = time.monotonic() + CHILDREN_FILLED_S
-    while live.needed and time.monotonic() < deadline_s:
-        time.sleep(0.005)
+    deadline_s = clock.now_s() + CHILDREN_FILLED_S
+    while live.needed and clock.now_s() < deadline_s:
+        clock.wait(0.005)
 
 
 # --- looking -----------------------------------------------------------------------------------------------
@@ -416,7 +426,7 @@ def node_status(agent: Agent) -> NodeStatus:
 
 
 def _live_driver(agent: Agent) -> str:
-    if "live" not in agent.drivers:
-        return "; ".join(agent.missing) or "not installed"
+    if "live" not in agent.drivers.running:
+        return "; ".join(agent.drivers.missing.get("live", ())) or "not installed"
     why, _ = native.missing_seccomp_right()
     return f"available, but not for sandboxes with a seccomp filter: {why}" if why else "available"

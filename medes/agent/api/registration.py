@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medes import native
-from medes.agent import cgroups
-from medes.agent.drivers import Driver
-from medes.agent.periods import refuse_contradiction
-from medes.agent.processes import refuse_own, start_time
-from medes.agent.sandbox import SandboxSpec
+from medes.agent.sandboxes.periods import refuse_contradiction
+from medes.agent.sandboxes.sandbox import SandboxSpec
 from medes.config import AgentSettings
-from medes.errors import InvalidArgumentError, LimitExceededError, NotFoundError, UnsupportedError
-from medes.limits import NAME_CHARS_MAX, PIDS_PER_SANDBOX_MAX
+from medes.drivers.registry import Drivers
+from medes.drivers.subject import Asked, Subject
+from medes.errors import InvalidArgumentError, LimitExceededError
+from medes.limits import NAME_CHARS_MAX, PERIOD_MS_MAX, PIDS_PER_SANDBOX_MAX, SUBJECT_CHARS_MAX
 from medes.rpc.address import UNIX_PATH_BYTES_MAX
 from medes.types import LifecycleSettings
 
 DEFAULT_TENANT = "default"
-PERIOD_MS_MAX = 365 * 86400 * 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -34,6 +31,7 @@ class Registration:
     domain: str = ""
     pids: tuple[int, ...] = ()
     cgroup: str = ""
+    subject: str = ""
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
     driver: str = ""
     hook_address: str = ""
@@ -41,10 +39,10 @@ class Registration:
 
 
 def checked_spec(
-    settings: AgentSettings, drivers: Mapping[str, Driver], missing: Mapping[str, str], request: Registration
-) -> SandboxSpec:
-    """The sandbox that a caller asks for; every bound is checked before any work. `missing`: what the live driver lacks
-    here → how to get it. Blocks: it reads /proc.
+    settings: AgentSettings, drivers: Drivers, request: Registration
+) -> tuple[SandboxSpec, Subject]:
+    """The sandbox that a caller asks for; every bound is checked before any work. Blocks: its driver
+    looks at it.
 
     Raises invalid_argument, limit_exceeded, not_found (unknown pid or cgroup), unsupported.
     """
@@ -68,8 +66,7 @@ def checked_spec(
                 object=what,
                 hint=f"letters, digits, '.', '_', '-', at most {NAME_CHARS_MAX} characters",
             )
-    if bool(request.pids) == bool(request.cgroup):
-        raise InvalidArgumentError("give pids or a cgroup", object=sandbox_id)
+    require_one_name(request.pids, request.cgroup, request.subject, sandbox_id)
     own = request.lifecycle
     periods = (own.idle_period_ms, own.keep_alive_period_ms, own.keep_dedup_period_ms, own.activity_lease_ms)
     if any(p < 0 or p > PERIOD_MS_MAX for p in periods):
@@ -79,45 +76,32 @@ def checked_spec(
         raise InvalidArgumentError("pids must differ", object=sandbox_id)
     if len(request.hook_address) > UNIX_PATH_BYTES_MAX:
         raise LimitExceededError(f"longer than {UNIX_PATH_BYTES_MAX} characters", object="hook_address")
-    driver = _driver_name(settings, drivers, missing, request.driver)
-    start_times = tuple(_checked_pid(pid) for pid in request.pids)
-    cgroup = cgroups.resolve(request.cgroup) if request.cgroup else ""
-    refuse_own(native.cgroup_pids(cgroup) if cgroup else request.pids)
-    return SandboxSpec(
+    driver = _driver_name(settings, drivers, request.driver)
+    asked = Asked(request.pids, request.cgroup, request.subject)
+    spec = SandboxSpec(
         sandbox_id,
         request.function,
         tenant,
         domain,
-        request.pids,
-        start_times,
-        cgroup,
         request.lifecycle,
         driver,
         request.hook_address,
         request.purge_kills,
     )
+    return spec, drivers.subjects_of(driver).registered(sandbox_id, asked)
 
 
-def _checked_pid(pid: int) -> int:
-    if pid <= 0:
-        raise InvalidArgumentError("not the pid of a process", object=f"pid {pid}")
-    ticks = start_time(pid)
-    if ticks == 0:
-        raise NotFoundError("no such process", object=f"pid {pid}")
-    return ticks
+def require_one_name(pids: Sequence[int], cgroup: str, subject: str, sandbox_id: str) -> None:
+    """Raises invalid_argument unless a sandbox is named in one way, limit_exceeded."""
+    if sum(map(bool, (pids, cgroup, subject))) != 1:
+        raise InvalidArgumentError("give pids, a cgroup or a subject", object=sandbox_id)
+    if len(subject) > SUBJECT_CHARS_MAX:
+        raise LimitExceededError(f"longer than {SUBJECT_CHARS_MAX} characters", object="subject")
 
 
-def _driver_name(
-    settings: AgentSettings, drivers: Mapping[str, Driver], missing: Mapping[str, str], asked: str
-) -> str:
+def _driver_name(settings: AgentSettings, drivers: Drivers, asked: str) -> str:
     """The driver that was asked for, else the one of the settings: never another in its place."""
     name = asked or settings.driver
-    if name in drivers:
+    if name in drivers.running:
         return name
-    if name == "live" and missing:
-        raise UnsupportedError(
-            f"the live driver cannot run here: {'; '.join(missing)}",
-            object="driver live",
-            hint="; ".join(missing.values()),
-        )
-    raise UnsupportedError("no such driver", object=f"driver {name}", hint=", ".join(drivers))
+    raise drivers.why_not(name)

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from medes.agent import bases_view, handlers, peer_handlers
-from medes.agent.activity_stream import ActivityStream
-from medes.agent.core import Agent
-from medes.agent.explain import explain
-from medes.agent.fingerprint_service import FingerprintService
-from medes.agent.peer_client import endpoint_from_proto, endpoint_to_proto, region_to_proto
-from medes.agent.registration import Registration
-from medes.agent.users import refuse_reserved
+from medes.agent import transport_fields
+from medes.agent.agent import Agent
+from medes.agent.api import bases_view, handlers
+from medes.agent.api.activity_stream import ActivityStream
+from medes.agent.api.explain import explain
+from medes.agent.api.registration import Registration
+from medes.agent.peer_api import peer_handlers
+from medes.agent.peer_api.fingerprint_service import FingerprintService
+from medes.agent.sandboxes.users import refuse_reserved
 from medes.certs.parties import Role
 from medes.rpc.convert import fill, from_proto, to_proto
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc, common_pb2, peer_pb2, peer_pb2_grpc
@@ -70,6 +71,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
             domain=request.domain,
             pids=tuple(request.pids),  # at most what fits into API_REQUEST_BYTES_MAX
             cgroup=request.cgroup,
+            subject=request.subject,
             lifecycle=from_proto(LifecycleSettings, request.lifecycle),
             driver=request.driver,
             hook_address=request.hook_address,
@@ -134,6 +136,10 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):  # type: ignore[misc]
         freed = await bases_view.remove_base(self._agent, request.base_id, force=request.force)
         return agent_pb2.RemoveBaseResponse(freed_bytes=freed)
 
+    async def UnpinNode(self, request: Any, context: Any) -> Any:
+        pins, freed = await bases_view.unpin_node(self._agent, request.node_id, force=request.force)
+        return agent_pb2.UnpinNodeResponse(pins=pins, freed_bytes=freed)
+
     async def List(self, request: Any, context: Any) -> Any:
         response = agent_pb2.ListResponse()
         for number, sandbox in enumerate(handlers.list_sandboxes(self._agent, request.function), 1):
@@ -192,8 +198,8 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         )
         response = peer_pb2.PinResponse()
         response.bases.extend(to_proto(common_pb2.BaseDescriptor, d) for d in granted)
-        regions = self._pages.regions(request.node_id, request.domain, list(request.base_ids))
-        response.regions.extend(region_to_proto(r) for r in regions)
+        news = self._pages.news(request.node_id, request.domain, list(request.base_ids))
+        transport_fields.put_news(response, news)
         response.uses.extend(self._uses(request.base_ids))
         return response
 
@@ -212,23 +218,25 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
 
     async def OpenPages(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
-        remote = endpoint_from_proto(request.rdma) if request.HasField("rdma") else None
-        access = self._pages.open(request.node_id, request.domain, remote)
+        peer_handlers.check_offers(request.node_id, request.offers)
+        offers = transport_fields.offers_of(request)
+        access = self._pages.open(request.node_id, request.domain, offers)
         response = peer_pb2.OpenPagesResponse(
             token=access.token,
             token_valid_ms=max(1, int(access.valid_s * 1000)),
             page_address=access.page_address,
             store=self._agent.endpoints.store,
         )
-        if access.rdma.endpoint is not None:
-            response.rdma.CopyFrom(endpoint_to_proto(access.rdma.endpoint))
-            response.regions.extend(region_to_proto(r) for r in access.rdma.regions)
+        transport_fields.put_answers(response, access.answers)
         return response
 
     async def KeepPages(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)
-        peer_handlers.check_domain_count(request.node_id, len(request.domains) + len(request.rdma_domains))
-        self._pages.keep(request.node_id, list(request.domains), list(request.rdma_domains))
+        in_use = transport_fields.in_use_of(request)
+        peer_handlers.check_domain_count(
+            request.node_id, len(request.domains) + sum(len(domains) for domains in in_use.values())
+        )
+        self._pages.keep(request.node_id, list(request.domains), in_use)
         pinned = self._agent.pins.bases_of_node(request.node_id)
         return peer_pb2.KeepPagesResponse(uses=self._uses(pinned))
 

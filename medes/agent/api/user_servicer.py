@@ -6,16 +6,14 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from medes import native
-from medes.agent import cgroups, users
-from medes.agent.core import Agent
-from medes.agent.servicer import AGENT_SERVICE, AgentServicer
+from medes.agent.agent import Agent
+from medes.agent.api.registration import require_one_name
+from medes.agent.api.servicer import AGENT_SERVICE, AgentServicer
+from medes.agent.sandboxes import users
+from medes.drivers.subject import Asked
 from medes.errors import (
-    AlreadyExistsError,
-    InvalidArgumentError,
     LimitExceededError,
     MedesError,
     NotFoundError,
@@ -89,45 +87,27 @@ class UserServicer(AgentServicer):
         for what, value in (("tenant", request.tenant), ("domain", request.domain)):
             if value not in ("", own_domain):
                 raise PermissionDeniedError(
-                    f"a user's {what} is {own_domain}", object=f"{what} {value[:200]}", hint="leave it out"
+                    f"sandboxes of user {uid} on this node are {own_domain}'s",
+                    object=f"{what} {value[:200]}",
+                    hint=f"register without a {what}",
                 )
         request.tenant = request.domain = own_domain
         if request.hook_address:
             users.require_hook_of(uid, request.hook_address)
-        pids = await agent.in_ops(self._processes, uid, list(request.pids), request.cgroup)
-        await agent.in_ops(self._refuse_taken, uid, pids)
-        known = users.prefix_of(uid) + request.sandbox_id in agent.entries
+        require_one_name(request.pids, request.cgroup, request.subject, request.sandbox_id)
+        asked = Asked(tuple(request.pids), request.cgroup, request.subject)
         own = [e for e in agent.entries.values() if users.owner_of(e.id) == uid]
+        subjects = agent.drivers.subjects_of(agent.settings.driver)
+        asked_bytes = await agent.in_ops(subjects.admit, uid, asked, [e.subject for e in own])
+        known = users.prefix_of(uid) + request.sandbox_id in agent.entries
         if not known and len(own) >= agent.settings.user_sandboxes_max:
             raise LimitExceededError(f"already {len(own)} sandboxes", object=f"user {uid}")
-        held = sum(e.warm_bytes for e in own) + await agent.in_ops(native.private_bytes, pids)
+        held = sum(e.warm_bytes for e in own) + asked_bytes
         if not known and held > agent.settings.user_bytes_max:
             raise LimitExceededError(
                 f"{bytes_text(held)} in all; {bytes_text(agent.settings.user_bytes_max)} are allowed",
                 object=f"user {uid}",
             )
-
-    def _processes(self, uid: int, pids: list[int], cgroup: str) -> list[int]:
-        """All processes of what is to be a sandbox. Raises permission_denied unless all are the user's."""
-        if bool(pids) == bool(cgroup):
-            raise InvalidArgumentError("give pids or a cgroup", object="pids")
-        users.require_processes_of(uid, pids)
-        found = native.cgroup_pids(cgroups.resolve(cgroup)) if cgroup else native.process_tree(pids)
-        users.require_processes_of(uid, found)
-        return found
-
-    def _refuse_taken(self, uid: int, pids: list[int]) -> None:
-        """Raises already_exists when a process is part of somebody else's sandbox, as a function's own code is, or has
-        such a one below it."""
-        roots: set[int] = set()
-        folders: list[str] = []
-        for entry in list(self._agent.entries.values()):
-            if users.owner_of(entry.id) != uid:
-                roots.update(entry.spec.pids)
-                folders += [entry.spec.cgroup] if entry.spec.cgroup else []
-        for pid in pids:
-            if any(p in roots for p in (pid, *_ancestors(pid))) or _is_in(pid, folders):
-                raise AlreadyExistsError("this process belongs to somebody's sandbox", object=f"pid {pid}")
 
     # --- about one's own sandboxes -------------------------------------------------------------------------
     async def NotifyActivity(self, request: Any, context: Any) -> Any:
@@ -190,28 +170,3 @@ def _shown(answer: Any, uid: int) -> Any:
     sandbox = answer if isinstance(answer, agent_pb2.Sandbox) else answer.sandbox
     sandbox.sandbox_id = sandbox.sandbox_id.removeprefix(users.prefix_of(uid))
     return answer
-
-
-def _ancestors(pid: int) -> Iterator[int]:
-    for _ in range(PIDS_PER_SANDBOX_MAX):
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        except OSError:
-            return
-        pid = int(text[text.rfind(")") + 2 :].split()[1])
-        if pid <= 1:
-            return
-        yield pid
-
-
-def _is_in(pid: int, folders: list[str]) -> bool:
-    """Whether a process is in one of these cgroups, or below."""
-    if not folders:
-        return False
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return False
-    names = [line.split(":", 2)[2] for line in lines if line.count(":") >= 2]
-    groups = [str(p) for name in names for p in (Path(name), *Path(name).parents) if p != Path("/")]
-    return any(folder.endswith(group) for folder in folders for group in groups)

@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from medes.agent.bases import LocalBase
-from medes.agent.sandbox import SandboxEntry
+from medes.agent.bases.bases import LocalBase
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.native import PAGE_BYTES
 from medes.types import BaseShare, FunctionUsage, Sandbox
 from medes.types import SandboxState as S
 
 if TYPE_CHECKING:
-    from medes.agent.core import Agent
+    from medes.agent.agent import Agent
 
 OTHERS = "(others)"  # no name of a function or tenant
 

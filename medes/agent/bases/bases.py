@@ -1,20 +1,20 @@
 """The base store of a node: slabs in shared memory, their fingerprints, and when one may be freed.
 
 A base is created whole and never changed. It leaves in two steps: *retired* (found by no lookup, takes no new pins),
-then *freed* (slab unlinked) as soon as no pin is left; see medes.agent.pins.
+then *freed* (slab unlinked) as soon as no pin is left; see medes.agent.bases.pins.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medes import native
-from medes.agent.pins import PinTable
+from medes.agent.bases.pins import PinTable
+from medes.chance import Chance
 from medes.errors import CorruptError, MedesError, NotFoundError, StoreFullError, UnsupportedError
 from medes.limits import BASES_PER_NODE_MAX
 from medes.types import AddressRange, BaseDescriptor
@@ -71,9 +71,9 @@ class BaseMeta:
             raise CorruptError(f"slab meta: {error}", object=slab.path) from error
 
 
-def new_base_id() -> int:
+def new_base_id(chance: Chance) -> int:
     """Cluster-wide unique without asking anybody: 63 random bits, never 0."""
-    return secrets.randbits(63) | 1 << 62
+    return chance.bits(63) | 1 << 62
 
 
 class BaseStore:
@@ -153,7 +153,7 @@ class BaseStore:
     def _describe(self, slab: native.Slab, domain: str, function: str) -> BaseDescriptor:
         return BaseDescriptor(
             base_id=slab.base_id,
-            node_id=self.node_id,
+            holders=(self.node_id,),
             domain=domain,
             function=function,
             page_count=slab.page_count,

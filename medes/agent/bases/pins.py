@@ -87,6 +87,14 @@ class PinTable:
         entry = self._by_holder.get((node_id, holder_id))
         return set(entry[1]) if entry else set()
 
+    def holders_of_node(self, node_id: str) -> list[str]:
+        """All holders of that node with pins here."""
+        return sorted(holder for node, holder in self._by_holder if node == node_id)
+
+    def nodes(self) -> list[str]:
+        """All nodes with pins here."""
+        return sorted({node for node, _ in self._by_holder})
+
     def bases_of_node(self, node_id: str) -> set[int]:
         """All bases that node pins here."""
         return {b for (node, _), (_, ids) in self._by_holder.items() if node == node_id for b in ids}

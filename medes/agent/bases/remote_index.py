@@ -97,7 +97,9 @@ class RemoteIndex:
                 self._kept[base.base_id] = known
             elif base.base_id not in self._learning and self._fits(base):
                 self._learning[base.base_id] = base
-                self._spawn(self._learn(base), f"fingerprints of base {base.base_id:016x} at {base.node_id}")
+                self._spawn(
+                    self._learn(base), f"fingerprints of base {base.base_id:016x} at {base.holders[0]}"
+                )
 
     def _fits(self, base: BaseDescriptor) -> bool:
         return _INDEX_BYTES + base.page_count * self._samples_per_page() * _SAMPLE_BYTES <= self.limit_bytes
@@ -125,7 +127,7 @@ class RemoteIndex:
             await self._retire(base)
             return
         self._kept[base.base_id] = base
-        log.info("base %016x of %s: %d pages are found here", base.base_id, base.node_id, base.page_count)
+        log.info("base %016x of %s: %d pages are found here", base.base_id, base.holders[0], base.page_count)
         while self._kept and (self.used_bytes > self.limit_bytes or len(self._kept) > REMOTE_BASES_MAX):
             oldest = self._kept.pop(next(iter(self._kept)))
             await self._retire(oldest)
@@ -140,9 +142,16 @@ class RemoteIndex:
                 self._spawn(self._forget(base), f"forget base {base_id:016x}")
 
     def forget_node(self, node_id: str) -> None:
-        """The node does not answer: all its bases."""
-        both = [*self._kept.values(), *self._learning.values()]
-        self.forget([b.base_id for b in both if b.node_id == node_id])
+        """The node does not answer: all bases that it alone holds, and those that are being learnt. It leaves the holders
+        of the others."""
+        gone = [b.base_id for b in self._learning.values() if node_id in b.holders]
+        for base in [b for b in self._kept.values() if node_id in b.holders]:
+            left = base.without(node_id)
+            if left is None:
+                gone.append(base.base_id)
+            else:
+                self._kept[base.base_id] = left
+        self.forget(gone)
 
     def clear(self) -> None:
         """Everything: the number of samples a page has changed."""

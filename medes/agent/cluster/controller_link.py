@@ -1,4 +1,5 @@
-"""The agent's link to the controller: join, heartbeat, announce again after either side restarted.
+"""The agent's link to its controller: join the first that answers, heartbeat, announce again after either side restarted,
+join the next when this one is gone.
 
 Everything the controller holds of this node is announced from here, so the link only needs to know *that* something
 changed: bases carry `announced`, sandboxes are collected in a dirty set and sent together. Without a controller (none
@@ -11,12 +12,13 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from medes import native
-from medes.agent.clock import Clock
 from medes.agent.controller_client import ControllerClient, Joined, Lookup
+from medes.clock import Clock
 from medes.errors import AlreadyExistsError, ControllerUnreachableError, InvalidArgumentError, MedesError
 from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord, SandboxState
 
@@ -27,7 +29,8 @@ RETRY_S_MAX = 5.0
 REFUSED_AGAIN_S = 60.0
 CALL_TIMEOUT_S = 5.0
 ANNOUNCE_INTERVAL_S = 0.1
-FUNCTIONS_INTERVAL_S = 5.0  # between two tells of what each function saves
+FUNCTIONS_INTERVAL_S = 5.0  # between two tells of what each function saves, if no sandbox fell asleep or woke
+TELLING_RATIO_MAX = 0.05  # of the time goes into finding out what is told
 ANNOUNCED_AT_ONCE_MAX = 5000
 
 
@@ -50,23 +53,26 @@ class ControllerLink:
 
     def __init__(
         self,
-        client: ControllerClient | None,
+        clients: Sequence[ControllerClient],
         announcer: Announcer,
         clock: Clock,
-        incarnation: str,
         memory_bytes: int,
         endpoints: Callable[[], NodeEndpoints],
     ) -> None:
-        self._client = client
+        """`clients`: of the controllers, in the order in which they are tried; they are closed with the link."""
+        self._clients = tuple(clients)
+        self._joined: ControllerClient | None = None  # the last that took this node
         self._announcer = announcer
         self._clock = clock
-        self._incarnation = incarnation
+        self._incarnation = secrets.token_hex(8)
         self._memory_bytes = memory_bytes
         self._endpoints = endpoints
         self._dirty: set[str] = set()
         self._told: set[str] = set()  # sandboxes that the controller has heard of
         self._announcing = asyncio.Lock()
         self._dirty_event = asyncio.Event()
+        self._asleep: set[str] = set()  # as the controller was told
+        self._savings_changed = asyncio.Event()
         self._controller_incarnation = ""
         self._refused_s = -math.inf
         self.connected = False
@@ -74,7 +80,7 @@ class ControllerLink:
 
     async def joined_within(self, timeout_s: float) -> bool:
         """Waits until this node has joined, as long as there is a controller to join. Says whether it has."""
-        if self._client is not None:
+        if self._clients:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.joined_once.wait()
@@ -82,11 +88,14 @@ class ControllerLink:
 
     # --- calls ---------------------------------------------------------------------------------------------
     def _ready(self) -> ControllerClient:
-        if self._client is None:
+        if not self._clients:
             raise ControllerUnreachableError("this agent has no controller", object=self._endpoints().node_id)
-        if not self.connected:
-            raise ControllerUnreachableError("the controller does not answer", object=self._client.address)
-        return self._client
+        if not self.connected or self._joined is None:
+            raise ControllerUnreachableError(
+                "no controller answers" if len(self._clients) > 1 else "the controller does not answer",
+                object=", ".join(client.address for client in self._clients),
+            )
+        return self._joined
 
     async def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Lookup:
         client = self._ready()
@@ -112,6 +121,11 @@ class ControllerLink:
         except MedesError:
             return None
 
+    async def is_member(self, node_id: str) -> bool:
+        """Whether the controller counts it among the living; False where there is none to ask. Raises controller_unreachable
+        and what else keeps it from answering."""
+        return bool(self._clients) and node_id in await self._ready().nodes()
+
     async def _tell_of_new(self, client: ControllerClient) -> None:
         """A node hears only of domains in which it has sandboxes, so these must be known before it asks."""
         if self._dirty - self._told:
@@ -125,39 +139,52 @@ class ControllerLink:
     # --- loops ---------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Joins and stays joined until cancelled."""
-        if self._client is None:
+        if not self._clients:
             return
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_joined(self._client))
-            group.create_task(self._announce_changes(self._client))
+            group.create_task(self._keep_joined())
+            group.create_task(self._announce_changes())
 
-    async def _keep_joined(self, client: ControllerClient) -> None:
-        retry_s = RETRY_S_MIN
+    async def _keep_joined(self) -> None:
+        """One controller after the other; pauses when none of them answers. One that refuses this node is not passed by:
+        what it refuses, such as another agent's name, no other should take."""
+        retry_s, at, failed = RETRY_S_MIN, 0, 0
         while True:
+            client = self._clients[at]
             try:
-                joined = await client.join(
-                    self._endpoints(), self._memory_bytes, self._incarnation, CALL_TIMEOUT_S
-                )
-                await self._announcer.joined(joined)
-                await self._announce_everything(client, joined)
-                retry_s = RETRY_S_MIN
+                joined = await self._join(client)
+                retry_s, failed = RETRY_S_MIN, 0
                 await self._beat(client, joined)
             except MedesError as error:
-                self._tell(error, again=self.connected or retry_s == RETRY_S_MIN)
+                refused = isinstance(error, AlreadyExistsError | InvalidArgumentError)
+                self._tell(client, error, refused=refused, again=self.connected or retry_s == RETRY_S_MIN)
+                failed = 0 if refused else failed + 1
+                at = at if refused else (at + 1) % len(self._clients)
             self.connected = False
-            await self._clock.sleep(retry_s)
-            retry_s = min(RETRY_S_MAX, retry_s * 2)
+            if failed % len(self._clients) == 0:
+                await self._clock.sleep(retry_s)
+                retry_s = min(RETRY_S_MAX, retry_s * 2)
 
-    def _tell(self, error: MedesError, *, again: bool) -> None:
+    async def _join(self, client: ControllerClient) -> Joined:
+        if self._joined not in (None, client):
+            # What this controller may have known of the node before is void: it went on elsewhere.
+            self._incarnation = secrets.token_hex(8)
+        joined = await client.join(self._endpoints(), self._memory_bytes, self._incarnation, CALL_TIMEOUT_S)
+        await self._announcer.joined(joined)
+        self._joined = client
+        await self._announce_everything(client, joined)
+        return joined
+
+    def _tell(self, client: ControllerClient, error: MedesError, *, refused: bool, again: bool) -> None:
         """A controller that is away comes back; one that refuses this node needs somebody to act, and is told of every
         minute."""
-        if isinstance(error, AlreadyExistsError | InvalidArgumentError):
+        if refused:
             now_s = self._clock.now_s()
             if now_s - self._refused_s >= REFUSED_AGAIN_S:
                 self._refused_s = now_s
-                log.error("the controller refuses this node, which works on alone: %s", error)
+                log.error("controller %s refuses this node, which works on alone: %s", client.address, error)
         elif again:
-            log.warning("controller: %s", error)
+            log.warning("controller %s: %s", client.address, error)
 
     async def _announce_everything(self, client: ControllerClient, joined: Joined) -> None:
         self._controller_incarnation = joined.controller_incarnation
@@ -169,6 +196,7 @@ class ControllerLink:
         records = self._announcer.all_records()
         await client.announce(node_id, records, full=True)
         self._told = {r.sandbox_id for r in records}
+        self._asleep = {r.sandbox_id for r in records if r.state is SandboxState.DEDUP}
         self.connected = True
         self._refused_s = -math.inf
         self.joined_once.set()
@@ -176,12 +204,15 @@ class ControllerLink:
 
     async def _beat(self, client: ControllerClient, joined: Joined) -> None:
         """Returns when it is time to join again; raises when the controller is gone."""
-        told_s = -math.inf
+        told_s, pause_s = -math.inf, 0.0
         while True:
-            await self._clock.sleep(joined.heartbeat_interval_ms / 1000)
-            functions = None
-            if self._clock.now_s() >= told_s + FUNCTIONS_INTERVAL_S:
-                told_s, functions = self._clock.now_s(), self._announcer.function_usage()
+            await self._until_due(joined.heartbeat_interval_ms / 1000, pause_s)
+            begin_s, functions = self._clock.now_s(), None
+            changed = self._savings_changed.is_set() and begin_s >= told_s + pause_s
+            if changed or begin_s >= told_s + FUNCTIONS_INTERVAL_S:
+                self._savings_changed.clear()
+                told_s, functions = begin_s, self._announcer.function_usage()
+                pause_s = (self._clock.now_s() - begin_s) / TELLING_RATIO_MAX
             incarnation, join_again = await client.heartbeat(
                 self._endpoints().node_id,
                 self._incarnation,
@@ -196,7 +227,16 @@ class ControllerLink:
                 await client.publish(descriptor, fingerprints)
                 self._announcer.base_announced(descriptor.base_id)
 
-    async def _announce_changes(self, client: ControllerClient) -> None:
+    async def _until_due(self, interval_s: float, pause_s: float) -> None:
+        """Until the next heartbeat: after the interval, or when a sandbox has fallen asleep or woken, `pause_s` after the
+        last one at the earliest."""
+        least_s = min(interval_s, max(pause_s, ANNOUNCE_INTERVAL_S))
+        await self._clock.sleep(least_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s - least_s):
+                await self._savings_changed.wait()
+
+    async def _announce_changes(self) -> None:
         while True:
             await self._dirty_event.wait()
             await self._clock.sleep(ANNOUNCE_INTERVAL_S)
@@ -204,7 +244,7 @@ class ControllerLink:
             if not self.connected:
                 continue  # joining announces everything
             try:
-                await self._announce_dirty(client)
+                await self._announce_dirty(self._ready())
             except MedesError as error:
                 log.info("announcing sandboxes: %s", error)
 
@@ -220,20 +260,23 @@ class ControllerLink:
             except MedesError:
                 self._dirty.update(taken)
                 raise
-            self._told.update(r.sandbox_id for r in records)
+            told = {r.sandbox_id for r in records}
+            asleep = {r.sandbox_id for r in records if r.state is SandboxState.DEDUP}
+            if asleep != self._asleep & told:
+                self._savings_changed.set()
+            self._asleep = self._asleep - told | asleep
+            self._told |= told
             self._told.difference_update(r.sandbox_id for r in records if r.state is SandboxState.PURGED)
 
     async def leave(self) -> None:
         """Tells the controller that this node goes; never raises."""
-        if self._client is None:
-            return
         if self.connected:
             try:
-                await self._client.leave(self._endpoints().node_id, self._incarnation, CALL_TIMEOUT_S)
+                await self._ready().leave(self._endpoints().node_id, self._incarnation, CALL_TIMEOUT_S)
             except MedesError as error:
                 log.info("leaving: %s", error)
         self.connected = False
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        for client in self._clients:
+            await client.close()

@@ -4,7 +4,7 @@ One record a line: 16 hex digits (checksum64 of the JSON text), a space, JSON. A
 `append` returns, which is all that `kill -9` needs; `sync=True` also fsyncs, for what other nodes rely on (pins,
 bases). A line that fails its checksum is skipped: a last one without its newline was being written and nobody relied
 on it yet; any other is counted as damaged, and slabs and sandbox files say what it may have said.
-`medes.agent.journal_state` gives the records their meaning.
+`medes.agent.journal.journal_state` gives the records their meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medes import native
-from medes.agent.folder_lock import FolderLock, Owner
+from medes.agent.store.folder_lock import FolderLock, Owner
 from medes.errors import IoError, MedesError
 from medes.folders import open_private
 

@@ -1,19 +1,5 @@
-"""What the journal's records add up to: a pure reduction, and the snapshot that compaction writes.
-
-| record | fields | meaning |
-|---|---|---|
-| node | node_id, samples_per_page, secret | settings that must not change under existing bases and tokens |
-| sandbox | spec | registered (or registered again) |
-| deduping | id, path, holder, pins | a dedup op asks for pins under this holder id; `pins`: node → base ids |
-| dedup | id, path, holder, pins, figures | committed: the sandbox file is complete and every pin granted |
-| restoring | id | a restore op began; the sandbox file is still the truth |
-| warm | id | the op before it ended (or was rolled back): no encoded form is needed any more |
-| lost | id, reason, final | not final: bytes are absent, and may turn up again |
-| purged | id | forget the sandbox |
-| base | descriptor, path, sandbox_id | a slab is complete |
-| base_retired / base_gone | base_id | takes no new pins / its slab is unlinked |
-| pins | node, holder, domain, base_ids | another node's pins here for one holder; no base_ids: none any more |
-| peer | endpoints | a peer that holds pins here or bases of ours, and how to reach it |
+"""What the journal's records (medes.agent.journal.records) add up to: a pure reduction, and the snapshot that compaction
+writes.
 
 Unknown kinds come from a newer agent: they are kept through compactions, for it. A known one that lacks what it needs
 counts as damaged.
@@ -25,12 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from medes.agent.journal import records
+from medes.agent.journal.records import DEDUP, DEDUPING, LOST, RESTORING, WARM, Record
 from medes.limits import JOURNAL_UNKNOWN_RECORDS_MAX
-
-Record = dict[str, Any]
-
-# phases of a sandbox as the journal knows them; running and warm are not told apart
-WARM, DEDUPING, DEDUP, RESTORING, LOST = "warm", "deduping", "dedup", "restoring", "lost"
 
 
 # What is of another type is of no use: such a record is damaged, whatever its checksum says.
@@ -104,31 +87,31 @@ class JournalState:
 
     def _apply(self, record: Record) -> None:
         kind = record.get("t")
-        if kind in (DEDUPING, DEDUP, RESTORING, WARM, LOST, "purged"):
+        if kind in (DEDUPING, DEDUP, RESTORING, WARM, LOST, records.PURGED):
             self._apply_sandbox(kind, record)
-        elif kind == "sandbox":
+        elif kind == records.SANDBOX:
             spec = _table(record["spec"])
             # Registered again: settings change, the phase does not.
             self.sandboxes.setdefault(_text(spec["sandbox_id"]), JournalSandbox(spec)).spec = spec
-        elif kind == "base":
+        elif kind == records.BASE:
             descriptor = _table(record["descriptor"])
             base = JournalBase(descriptor, _text(record["path"]), _text(record.get("sandbox_id", "")))
             self.bases[_number(descriptor["base_id"])] = base
-        elif kind == "base_retired":
+        elif kind == records.BASE_RETIRED:
             if base_known := self.bases.get(_number(record["base_id"])):
                 base_known.retired = True
-        elif kind == "base_gone":
+        elif kind == records.BASE_GONE:
             self.bases.pop(_number(record["base_id"]), None)
-        elif kind == "pins":
+        elif kind == records.PINS:
             key = (_text(record["node"]), _text(record["holder"]))
             if base_ids := _numbers(record["base_ids"]):
                 self.pins[key] = (_text(record.get("domain", "")), tuple(base_ids))
             else:
                 self.pins.pop(key, None)
-        elif kind == "peer":
+        elif kind == records.PEER:
             endpoints = _table(record["endpoints"])
             self.peers[_text(endpoints["node_id"])] = endpoints
-        elif kind == "node":
+        elif kind == records.NODE:
             self.node.update({k: v for k, v in record.items() if k != "t"})
         else:
             self.unknown = [*self.unknown, record][-JOURNAL_UNKNOWN_RECORDS_MAX:]
@@ -137,7 +120,7 @@ class JournalState:
         sandbox = self.sandboxes.get(_text(record["id"]))
         if sandbox is None:
             return  # purged meanwhile, or its registration line was damaged
-        if kind == "purged":
+        if kind == records.PURGED:
             del self.sandboxes[record["id"]]
             return
         reason = _text(record.get("reason", ""))
@@ -164,39 +147,28 @@ class JournalState:
     def snapshot(self) -> Iterator[Record]:
         """Records that replay to an equal state."""
         if self.node:
-            yield {"t": "node", **self.node}
+            yield records.node(**self.node)
         for endpoints in self.peers.values():
-            yield {"t": "peer", "endpoints": endpoints}
+            yield records.peer(endpoints)
         for base_id, base in self.bases.items():
-            yield {
-                "t": "base",
-                "descriptor": base.descriptor,
-                "path": base.path,
-                "sandbox_id": base.sandbox_id,
-            }
+            yield records.base(base.descriptor, base.path, base.sandbox_id)
             if base.retired:
-                yield {"t": "base_retired", "base_id": base_id}
+                yield records.base_retired(base_id)
         for (node, holder), (domain, ids) in self.pins.items():
-            yield {"t": "pins", "node": node, "holder": holder, "domain": domain, "base_ids": list(ids)}
+            yield records.pins(node, holder, domain, ids)
         for sandbox_id, sandbox in self.sandboxes.items():
-            yield {"t": "sandbox", "spec": sandbox.spec}
+            yield records.sandbox(sandbox.spec)
             yield from self._snapshot_phase(sandbox_id, sandbox)
         yield from self.unknown
 
     @staticmethod
     def _snapshot_phase(sandbox_id: str, sandbox: JournalSandbox) -> Iterator[Record]:
         if sandbox.path:
-            kind = DEDUPING if sandbox.phase == DEDUPING else DEDUP
-            yield {
-                "t": kind,
-                "id": sandbox_id,
-                "path": sandbox.path,
-                "holder": sandbox.holder,
-                "pins": sandbox.pins,
-                "figures": sandbox.figures,
-            }
+            if sandbox.phase == DEDUPING:
+                yield records.deduping(sandbox_id, sandbox.path, sandbox.holder, sandbox.pins)
+            else:
+                yield records.dedup(sandbox_id, sandbox.path, sandbox.holder, sandbox.pins, sandbox.figures)
         if sandbox.phase == RESTORING:
-            yield {"t": RESTORING, "id": sandbox_id}
+            yield records.restoring(sandbox_id)
         elif sandbox.phase == LOST:
-            final = sandbox.lost_finally
-            yield {"t": LOST, "id": sandbox_id, "reason": sandbox.lost_reason, "final": final}
+            yield records.lost(sandbox_id, sandbox.lost_reason, final=sandbox.lost_finally)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
-from medes.agent.journal import COMPACT_BYTES_MIN, Journal, Record
-from medes.agent.journal_state import JournalState
+from medes.agent.journal.journal import COMPACT_BYTES_MIN, Journal, Record
+from medes.agent.journal.journal_state import JournalState
 from medes.errors import DeadlineExceededError, MedesError
 from medes.limits import JOURNAL_WRITE_TIMEOUT_S
 
@@ -23,13 +23,14 @@ GROWTH_BEFORE_COMPACTION = 4
 class JournalWriter:
     """Owns an open journal and the state that its records add up to. Use from one event loop."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, thread: Executor | None = None) -> None:
+        """`thread` does the writing, one record after the other; closed with this."""
         self.state = JournalState.replay(journal.read())
         self.damaged = journal.damaged_lines + self.state.damaged_records
         self.was_empty = journal.was_empty
         self.set_aside = journal.set_aside
         self._journal = journal
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medes-journal")
+        self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="medes-journal")
         self._compact_at_bytes = max(COMPACT_BYTES_MIN, GROWTH_BEFORE_COMPACTION * journal.size_bytes)
         self._appended_bytes_seen = 0
         self._healing: Future[None] | None = None
@@ -50,7 +51,10 @@ class JournalWriter:
                 object=str(self._journal.path),
                 hint="does the disk of state_dir answer?",
             )
-        written.result()
+        try:
+            written.result()
+        finally:
+            del written, done  # see waits.py
 
     def heal(self) -> None:
         """Writes what could not be written before, if anything; returns at once."""

@@ -12,7 +12,8 @@ import logging
 import secrets
 from pathlib import Path
 
-from medes.agent.journal_writer import JournalWriter
+from medes.agent.journal import records
+from medes.agent.journal.journal_writer import JournalWriter
 from medes.errors import MedesError
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ async def store_identity(journal: JournalWriter, state_dir: Path) -> str:
     if len(store) != 2 * STORE_BYTES or not store.isalnum():
         store = secrets.token_hex(STORE_BYTES)
         try:
-            await journal.write({"t": "node", "store": store}, sync=True)
+            await journal.write(records.node(store=store), sync=True)
         except MedesError as error:  # a full disk must not keep an agent from its sandboxes
             log.warning("the store's identity is not kept yet: %s", error)
     return f"{store}.{_place(state_dir)}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 
-from medes.agent.core import Agent
-from medes.agent.periods import activity_lease_s
+from medes.agent.agent import Agent
+from medes.agent.sandboxes.periods import activity_lease_s
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -30,5 +30,5 @@ def end_expired(agent: Agent) -> None:
             *(entry.id, silent_s, entry.requests),
         )
         agent.observer.activity_expired()
-        entry.requests = 0
+        entry.end_all_requests()
         agent.move(entry, S.WARM, "its lease on activity is over")

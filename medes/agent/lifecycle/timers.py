@@ -7,23 +7,28 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from medes.agent import departure, handlers, members, restore_op
-from medes.agent.activity import end_expired
-from medes.agent.base_op import needed_functions, retire_unneeded, retire_unused
-from medes.agent.core import Agent
-from medes.agent.drivers import Driver
-from medes.agent.pressure import Pressure, read_pressure
-from medes.agent.sandbox import SandboxEntry
-from medes.agent.view import view_of
+from medes.agent.agent import Agent
+from medes.agent.api import handlers
+from medes.agent.lifecycle.activity import end_expired
+from medes.agent.node.pressure import Pressure, read_pressure
+from medes.agent.ops import departure, members, restore_op
+from medes.agent.ops.base_op import needed_functions, retire_unneeded, retire_unused
+from medes.agent.ops.view import view_of
+from medes.agent.sandboxes.sandbox import SandboxEntry
+from medes.drivers.driver import Driver
 from medes.errors import LostError, ProcessGoneError
-from medes.policy.lifecycle import Action, decide, under_pressure
+from medes.policy.keep_alive import Action
+from medes.policy.policy import NodeView, Step
 from medes.types import PurgeCause
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
 
 TICK_S_MIN = 0.05
-TICK_S_MAX = 1.0
+TICK_S_MAX = 2.0
+# The policy is asked at each tick while something changes, and else when by its outlook something is due. This often at least.
+ASK_S_MAX = 10.0
+ROUNDING_S = 0.001
 # Checking that processes live costs a few system calls each; a whole round of all sandboxes takes this long.
 LIVENESS_ROUND_S = 2.0
 PRESSURE_DEDUPS_AT_ONCE = 2
@@ -43,10 +48,12 @@ class Timers:
         self._busy: set[str] = set()  # sandboxes with an op of ours under way
         self._next_liveness_s = 0.0
         self._next_owed_s = 0.0
+        self._next_ask_s = 0.0
 
     async def run(self) -> None:
         while True:
-            await self._agent.clock.sleep(self._tick_s)
+            left_s = self._next_ask_s - self._agent.clock.now_s()
+            await self._agent.clock.sleep(min(self._tick_s, max(left_s, TICK_S_MIN)))
             try:
                 await self.tick()
             except Exception:  # a timer that died would silently end all deduplication
@@ -62,20 +69,50 @@ class Timers:
             end_expired(agent)
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
-        for entry in list(agent.entries.values()):
-            if entry.id in self._busy or entry.lock.locked():
-                continue
-            if entry.pending is not None:
-                continue  # nobody can give it its pages back now, and nothing is to be given up
-            action = decide(view_of(agent, entry))
-            if action is Action.DEDUP:
-                self._start(entry, self._dedup(entry, "idle period over"))
-            elif action is Action.PURGE:
-                self._start(entry, self._purge(entry, f"{entry.state.label} for its whole period"))
-        await self._relieve()
+        self._look_at_memory()
+        if agent.policy_stale or agent.pressure.high or now_s >= self._next_ask_s:
+            self._ask(now_s)
+        await self._retire()
         if now_s >= self._next_owed_s:
             self._next_owed_s = now_s + OWED_INTERVAL_S
             agent.spawn(agent.peers.pay_owed(), "unpins owed")
+
+    def _ask(self, now_s: float) -> None:
+        agent, changing = self._agent, self._agent.policy_stale
+        node = self._view(now_s)
+        agent.policy_stale = len(node.sandboxes) < len(agent.entries)  # it has not seen all
+        for step in agent.policy.decide(node):
+            self._take(step)
+        if changing:  # the outlook may well be another one by the next tick
+            self._next_ask_s = now_s + self._tick_s
+            return
+        outlooks = map(agent.policy.outlook, node.sandboxes)
+        due_s = [outlook.in_s for outlook in outlooks if outlook.action is not Action.NONE]
+        self._next_ask_s = now_s + min([ASK_S_MAX, *due_s]) + ROUNDING_S
+
+    def _view(self, now_s: float) -> NodeView:
+        """The node without sandboxes that an op has hold of, and those whose pages nobody can give back now."""
+        entries = [
+            e
+            for e in self._agent.entries.values()
+            if e.id not in self._busy and not e.lock.locked() and e.pending is None
+        ]
+        pressure = self._agent.pressure
+        return NodeView(
+            now_s,
+            [view_of(self._agent, e) for e in entries],
+            pressure.text if pressure.high else "",
+            PRESSURE_DEDUPS_AT_ONCE - len(self._busy),
+        )
+
+    def _take(self, step: Step) -> None:
+        entry = self._agent.entries.get(step.sandbox_id)
+        if entry is None or entry.id in self._busy:
+            log.error("the policy wants to %s %s, which it was not shown", step.action.value, step.sandbox_id)
+        elif step.action is Action.DEDUP:
+            self._start(entry, self._dedup(entry, step.reason))
+        elif step.action is Action.PURGE and entry.spec.purge_kills:
+            self._start(entry, self._purge(entry, step.reason))
 
     def _start(self, entry: SandboxEntry, work: Coroutine[Any, Any, None]) -> None:
         self._busy.add(entry.id)
@@ -90,28 +127,26 @@ class Timers:
 
     async def _forget_gone(self) -> None:
         agent = self._agent
-        members.note(agent, await agent.in_restores(members.look, agent, list(agent.entries.values())))
+        await members.look_again(agent, list(agent.entries.values()))
         idle = [e for e in agent.entries.values() if not e.lock.locked()]
         gone = await agent.in_restores(lambda: [e for e in idle if e.gone()])
         for entry in gone:
+            if entry.lock.locked():  # an op came between: its end finds out
+                continue
             async with entry.lock:
                 if entry.state is not S.PURGED and agent.entries.get(entry.id) is entry:
-                    departure.forget(agent, entry, "its processes have exited")
-        for driver in agent.drivers.values():
+                    await departure.forget(agent, entry, "its processes have exited")
+        for driver in agent.drivers.running.values():
             driver.release_gone()
 
-    async def _relieve(self) -> None:
+    def _look_at_memory(self) -> None:
         agent = self._agent
-        used = agent.used_bytes()
-        agent.pressure = self._read_pressure(used, agent.settings.memory_limit_bytes)
+        agent.pressure = self._read_pressure(agent.used_bytes(), agent.settings.memory_limit_bytes)
         if agent.pressure.high:
             agent.drop_previous()
-        room = PRESSURE_DEDUPS_AT_ONCE - len(self._busy)
-        if agent.pressure.high and room > 0:
-            views = [view_of(agent, e) for e in agent.entries.values() if not e.lock.locked()]
-            for sandbox_id in under_pressure([v for v in views if v.sandbox_id not in self._busy], room):
-                entry = agent.entries[sandbox_id]
-                self._start(entry, self._dedup(entry, f"memory pressure: {agent.pressure.text}"))
+
+    async def _retire(self) -> None:
+        agent = self._agent
         if agent.pressure.high or agent.bases.used_bytes > BASE_STORE_RATIO_HIGH * agent.bases.limit_bytes:
             await retire_unused(agent, needed_functions(agent))
 
@@ -125,7 +160,7 @@ class DriverEvents:
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        for driver in self._agent.drivers.values():
+        for driver in self._agent.drivers.running.values():
             if driver.event_fd >= 0:
                 loop.add_reader(driver.event_fd, self._take, driver)
                 self._fds.append(driver.event_fd)

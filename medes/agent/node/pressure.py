@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,11 @@ class Pressure:
 
     high: bool
     text: str
+
+
+def machine_bytes() -> int:
+    """All memory that the kernel has to give."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def psi_some_avg10(text: str) -> float | None:

@@ -34,8 +34,8 @@ def needed(settings: AgentSettings) -> list[int]:
     ports = [parse_address(a, allow_port_zero=True).port for a in _addresses(settings)]
     if any(0 < port < PORTS_OF_ROOT for port in (*ports, settings.page_port)):
         found.append(NET_BIND_SERVICE)
-    if settings.transport in ("auto", "rdma"):
-        found.append(IPC_LOCK)  # memory is registered with the adapter, which RLIMIT_MEMLOCK may not admit
+    if settings.transport not in ("local", "tcp"):
+        found.append(IPC_LOCK)  # memory is registered with an adapter, which RLIMIT_MEMLOCK may not admit
     return found
 
 

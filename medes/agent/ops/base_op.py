@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 from medes import native
-from medes.agent.bases import LocalBase, new_base_id
-from medes.agent.core import Agent
-from medes.agent.fault_points import point
-from medes.agent.sandbox import SandboxEntry
+from medes.agent.agent import Agent
+from medes.agent.bases.bases import LocalBase, new_base_id
+from medes.agent.journal import records
+from medes.agent.journal.records import Record
+from medes.agent.node.fault_points import point
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.errors import ControllerUnreachableError, DeadlineExceededError, MedesError
 from medes.types import SandboxState
 
@@ -58,7 +59,7 @@ async def publish_base(
     room = bases.reserve(len(pages))
     try:
         base, prints = await agent.in_ops(
-            bases.build, new_base_id(), image, pages, spec.domain, spec.function, spec.sandbox_id
+            bases.build, new_base_id(agent.chance), image, pages, spec.domain, spec.function, spec.sandbox_id
         )
     finally:
         bases.unreserve(room)
@@ -70,7 +71,7 @@ async def publish_base(
         raise
     bases.add(base, prints)
     agent.base_advised.pop((spec.domain, spec.function), None)
-    entry.is_base = True
+    entry.become_base()
     publish = agent.controller.publish(base.descriptor, prints)
     try:
         await (entry.cancel.unless_cancelled(publish) if entry.cancel is not None else publish)
@@ -80,16 +81,15 @@ async def publish_base(
     return base
 
 
-def base_record(base: LocalBase) -> dict[str, object]:
+def base_record(base: LocalBase) -> Record:
     """The journal's record of a base."""
-    descriptor = asdict(base.descriptor)
-    return {"t": "base", "descriptor": descriptor, "path": base.slab.path, "sandbox_id": base.sandbox_id}
+    return records.base(base.descriptor.to_json(), base.slab.path, base.sandbox_id)
 
 
 async def retire_base(agent: Agent, base_id: int) -> bool:
     """Retires a base and frees it when nobody pins it; True when it went. Raises not_found."""
     agent.bases.retire(base_id)
-    await agent.journal.write({"t": "base_retired", "base_id": base_id}, sync=True)
+    await agent.journal.write(records.base_retired(base_id), sync=True)
     try:
         await agent.controller.retire(base_id)
     except MedesError as error:
@@ -101,7 +101,7 @@ def free_base(agent: Agent, base_id: int) -> bool:
     """Frees a retired, unpinned base."""
     if not agent.bases.free_if_unpinned(base_id):
         return False
-    agent.journal.post({"t": "base_gone", "base_id": base_id})
+    agent.journal.post(records.base_gone(base_id))
     log.info("base %016x freed", base_id)
     return True
 

@@ -1,13 +1,14 @@
 """Where base pages for an image may lie: the node's own bases, then those of other nodes whose fingerprints it keeps
-(medes.agent.remote_index), then whatever the controller knows. Each is asked for what the ones before it left."""
+(medes.agent.bases.remote_index), then whatever the controller knows. Each is asked for what the ones before it left.
+Which of them a page gets is voted on in native/codec/window_plan.cc."""
 
 from __future__ import annotations
 
 import logging
 
 from medes import native
+from medes.agent.agent import Agent
 from medes.agent.controller_client import Lookup
-from medes.agent.core import Agent
 from medes.errors import MedesError
 from medes.limits import LOOKUP_PAGES_MAX
 from medes.types import BaseDescriptor, NodeEndpoints
@@ -137,7 +138,7 @@ class Candidates:
         """Remote bases of this domain by id; what another domain holds must not be used, whoever answered it."""
         own = self._agent.node_id
         bases = (b for _, answer in self._answers for b in answer.bases)
-        return {b.base_id: b for b in bases if b.node_id != own and b.domain == self._domain}
+        return {b.base_id: b for b in bases if own not in b.holders and b.domain == self._domain}
 
     @property
     def endpoints(self) -> dict[str, NodeEndpoints]:

@@ -13,13 +13,12 @@ import asyncio
 import json
 from typing import Any, Literal
 
-from medes.agent.sandbox import SandboxEntry
-from medes.agent.users import owner_of
+from medes.agent.sandboxes.sandbox import SandboxEntry
+from medes.agent.sandboxes.users import owner_of
 from medes.errors import DeadlineExceededError, FunctionError, MedesError
 from medes.rpc.user_socket import peer_of
 
 HOOK_TIMEOUT_S = 2.0
-LATE_HOOKS_COUNTED_MAX = 7  # then 16 ms: what any answer over a local socket takes
 HOOKS_PATH = "/hooks/"
 _RESPONSE_BYTES_MAX = 64 << 10
 
@@ -77,9 +76,9 @@ async def try_call(entry: SandboxEntry, phase: Phase, body: dict[str, Any]) -> s
     try:
         await call(spec.hook_address, phase, body, timeout_s, owner=owner_of(spec.sandbox_id))
     except DeadlineExceededError as error:
-        entry.hooks_late = min(entry.hooks_late + 1, LATE_HOOKS_COUNTED_MAX)
+        entry.hook_late()
         return str(error)
     except MedesError as error:
         return str(error)
-    entry.hooks_late = 0
+    entry.hook_answered()
     return ""

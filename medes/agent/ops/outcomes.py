@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from medes.agent.core import Agent
-from medes.agent.sandbox import SandboxEntry
+from medes.agent.agent import Agent
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.errors import CancelledError, MedesError, ProcessGoneError
+from medes.policy.policy import Happening
 from medes.types import DedupReport, Note, NoteCode, OpRecord, RestoreReport
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ DEDUP, RESTORE = "dedup", "restore"
 
 def dedup_done(agent: Agent, entry: SandboxEntry, report: DedupReport) -> None:
     agent.observer.dedup("done", report)
+    kept_bytes = report.resident_bytes + report.patch_bytes + report.table_bytes
+    agent.observe(Happening.DEDUP, entry, seconds=report.total_us / 1e6, kept_bytes=kept_bytes)
     _remember(
         agent,
         entry,
@@ -41,6 +44,7 @@ def restore_done(agent: Agent, entry: SandboxEntry, report: RestoreReport) -> No
     """The last page is in."""
     outcome = "demand" if report.demand_woken else "done"
     agent.observer.restore(outcome, report)
+    agent.observe(Happening.RESTORE, entry, seconds=report.waited_us / 1e6)
     total_us = report.waited_us - report.ready_us + report.complete_us
     _remember(
         agent,

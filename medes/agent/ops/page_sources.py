@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medes import native
-from medes.agent.core import Agent
-from medes.agent.sandbox import Evicted
+from medes import native, plugins
+from medes.agent.agent import Agent
+from medes.agent.sandboxes.sandbox import Evicted
+from medes.plugins import Kind
 
-TRANSPORTS = ("local", "tcp", "tcp+tls", "rdma")
+
+def carriers() -> tuple[str, ...]:
+    """What can carry a page on some node of the cluster, as readers call themselves."""
+    return ("local", "tcp", "tcp+tls", *plugins.names(Kind.TRANSPORT))
 
 
 def pages_since(bases: native.BaseSet, before: Mapping[str, int]) -> dict[str, int]:

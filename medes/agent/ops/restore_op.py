@@ -8,20 +8,20 @@ lost by waiting, and the caller hears peer_unreachable.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from typing import NoReturn
 
 from medes import native
-from medes.agent import hooks, journal_state, outcomes, page_sources, waiting
-from medes.agent.admission import Slot
-from medes.agent.core import Agent
-from medes.agent.dedup_op import unpin
-from medes.agent.departure import forget
-from medes.agent.fault_points import point
-from medes.agent.sandbox import Evicted, Previous, SandboxEntry
-from medes.agent.take_back import PROVEN, rebind, take_back
-from medes.agent.working_sets import Page, unpack_pages
+from medes.agent.agent import Agent
+from medes.agent.journal import records
+from medes.agent.node.admission import Slot
+from medes.agent.node.fault_points import point
+from medes.agent.ops import hooks, outcomes, page_sources, waiting
+from medes.agent.ops.departure import forget
+from medes.agent.ops.op_pins import unpin
+from medes.agent.ops.take_back import PROVEN, rebind, take_back
+from medes.agent.sandboxes.sandbox import Evicted, Previous, SandboxEntry
+from medes.agent.sandboxes.working_sets import Page, unpack_pages
 from medes.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -49,23 +49,25 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
     Raises busy (admission), lost, process_gone, and what keeps it waiting (still dedup'd, try again): peer_unreachable
     for one. Whoever is cancelled or fails here, the admission slot goes back.
     """
-    start_s = time.perf_counter()
-    entry.op_reason = reason
+    start_s = agent.clock.now_s()
+    entry.begin_op(reason)
     try:
         slot = await agent.admission.enter_within(deadline_s, entry.id)
     except MedesError as error:
-        outcomes.restore_failed(agent, entry, error, {"queue": _us_since(start_s)})
+        outcomes.restore_failed(agent, entry, error, {"queue": _us_since(agent, start_s)})
         raise
     with slot:
-        queue_us, peers_s = _us_since(start_s), time.perf_counter()
+        queue_us, peers_s = _us_since(agent, start_s), agent.clock.now_s()
         try:
             evicted = await _taken_back(agent, entry)
         except MedesError as error:
-            outcomes.restore_failed(agent, entry, error, {"queue": queue_us, "peers": _us_since(peers_s)})
+            outcomes.restore_failed(
+                agent, entry, error, {"queue": queue_us, "peers": _us_since(agent, peers_s)}
+            )
             raise
         evicted.waited_us, evicted.slot = 0, slot
-        evicted.stage_us = {"queue": queue_us, "peers": _us_since(peers_s)}
-        agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
+        evicted.stage_us = {"queue": queue_us, "peers": _us_since(agent, peers_s)}
+        agent.journal.post(records.restoring(entry.id))
         packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         try:
             rate = agent.settings.background_bytes_per_s
@@ -88,12 +90,40 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         agent.spawn(watch, f"restore {entry.id}")
     if not ready:
         _refuse_late(entry, evicted)
-    evicted.waited_us = _us_since(start_s)
+    evicted.waited_us = _us_since(agent, start_s)
     point("restore.ready")
-    entry.restore_count += 1
-    entry.last_restore = _report(evicted, queue_us)
+    entry.restore_ready(_report(evicted, queue_us))
     if entry.spec.hook_address:
         await _run_hook(agent, entry, evicted)
+
+
+async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
+    """The sandbox with its handle and with readers that read: one that waits is tried now, and its caller hears what
+    it waits for; a reader that died is replaced."""
+    try:
+        if entry.evicted is None or entry.evicted.live is None:
+            await take_back(agent, entry)
+            entry.wait_no_more()
+        evicted = entry.evicted
+        assert evicted is not None
+        stale = False
+        for node_id, base_ids in evicted.pins.items():
+            if node_id != agent.node_id and base_ids:
+                stale |= not await agent.peers.probe(node_id, entry.spec.domain, base_ids[0])
+        if stale:
+            await rebind(agent, entry, evicted)
+        return evicted
+    except ProcessGoneError as error:
+        await forget(agent, entry, f"its processes have exited: {error}")
+        raise
+    except PROVEN as error:
+        agent.lose(entry, error.message, final=False)
+        waiting.wait(agent, entry, error)
+        raise LostError(error.message, object=entry.id, hint="cold-start the function") from error
+    except MedesError as error:
+        if entry.evicted is None or entry.evicted.live is None:
+            waiting.wait(agent, entry, error)
+        raise
 
 
 def _refuse_late(entry: SandboxEntry, evicted: Evicted) -> NoReturn:
@@ -107,48 +137,12 @@ def _refuse_late(entry: SandboxEntry, evicted: Evicted) -> NoReturn:
     raise DeadlineExceededError("the restore goes on, but is late", object=entry.id)
 
 
-def short_of_memory(entry: SandboxEntry) -> None:
-    """Its restore waits for room, for as long as that takes: others, that have room, get its turn."""
-    log.warning("%s: its restore waits: %s", entry.id, NO_ROOM)
-    if entry.evicted is not None and entry.evicted.slot is not None:
-        entry.evicted.slot.release()
-
-
 async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     dedup_s = max(0.0, agent.clock.now_s() - evicted.since_s)
     body = {"sandbox_id": entry.id, "function": entry.spec.function, "dedup_seconds": dedup_s}
     problem = await hooks.try_call(entry, "after-restore", body)
     if problem:
         outcomes.hook_failed(agent, entry, problem)
-
-
-async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
-    """The sandbox with its handle and with readers that read: one that waits is tried now, and its caller hears what
-    it waits for; a reader that died is replaced."""
-    try:
-        if entry.evicted is None or entry.evicted.live is None:
-            await take_back(agent, entry)
-            entry.pending = None
-        evicted = entry.evicted
-        assert evicted is not None
-        stale = False
-        for node_id, base_ids in evicted.pins.items():
-            if node_id != agent.node_id and base_ids:
-                stale |= not await agent.peers.probe(node_id, entry.spec.domain, base_ids[0])
-        if stale:
-            await rebind(agent, entry, evicted)
-        return evicted
-    except ProcessGoneError as error:
-        forget(agent, entry, f"its processes have exited: {error}")
-        raise
-    except PROVEN as error:
-        agent.lose(entry, error.message, final=False)
-        waiting.wait(agent, entry, error)
-        raise LostError(error.message, object=entry.id, hint="cold-start the function") from error
-    except MedesError as error:
-        if entry.evicted is None or entry.evicted.live is None:
-            waiting.wait(agent, entry, error)
-        raise
 
 
 async def woken(agent: Agent, entry: SandboxEntry) -> None:
@@ -160,15 +154,22 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         # It was said of the handle before this one.
         if evicted.live is None or evicted.live.state == "dormant":
             return
-        entry.op_reason, evicted.stage_us = "woken by a fault of its own", {}
-        agent.journal.post({"t": journal_state.RESTORING, "id": entry.id})
+        entry.begin_op("woken by a fault of its own")
+        evicted.stage_us = {}
+        agent.journal.post(records.restoring(entry.id))
         agent.move(entry, S.RESTORING, entry.op_reason)
-        entry.restore_count += 1
-        entry.last_restore = replace(_report(evicted, 0), demand_woken=True)
+        entry.restore_ready(replace(_report(evicted, 0), demand_woken=True))
         slot = agent.admission.enter()
         agent.spawn(_watch(agent, entry, evicted, evicted.probe, 0, slot), f"restore {entry.id}")
         if entry.spec.hook_address:
             agent.spawn(_run_hook(agent, entry, evicted), f"hook {entry.id}")
+
+
+def short_of_memory(entry: SandboxEntry) -> None:
+    """Its restore waits for room, for as long as that takes: others, that have room, get its turn."""
+    log.warning("%s: its restore waits: %s", entry.id, NO_ROOM)
+    if entry.evicted is not None and entry.evicted.slot is not None:
+        entry.evicted.slot.release()
 
 
 def _resume_watch(agent: Agent, entry: SandboxEntry) -> None:
@@ -221,34 +222,29 @@ async def _watch(
 
 async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us: int) -> None:
     """The last page is in: nothing of the dedup'd form is needed any more."""
-    settle_s = time.perf_counter()
+    settle_s = agent.clock.now_s()
     report = _report(evicted, queue_us)
     page_sources.count(agent, report.pages_by_transport)
     # The journal first, as far as it can be written: recovery looks at the process itself where it finds no file.
     try:
-        await agent.journal.write({"t": journal_state.WARM, "id": entry.id})
+        await agent.journal.write(records.warm(entry.id))
     except MedesError as error:
         log.warning("%s: restored, and not journalled yet: %s", entry.id, error)
     if entry.evicted is not evicted:  # purged meanwhile
         return
-    entry.evicted = None
-    entry.kept_bytes = 0
-    if not agent.pressure.high:
-        entry.previous = Previous(evicted.file, evicted.descriptors)
+    entry.come_back(None if agent.pressure.high else Previous(evicted.file, evicted.descriptors))
     point("restore.settled")
     evicted.file.unlink()
     point("restore.unlinked")
     unpin(agent, evicted.holder, evicted.pins)
-    if report.demand_woken and not entry.requests:
-        entry.idle_wakes += 1
-    report = replace(report, stage_us={**report.stage_us, "settle": _us_since(settle_s)})
-    entry.last_restore = report
+    report = replace(report, stage_us={**report.stage_us, "settle": _us_since(agent, settle_s)})
+    entry.restored(report)
     outcomes.restore_done(agent, entry, report)
     agent.move(entry, entry.idle_state(), f"restored in {duration_text(report.complete_us / 1e6)}")
 
 
-def _us_since(begin_s: float) -> int:
-    return int((time.perf_counter() - begin_s) * 1e6)
+def _us_since(agent: Agent, begin_s: float) -> int:
+    return int((agent.clock.now_s() - begin_s) * 1e6)
 
 
 def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
@@ -277,16 +273,20 @@ async def go_on(agent: Agent, entry: SandboxEntry, wanted: bool) -> None:
     evicted = entry.evicted
     assert evicted is not None
     if entry.state is S.LOST:
-        entry.lost_reason = ""
-        record = {"path": evicted.file.path, "holder": evicted.holder, "pins": evicted.pins, "figures": {}}
-        agent.journal.post({"t": journal_state.DEDUP, "id": entry.id, **record})
+        entry.turn_up()
+        agent.journal.post(records.dedup(entry.id, evicted.file.path, evicted.holder, evicted.pins))
         agent.move(entry, S.DEDUP, "its bytes have turned up")
     if evicted.handle.state in ("restoring", "complete"):
         agent.move(entry, S.RESTORING, "a restore that was under way goes on")
         _resume_watch(agent, entry)
-    elif wanted or evicted.file.page_state_counts.get("restored", 0):
+    elif wanted or await agent.in_restores(_had_begun, entry, evicted.file):
         deadline_s = RESTORE_READY_TIMEOUT_S
         await start(agent, entry, eager=False, deadline_s=deadline_s, reason="it can be restored again")
+
+
+def _had_begun(entry: SandboxEntry, file: native.SandboxFile) -> bool:
+    """(blocks) Whether pages are back already, or none ever went."""
+    return bool(file.page_state_counts.get("restored", 0)) or not entry.subject.pages_out(file)
 
 
 # --- ends that are none ------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
     if entry.evicted is not evicted or entry.state not in (S.DEDUP, S.RESTORING):
         return
     if isinstance(error, ProcessGoneError) or await agent.in_restores(entry.gone):
-        forget(agent, entry, f"its processes have exited: {error}")
+        await forget(agent, entry, f"its processes have exited: {error}")
     elif isinstance(error, CancelledError):  # the agent ends, and has let go of it
         return
     elif _waits_for_peer(evicted, error) and evicted.live is not None:

@@ -1,6 +1,6 @@
 """Taking a dedup'd sandbox's pages into this agent's hands: after a restart, or when the holder of base pages is back.
 
-One attempt, which raises what stands in the way; medes.agent.waiting tries again.
+One attempt, which raises what stands in the way; medes.agent.ops.waiting tries again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from medes import native
-from medes.agent.bases import BaseMeta
-from medes.agent.core import Agent, endpoints_from_json
-from medes.agent.dedup_op import META_VERSION, add_remote
-from medes.agent.processes import namespace
-from medes.agent.sandbox import Evicted, SandboxEntry
+from medes.agent.agent import Agent, endpoints_from_json
+from medes.agent.bases.bases import BaseMeta
+from medes.agent.ops.dedup_file import META_VERSION
+from medes.agent.ops.op_pins import add_remote
+from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry, SandboxSpec
 from medes.errors import (
     CorruptError,
     LostError,
@@ -22,7 +22,7 @@ from medes.errors import (
     PermissionDeniedError,
     UnsupportedError,
 )
-from medes.types import AddressRange, BaseDescriptor
+from medes.types import BaseDescriptor
 from medes.types import SandboxState as S
 
 # What JSON of another shape raises.
@@ -55,7 +55,7 @@ def evicted_of(file: native.SandboxFile, meta: Mapping[str, Any]) -> Evicted:
             None,
             str(meta["holder"]),
             {str(node): [int(i) for i in ids] for node, ids in meta["pins"].items()},
-            {int(d["base_id"]): _descriptor(d) for d in meta["descriptors"]},
+            {int(d["base_id"]): BaseDescriptor.from_json(d) for d in meta["descriptors"]},
             {e["node_id"]: endpoints_from_json(e) for e in meta["endpoints"]},
         )
     except META_DAMAGED as error:
@@ -72,30 +72,22 @@ def at_home(agent: Agent, pins: Mapping[str, list[int]]) -> dict[str, list[int]]
     return found
 
 
-def _descriptor(data: dict[str, Any]) -> BaseDescriptor:
-    ranges = tuple(AddressRange(int(r["begin"]), int(r["end"])) for r in data["ranges"])
-    return BaseDescriptor(**{**data, "ranges": ranges})
-
-
 # --- one attempt -------------------------------------------------------------------------------------------
 async def take_back(agent: Agent, entry: SandboxEntry) -> None:
     """Ends with the sandbox's handle in `entry.evicted.live`. The caller holds the lock.
 
     Raises what stands in the way: PROVEN, process_gone, or what may be different at the next attempt.
     """
-    if entry.spec.driver not in agent.drivers:
-        raise UnsupportedError(
-            f"its driver ({entry.spec.driver}) cannot run here now: {'; '.join(agent.missing) or 'not installed'}",
-            object=entry.id,
-            hint="; ".join(agent.missing.values()) or "see medes doctor",
-        )
+    if entry.spec.driver not in agent.drivers.running:
+        raise agent.drivers.why_not(entry.spec.driver)
     evicted = entry.evicted
     if evicted is None:
         assert entry.pending is not None
         file = await agent.in_restores(native.SandboxFile.open, entry.pending.path)
         meta = read_meta(file)
-        require_namespace(meta, entry.id)
-        evicted = entry.evicted = evicted_of(file, meta)
+        require_place(agent, entry, meta)
+        evicted = evicted_of(file, meta)
+        entry.put_away(evicted)
         evicted.pins = at_home(agent, evicted.pins)
         agent.pins.pin(agent.node_id, evicted.holder, entry.spec.domain, evicted.pins.get(agent.node_id, []))
     await _have_own_bases(agent, evicted)
@@ -106,13 +98,18 @@ async def take_back(agent: Agent, entry: SandboxEntry) -> None:
     await rebind(agent, entry, evicted)
 
 
-def require_namespace(meta: Mapping[str, Any], sandbox_id: str) -> None:
-    """Raises permission_denied when the sandbox's process ids are those of another PID namespace."""
-    made_in, here = str(meta.get("namespace", "")), namespace()
-    if made_in and here and made_in != here:
+def is_elsewhere(agent: Agent, spec: SandboxSpec, meta: Mapping[str, Any]) -> bool:
+    """Whether a file names its sandbox (process ids, above all) as only another place understands."""
+    made_in, here = str(meta.get("namespace", "")), agent.subjects_of(spec).place()
+    return bool(made_in and here and made_in != here)
+
+
+def require_place(agent: Agent, entry: SandboxEntry, meta: Mapping[str, Any]) -> None:
+    """Raises permission_denied when it is elsewhere."""
+    if is_elsewhere(agent, entry.spec, meta):
         raise PermissionDeniedError(
             "its processes are in another PID namespace than this agent",
-            object=sandbox_id,
+            object=entry.id,
             hint="run the agent where it ran before (a container: hostPID)",
         )
 
@@ -147,7 +144,7 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     if evicted.live is not None:
         live, evicted.live = evicted.live, None
         await agent.in_restores(live.detach)
-    evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, evicted.file, bases)
+    evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, entry.subject, evicted.file, bases)
     evicted.bases, evicted.transport_by_peer = bases, transports
     evicted.remote_pages_before = {}
     arm_wake(agent, entry, evicted)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from medes.agent.core import Agent
-from medes.agent.periods import periods_in_force
-from medes.agent.sandbox import SandboxEntry
-from medes.policy.lifecycle import View
+from medes.agent.agent import Agent
+from medes.agent.sandboxes.periods import periods_in_force
+from medes.agent.sandboxes.sandbox import SandboxEntry
+from medes.policy.policy import View
 
 
 def view_of(agent: Agent, entry: SandboxEntry) -> View:
@@ -21,4 +21,5 @@ def view_of(agent: Agent, entry: SandboxEntry) -> View:
         entry.dedup_failures,
         entry.warm_bytes,
         entry.spec.purge_kills,
+        entry.spec.function,
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 
-from medes.agent import departure
-from medes.agent.core import Agent
-from medes.agent.sandbox import Pending, SandboxEntry
-from medes.agent.take_back import PROVEN, take_back
-from medes.errors import MedesError, ProcessGoneError
-from medes.limits import TAKE_BACK_RETRY_S_FIRST, TAKE_BACK_RETRY_S_MAX
+from medes.agent.agent import Agent
+from medes.agent.ops import departure
+from medes.agent.ops.take_back import PROVEN, take_back
+from medes.agent.sandboxes.sandbox import Pending, SandboxEntry
+from medes.errors import BusyError, MedesError, ProcessGoneError
+from medes.limits import TAKE_BACK_BUSY_RETRY_S, TAKE_BACK_RETRY_S_FIRST, TAKE_BACK_RETRY_S_MAX
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,11 @@ def wait(
     agent: Agent, entry: SandboxEntry, error: MedesError, *, path: str = "", wanted: bool = False
 ) -> None:
     """Marks a dedup'd (or lost) sandbox as waiting for what stands in its way, and goes on trying."""
-    pending = entry.pending
+    pending, error = entry.pending, error.alone()
     agent.observer.waits(error.code)
     if pending is None:
-        pending = entry.pending = Pending(path or (entry.evicted.file.path if entry.evicted else ""), error)
+        pending = Pending(path or (entry.evicted.file.path if entry.evicted else ""), error)
+        entry.wait_for(pending)
         agent.spawn(_retry(agent, entry, pending), f"take back {entry.id}")
     elif type(pending.error) is type(error):
         pending.error = error
@@ -45,7 +46,9 @@ async def _retry(agent: Agent, entry: SandboxEntry, pending: Pending) -> None:
     pause_s = TAKE_BACK_RETRY_S_FIRST
     while not agent.stopping:
         await agent.clock.sleep(pause_s)
-        pause_s = min(TAKE_BACK_RETRY_S_MAX, pause_s * 2)
+        # A thaw is seen soon: the sandbox may stand still until it is taken back.
+        most_s = TAKE_BACK_BUSY_RETRY_S if isinstance(pending.error, BusyError) else TAKE_BACK_RETRY_S_MAX
+        pause_s = min(most_s, pause_s * 2)
         async with entry.lock:
             if entry.pending is not pending:
                 return
@@ -60,17 +63,17 @@ async def first_attempt(agent: Agent, entry: SandboxEntry, *, wanted: bool) -> N
     try:
         await take_back(agent, entry)
     except ProcessGoneError as error:
-        departure.forget(agent, entry, f"its processes have exited: {error}")
+        await departure.forget(agent, entry, f"its processes have exited: {error}")
         return
     except MedesError as error:
         if isinstance(error, PROVEN):
             agent.lose(entry, f"not taken back after a restart: {error}", final=False)
-        entry.pending = None
+        entry.wait_no_more()
         wait(agent, entry, error, path=pending.path, wanted=wanted)
         assert entry.pending is not None
         entry.pending.holder, entry.pending.pins = pending.holder, pending.pins
         return
-    entry.pending = None
+    entry.wait_no_more()
     if entry.evicted is not None:
         entry.evicted.since_s = agent.clock.now_s()
     agent.spawn(_go_on(agent, entry, wanted), f"resume {entry.id}")
@@ -89,7 +92,7 @@ async def attempt(agent: Agent, entry: SandboxEntry) -> bool:
     try:
         await take_back(agent, entry)
     except ProcessGoneError as error:
-        departure.forget(agent, entry, f"its processes have exited: {error}")
+        await departure.forget(agent, entry, f"its processes have exited: {error}")
         return True
     except PROVEN as error:
         agent.lose(entry, f"not taken back: {error}", final=False)
@@ -98,7 +101,7 @@ async def attempt(agent: Agent, entry: SandboxEntry) -> bool:
     except MedesError as error:
         wait(agent, entry, error)
         return False
-    entry.pending = None
+    entry.wait_no_more()
     log.warning("%s was taken back; it had waited: %s", entry.id, pending.error)
     await agent.on_taken_back(entry, pending.wanted)
     return True

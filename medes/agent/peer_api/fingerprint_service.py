@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from medes import native
-from medes.agent.core import Agent
-from medes.agent.peer_handlers import require_domain
+from medes.agent.agent import Agent
+from medes.agent.peer_api.peer_handlers import require_domain
 from medes.errors import BusyError, InvalidArgumentError
 from medes.limits import FINGERPRINT_CALLS_QUEUED_MAX, FINGERPRINT_PART_PAGES_MAX, NAME_CHARS_MAX
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 
-from medes.agent.core import Agent
-from medes.agent.peer_handlers import PageAccessTable
-from medes.agent.recovery import own_pins_at
+from medes.agent.agent import Agent
+from medes.agent.peer_api.peer_handlers import PageAccessTable
+from medes.agent.recovery.recovery import own_pins_at
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ async def run(agent: Agent, pages: PageAccessTable) -> None:
         )
         try:
             pages.reap()
-            agent.peers.forget_regions(functools.partial(pinned_at, agent))
+            agent.peers.forget_bases(functools.partial(pinned_at, agent))
             await agent.peers.keep_pages()
         except Exception:  # peers would take this node for dead
             log.exception("page leases")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ class Token:
 class PageTokens:
     """Of one holder. Plain computation: what is granted is the page server's business."""
 
-    def __init__(self, secret: bytes, life_s: float, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, secret: bytes, life_s: float, now_s: Callable[[], float]) -> None:
         """`now_s`: the calendar, in seconds."""
         self._secret = secret
         self._life_s = life_s

@@ -1,23 +1,23 @@
 """What other agents ask of this one: pins on its bases and access to its page server; plain functions.
 
-Tokens of the page server are in medes.agent.page_tokens.
+Tokens of the page server are in medes.agent.peer_api.page_tokens.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medes import native
-from medes.agent.base_op import free_base
-from medes.agent.bases import LocalBase
-from medes.agent.core import Agent
-from medes.agent.journal import Record
-from medes.agent.page_tokens import SECRET_BYTES, PageTokens, Token
+from medes.agent.agent import Agent
+from medes.agent.bases.bases import LocalBase
+from medes.agent.journal import records
+from medes.agent.journal.store_identity import same_store
+from medes.agent.ops.base_op import free_base
+from medes.agent.peer_api.page_tokens import SECRET_BYTES, PageTokens, Token
 from medes.agent.peer_client import PageAccess
-from medes.agent.store_identity import same_store
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
@@ -26,8 +26,15 @@ from medes.errors import (
     MedesError,
     NotFoundError,
 )
-from medes.limits import BASES_PER_NODE_MAX, NAME_CHARS_MAX, NODES_MAX, SANDBOXES_PER_NODE_MAX
-from medes.transport.rdma import NO_RDMA, RdmaNode
+from medes.limits import (
+    BASES_PER_NODE_MAX,
+    NAME_CHARS_MAX,
+    NODES_MAX,
+    OFFER_BYTES_MAX,
+    SANDBOXES_PER_NODE_MAX,
+    TRANSPORTS_PER_NODE_MAX,
+)
+from medes.transport.transport import Transport
 from medes.types import BaseDescriptor
 
 log = logging.getLogger(__name__)
@@ -66,6 +73,13 @@ def check_domain_count(node_id: str, count: int) -> None:
         raise LimitExceededError(f"{count} domains; at most {PAGE_ACCESS_MAX}", object=node_id[:50])
 
 
+def check_offers(node_id: str, offers: Mapping[str, bytes]) -> None:
+    if len(offers) > TRANSPORTS_PER_NODE_MAX or any(len(o) > OFFER_BYTES_MAX for o in offers.values()):
+        raise LimitExceededError(
+            f"at most {TRANSPORTS_PER_NODE_MAX} offers of {OFFER_BYTES_MAX} bytes", object=node_id[:50]
+        )
+
+
 def check_pin_sets(node_id: str, pins: Sequence[Any]) -> None:
     """All the pins a node says that it has (with `base_ids` each): a holder is a sandbox or an op of it."""
     if len(pins) > SANDBOXES_PER_NODE_MAX:
@@ -101,8 +115,7 @@ async def _journal_holder(
     agent: Agent, node_id: str, holder_id: str, domain: str, *, sync: bool = True
 ) -> None:
     held = sorted(agent.pins.held(node_id, holder_id))
-    record = {"t": "pins", "node": node_id, "holder": holder_id, "domain": domain, "base_ids": held}
-    await agent.journal.write(record, sync=sync)
+    await agent.journal.write(records.pins(node_id, holder_id, domain, held), sync=sync)
 
 
 async def unpin(agent: Agent, node_id: str, holder_id: str, base_ids: list[int]) -> None:
@@ -163,15 +176,10 @@ async def reconcile(
         missing += set(base_ids).difference(known)
         kept[holder_id] = (domain, known)
     freed, gone = agent.pins.replace_node(node_id, kept)
-    records: list[Record] = [
-        {"t": "pins", "node": node_id, "holder": h, "domain": "", "base_ids": []} for h in gone
-    ]
-    records += [
-        {"t": "pins", "node": node_id, "holder": h, "domain": d, "base_ids": ids}
-        for h, (d, ids) in kept.items()
-    ]
-    if records:
-        await agent.journal.write(*records, sync=True)
+    written = [records.unpinned(node_id, h) for h in gone]
+    written += [records.pins(node_id, h, d, ids) for h, (d, ids) in kept.items()]
+    if written:
+        await agent.journal.write(*written, sync=True)
     for domain in {domain for domain, known in kept.values() if known}:
         agent.on_pinned(node_id, domain)
     for base_id in freed:
@@ -186,20 +194,20 @@ def _has(agent: Agent, base_id: int, domain: str) -> bool:
 
 # --- pages -------------------------------------------------------------------------------------------------
 class PageAccessTable:
-    """Tokens of the page server and RDMA connections, one a (node, domain). Use from one event loop.
+    """Tokens of the page server and access by other transports, one a (node, domain). Use from one event loop.
 
-    Access is a lease: a node that is silent for `page_lease_s` loses its queue pairs, and its tokens for domains in
-    which it has no pins here. Tokens and queue pairs end with their epoch besides, and their nodes ask for new ones.
+    Access is a lease: a node that is silent for `page_lease_s` loses that by other transports, and its tokens for domains
+    in which it has no pins here. All of it ends with the token's epoch besides, and nodes ask for new ones.
     """
 
     def __init__(
-        self, agent: Agent, server: native.PageServer, advertised: str, rdma: RdmaNode | None = None
+        self, agent: Agent, server: native.PageServer, advertised: str, transports: Sequence[Transport] = ()
     ) -> None:
         self._agent = agent
-        self._rdma = rdma
+        self._transports = {t.name: t for t in transports}
         self._server = server
         self.address = advertised
-        self.tokens = PageTokens(b"", agent.settings.page_token_s)
+        self.tokens = PageTokens(b"", agent.settings.page_token_s, agent.clock.wall_s)
         self._kept_s: dict[
             tuple[str, str], float
         ] = {}  # (node, domain) with a token → when it was last heard of
@@ -209,6 +217,7 @@ class PageAccessTable:
         await self._load_secret()
         # A reader that was open before this agent restarted holds the same token: with a pin it works again.
         self._agent.on_pinned = self._grant
+        self._agent.silent_s = self.silent_s
         self._agent.page_server_bytes = lambda: self.stats()["bytes"]
         self._agent.bases.on_added = self._added
         self._agent.bases.on_removed = self._removed
@@ -224,24 +233,27 @@ class PageAccessTable:
         if len(known) != 2 * SECRET_BYTES:
             known = secrets.token_hex(SECRET_BYTES)
             try:
-                await self._agent.journal.write({"t": "node", "secret": known}, sync=True)
+                await self._agent.journal.write(records.node(secret=known), sync=True)
             except MedesError as error:  # readers open anew after the next restart
                 log.warning("the secret of page tokens is not kept: %s", error)
-        self.tokens = PageTokens(bytes.fromhex(known), self._agent.settings.page_token_s)
+        self.tokens = PageTokens(
+            bytes.fromhex(known), self._agent.settings.page_token_s, self._agent.clock.wall_s
+        )
 
     def _added(self, base: LocalBase) -> None:
         self._server.add_slab(base.slab, base.descriptor.domain)
-        if self._rdma is not None:
-            self._rdma.publish(base.slab, base.descriptor.domain)
+        for transport in self._transports.values():
+            transport.publish(base.slab, base.descriptor.domain)
 
     def _removed(self, base: LocalBase) -> None:
-        if self._rdma is not None:
-            self._rdma.retire(base.base_id)
+        for transport in self._transports.values():
+            transport.withdraw(base.base_id)
         self._server.remove_slab(base.base_id)
 
-    def regions(self, node_id: str, domain: str, base_ids: list[int]) -> list[native.RdmaRegion]:
-        """Where a peer that was just granted pins on these bases finds them by RDMA; none unless it is connected."""
-        return [] if self._rdma is None else self._rdma.regions(node_id, domain, base_ids)
+    def news(self, node_id: str, domain: str, base_ids: list[int]) -> dict[str, bytes]:
+        """What transports tell a peer of the bases on which it was just granted pins."""
+        told = {name: t.news(node_id, domain, base_ids) for name, t in self._transports.items()}
+        return {name: news for name, news in told.items() if news}
 
     def _grant(self, node_id: str, domain: str) -> Token:
         good = self.tokens.good(node_id, domain)
@@ -250,44 +262,54 @@ class PageAccessTable:
         self._kept_s[node_id, domain] = self._agent.clock.now_s()
         return good[0]
 
-    def open(self, node_id: str, domain: str, rdma: native.RdmaEndpoint | None = None) -> PageAccess:
-        """Access for a node to the pages of a domain; by RDMA as well where it named an endpoint and we can.
+    def open(self, node_id: str, domain: str, offers: Mapping[str, bytes] | None = None) -> PageAccess:
+        """Access for a node to the pages of a domain; by other transports as well where it made offers and we can.
 
-        Raises not_found where that node may not read the domain, limit_exceeded.
+        Raises not_found where that node may not read the domain, limit_exceeded, and invalid_argument for an offer that is
+        none.
         """
         _check_names(node_id, domain)
         require_domain(self._agent, node_id, domain, [])
         if (node_id, domain) not in self._kept_s and len(self._kept_s) >= PAGE_ACCESS_MAX:
             raise LimitExceededError("too many nodes and domains with page access", object=node_id)
         token = self._grant(node_id, domain)
-        answer = NO_RDMA
-        if rdma is not None and self._rdma is not None:
-            answer = self._rdma.accept(node_id, domain, rdma, self._agent.clock.now_s(), token.valid_s)
-        return PageAccess(token.token, self.address, answer, valid_s=token.valid_s)
+        answers: dict[str, bytes] = {}
+        for name, transport in self._transports.items():
+            if (offer := (offers or {}).get(name)) is not None:
+                answer = transport.accept(node_id, domain, offer, self._agent.clock.now_s(), token.valid_s)
+                if answer is not None:
+                    answers[name] = answer
+        return PageAccess(token.token, self.address, answers, valid_s=token.valid_s)
 
-    def keep(self, node_id: str, domains: list[str], rdma_domains: list[str]) -> None:
-        """That node still uses its access to these domains; what it was never given stays so."""
+    def keep(self, node_id: str, domains: list[str], in_use: Mapping[str, Iterable[str]]) -> None:
+        """That node still uses its access to these domains, and by transport those `in_use`; what it was never given stays
+        so."""
         _check_names(node_id)
         now_s = self._agent.clock.now_s()
         for domain in domains:
             if (node_id, domain) in self._kept_s:
                 self._kept_s[node_id, domain] = now_s
-        if self._rdma is not None:
-            self._rdma.keep(node_id, rdma_domains, now_s)
+        for name, transport in self._transports.items():
+            transport.keep(node_id, in_use.get(name, ()), now_s)
+
+    def silent_s(self, node_id: str) -> float | None:
+        """How long ago that node was heard of, as far as access goes that it has; None without any."""
+        kept = [kept_s for (node, _), kept_s in self._kept_s.items() if node == node_id]
+        return self._agent.clock.now_s() - max(kept) if kept else None
 
     def reap(self) -> None:
         """Takes back what nodes that have gone, or read no more, were given."""
         now_s = self._agent.clock.now_s()
         since_s = now_s - self._agent.settings.page_lease_s
-        if self._rdma is not None:
-            self._rdma.reap(since_s, now_s)
+        for transport in self._transports.values():
+            transport.reap(since_s, now_s)
         silent = {key for key, kept_s in self._kept_s.items() if kept_s < since_s}
         for key in silent - set(self._agent.pins.peer_domains(self._agent.node_id)):
             del self._kept_s[key]
             for token in self.tokens.good(*key):
                 self._server.revoke(token.token)
-            if self._rdma is not None:
-                self._rdma.release(*key)
+            for transport in self._transports.values():
+                transport.release(*key)
 
     def end_connections(self) -> None:
         """Who is believed has changed: whoever still is connects anew, behind the requests that have come."""
@@ -296,11 +318,12 @@ class PageAccessTable:
     def stats(self) -> dict[str, int]:
         return dict(self._server.stats())
 
-    def rdma_stats(self) -> dict[str, int]:
-        """Empty where this node has no RDMA."""
-        return {} if self._rdma is None else self._rdma.stats()
+    def transport_stats(self, name: str) -> dict[str, int]:
+        """Empty where this node does not run it."""
+        transport = self._transports.get(name)
+        return {} if transport is None else transport.stats()
 
     def close(self) -> None:
-        if self._rdma is not None:
-            self._rdma.close()
+        for transport in self._transports.values():
+            transport.close()
         self._server.close()

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from medes import native
+from medes.agent.node.workers import Run
 from medes.errors import MedesError
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,13 @@ NEVER = float("inf")
 
 class PageRenewal:
     """Use from one event loop. `ask` gets and sets a reader's new token: how long it is good for (0: for ever, as an
-    older peer's), and whether it differs from the one before. `readers` are those that are open."""
+    older peer's), and whether it differs from the one before. `readers` are those that are open; `run` makes handshakes."""
 
     def __init__(
         self,
         ask: Callable[[Key], Awaitable[tuple[float, bool]]],
         readers: Callable[[], Mapping[Key, native.PageReader]],
+        run: Run,
     ) -> None:
         self._ask = ask
         self._readers = readers
@@ -44,8 +45,8 @@ class PageRenewal:
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # Handshakes must not wait behind restores, which may wait for them.
-        self._executor = ThreadPoolExecutor(2, "medes-page-renewal")
+        self._run = run
+        self._handshakes: set[asyncio.Future[bool]] = set()  # under way; they use the readers and `wake`
 
     def granted(self, key: Key, valid_s: float) -> None:
         """A token that is good for so long was just set; 0: for ever."""
@@ -80,7 +81,7 @@ class PageRenewal:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
         if self.wake >= 0:
             os.close(self.wake)
             self.wake = -1
@@ -133,6 +134,9 @@ class PageRenewal:
         if reader is None or not anew:
             return
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, reader.reconnect)
+            handshake = asyncio.ensure_future(self._run(reader.reconnect))
+            self._handshakes.add(handshake)
+            handshake.add_done_callback(self._handshakes.discard)
+            await asyncio.shield(handshake)
         except MedesError as error:
             log.info("pages of %s (%s): %s", *key, error)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import Executor
 from functools import partial
 from typing import Protocol
 
 from medes import native
-from medes.agent.page_renewal import PageRenewal
+from medes.agent.node.workers import Workers
 from medes.agent.peer_client import PageAccess, PeerClient
+from medes.agent.peers.page_renewal import PageRenewal
 from medes.errors import DeadlineExceededError, MedesError, PeerUnreachableError, UnsupportedError
-from medes.transport.rdma import RdmaAnswer, RdmaNode
+from medes.transport.choice import Transports
+from medes.transport.transport import Transport
 from medes.types import BaseDescriptor, NodeEndpoints
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class ReaderFactory(Protocol):
 
 
 class PeerTable:
-    """Use from one event loop; native calls go to `executor`."""
+    """Use from one event loop; native calls go to `workers`."""
 
     def __init__(
         self,
@@ -45,24 +46,27 @@ class PeerTable:
         make_client: Callable[[str, str], PeerClient],
         make_reader: ReaderFactory,
         resolve: Callable[[str], Awaitable[NodeEndpoints | None]],
-        executor: Executor,
-        rdma: RdmaNode | None = None,
-        transport: str = "auto",
+        workers: Workers,
+        transports: Transports | None = None,
+        *,
+        own_only: bool = False,
     ) -> None:
+        """`own_only`: no page of another node is read."""
         self._own_node = own_node
         self._make_client = make_client
         self._make_reader = make_reader
         self._resolve = resolve
-        self._executor = executor
-        self._rdma = rdma
-        self._rdma_required = transport == "rdma"
-        self._own_only = transport == "local"
+        self._workers = workers
+        self._transports = transports or Transports()
+        self._own_only = own_only
         self.endpoints: dict[str, NodeEndpoints] = {}
         self._clients: dict[str, PeerClient] = {}
         self._readers: dict[tuple[str, str], tuple[native.PageReader, PageAccess]] = {}
-        self._over_tcp: dict[tuple[str, str], native.PageReader] = {}  # the same without RDMA before them
+        self._over_tcp: dict[tuple[str, str], native.PageReader] = {}  # the same with nothing before them
         self._opening: dict[tuple[str, str], asyncio.Lock] = {}
-        self.renewal = PageRenewal(self._renew, lambda: {key: r for key, (r, _) in self._readers.items()})
+        self.renewal = PageRenewal(
+            self._renew, lambda: {key: r for key, (r, _) in self._readers.items()}, workers.renewal
+        )
         self._pinning: dict[str, asyncio.Lock] = {}
         self._owed: dict[tuple[str, str], set[int]] = {}  # (node, holder) → base ids still to unpin
         # (node, base id) → its bytes there and how many pin it, as its holder last said
@@ -92,9 +96,13 @@ class PeerTable:
                 raise PeerUnreachableError("no address of this node is known", object=node_id)
             client = self._clients[node_id] = self._make_client(node_id, endpoints.grpc_address)
             client.on_uses = partial(self._uses_told, node_id)
-            if self._rdma is not None:
-                client.on_regions = partial(self._rdma.add_regions, node_id)
+            client.on_news = partial(self._learn, node_id)
         return self._clients[node_id]
+
+    def _learn(self, node_id: str, domain: str, news: Mapping[str, bytes]) -> None:
+        for transport in self._transports.running:
+            if told := news.get(transport.name):
+                transport.learn(node_id, domain, told)
 
     def _uses_told(self, node_id: str, uses: Mapping[int, tuple[int, int]], whole: bool) -> None:
         if whole:
@@ -171,7 +179,7 @@ class PeerTable:
     # --- pages ---------------------------------------------------------------------------------------------
     async def fingerprints(self, base: BaseDescriptor, samples_per_page: int) -> tuple[bytes, bytes]:
         """Hashes and positions of all pages of a peer's base. Raises peer_unreachable, not_found, busy, corrupt."""
-        return await self._client(base.node_id).fingerprints(base, samples_per_page)
+        return await self._client(base.nearest(self._own_node)).fingerprints(base, samples_per_page)
 
     async def reader(self, node_id: str, domain: str) -> native.PageReader:
         """The reader of a peer's pages, opened on first use. Raises peer_unreachable, unauthenticated."""
@@ -186,11 +194,11 @@ class PeerTable:
         async with self._opening.setdefault(key, asyncio.Lock()):
             if key not in self._readers:
                 access = await self._open(key)
-                reader = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._make_reader, self.endpoints[node_id], access, self.renewal.wake
+                reader = await self._workers.restores(
+                    self._make_reader, self.endpoints[node_id], access, self.renewal.wake
                 )
                 try:
-                    combined = await self._with_rdma(node_id, domain, reader)
+                    combined = await self._with_transports(node_id, domain, reader)
                 except BaseException:
                     reader.close()
                     raise
@@ -221,7 +229,7 @@ class PeerTable:
         only after many a retry. Those who use the one before go on with it, over TCP."""
         await self._renew(key)
         async with self._opening[key]:
-            reader = await self._with_rdma(*key, self._over_tcp[key])
+            reader = await self._with_transports(*key, self._over_tcp[key])
             self._readers[key] = (reader, self._readers[key][1])
         return reader
 
@@ -242,37 +250,42 @@ class PeerTable:
                 return reader
         raise PeerUnreachableError("its base pages cannot be read", object=node_id)
 
-    async def _with_rdma(self, node_id: str, domain: str, reader: native.PageReader) -> native.PageReader:
-        """The reader with RDMA before it, where both nodes have that. Raises unsupported when it is required."""
-        offered = "rdma" in self.endpoints[node_id].transports
-        if self._rdma is not None and offered:
-
-            async def exchange(endpoint: native.RdmaEndpoint) -> RdmaAnswer:
-                access = await self._client(node_id).open_pages(domain, endpoint)
-                # A peer that was started anew may have moved and granted a new token.
-                reader.readdress(access.page_address, access.token)
-                key = (node_id, domain)
-                if key in self._readers:
-                    self._readers[key] = (self._readers[key][0], access)
-                self.renewal.granted(key, access.valid_s)
-                return access.rdma
-
-            attached = await self._rdma.attach(node_id, domain, reader, exchange)
-            if attached is not reader:
-                return attached
-        if self._rdma_required:
+    async def _with_transports(
+        self, node_id: str, domain: str, reader: native.PageReader
+    ) -> native.PageReader:
+        """The reader with the first transport before it that both nodes have. Raises unsupported without the one that is
+        required."""
+        offered = self.endpoints[node_id].transports
+        for transport in self._transports.running:
+            if transport.name in offered:
+                exchange = partial(self._exchange, (node_id, domain), transport, reader)
+                attached = await transport.attach(node_id, domain, reader, exchange)
+                if attached is not None:
+                    return attached
+        if required := self._transports.required:
             raise UnsupportedError(
-                "this peer cannot be read by RDMA", object=node_id, hint="set transport to auto or tcp"
+                f"this peer cannot be read by {required}", object=node_id, hint="set transport to auto or tcp"
             )
         return reader
+
+    async def _exchange(
+        self, key: tuple[str, str], transport: Transport, reader: native.PageReader, offer: bytes
+    ) -> bytes | None:
+        access = await self._client(key[0]).open_pages(key[1], {transport.name: offer})
+        # A peer that was started anew may have moved and granted a new token.
+        reader.readdress(access.page_address, access.token)
+        if key in self._readers:
+            self._readers[key] = (self._readers[key][0], access)
+        self.renewal.granted(key, access.valid_s)
+        return access.answers.get(transport.name)
 
     async def keep_pages(self) -> None:
         """Tells every peer what is read there, so that it goes on granting it. Never raises."""
 
         async def tell(node_id: str, domains: list[str]) -> None:
             try:
-                rdma_domains = self._rdma.in_use(node_id) if self._rdma is not None else []
-                await self._client(node_id).keep_pages(domains, rdma_domains)
+                in_use = {t.name: t.in_use(node_id) for t in self._transports.running}
+                await self._client(node_id).keep_pages(domains, in_use)
             except MedesError as error:
                 log.info("%s was not told that its pages are in use: %s", node_id, error)
                 if isinstance(error, AWAY):
@@ -283,11 +296,11 @@ class PeerTable:
             used.setdefault(node_id, []).append(domain)
         await asyncio.gather(*(tell(node_id, domains) for node_id, domains in used.items()))
 
-    def forget_regions(self, pinned_at: Callable[[str], Iterable[int]]) -> None:
-        """Forgets where peers' bases are that this node pins no more; `pinned_at` a node, dedup ops included."""
-        if self._rdma is not None:
+    def forget_bases(self, pinned_at: Callable[[str], Iterable[int]]) -> None:
+        """Lets transports forget peers' bases that this node pins no more; `pinned_at` a node, dedup ops included."""
+        for transport in self._transports.running:
             for node_id in {node_id for node_id, _ in self._readers}:
-                self._rdma.keep_regions(node_id, pinned_at(node_id))
+                transport.keep_bases(node_id, pinned_at(node_id))
 
     async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
         """Whether the reader in use still reads the base (the peer may have restarted)."""
@@ -296,11 +309,8 @@ class PeerTable:
         if found is None:
             return False
         reader = found[0]
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(
-                self._executor, lambda: reader.read(base_id, 0, PROBE_BYTES, PROBE_TIMEOUT_S)
-            )
+            await self._workers.restores(lambda: reader.read(base_id, 0, PROBE_BYTES, PROBE_TIMEOUT_S))
             return True
         except MedesError as error:
             log.info("pages of %s: %s: opening them anew", node_id, error)
@@ -313,15 +323,14 @@ class PeerTable:
             self.learn(endpoints)
 
     def fallback_reads(self) -> int:
-        """Reads of the open readers that went over TCP because RDMA could not do them; may be called anywhere."""
+        """Reads of the open readers that went over TCP because the transport before it could not do them; may be called anywhere."""
         return sum(reader.stats()["fallbacks"] for reader, _ in list(self._readers.values()))
 
     async def close(self) -> None:
         """Closes readers and channels. Idempotent."""
-        loop = asyncio.get_running_loop()
         readers, self._readers = self._readers, {}
         for reader, _ in readers.values():
-            await loop.run_in_executor(self._executor, reader.close)
+            await self._workers.restores(reader.close)
         await self.renewal.close()
         clients, self._clients = self._clients, {}
         for client in clients.values():

@@ -2,27 +2,32 @@
 
 Slabs and sandbox files say whose they are and how far an op got; the journal adds what they cannot say. Both survive
 `kill -9`, because both live outside the process. Nothing here asks the controller, and nothing that is not understood
-is removed: see medes.agent.waiting and medes.agent.orphans.
+is removed: see medes.agent.ops.waiting and medes.agent.store.orphans.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from medes import native
-from medes.agent import journal_state, members, orphans, take_back, waiting
-from medes.agent.base_op import base_record, free_base
-from medes.agent.bases import BaseMeta
-from medes.agent.core import Agent, endpoints_from_json
-from medes.agent.journal_state import JournalSandbox
-from medes.agent.orphans import Orphan
-from medes.agent.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
-from medes.agent.processes import namespace, runs, waits_for_pages
-from medes.agent.sandbox import Pending, SandboxEntry, SandboxSpec
-from medes.agent.store_identity import same_store
+from medes.agent.agent import Agent, endpoints_from_json
+from medes.agent.bases.bases import BaseMeta
+from medes.agent.bases.pins import UNKNOWN_HOLDER, UNKNOWN_NODE
+from medes.agent.journal import records
+from medes.agent.journal.journal_state import JournalSandbox
+from medes.agent.journal.store_identity import same_store
+from medes.agent.ops import members, take_back, waiting
+from medes.agent.ops.base_op import base_record, free_base
+from medes.agent.sandboxes.sandbox import Pending, SandboxEntry, SandboxSpec, to_record
+from medes.agent.store import orphans
+from medes.agent.store.orphans import Orphan
+from medes.drivers.subject import Subject
 from medes.errors import AlreadyExistsError, CorruptError, MedesError, NotFoundError, UnsupportedError
 from medes.types import SandboxState as S
 
@@ -67,9 +72,10 @@ class Found:
 
     file: native.SandboxFile
     spec: SandboxSpec
+    subject: Subject
     holder: str
     pins: dict[str, list[int]]
-    elsewhere: bool  # its process ids mean nothing here
+    elsewhere: bool  # what it says of its subject means nothing here
 
 
 async def recover(agent: Agent) -> Recovered:
@@ -83,6 +89,12 @@ async def recover(agent: Agent) -> Recovered:
     for path, file in sorted(files.items(), key=lambda f: not _in_place(agent, *f)):
         if file.spec.sandbox_id not in agent.journal.state.sandboxes:
             _journal_again(agent, path, file)
+    for (
+        known
+    ) in agent.journal.state.sandboxes.values():  # each is told from the others, also before it is there
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            spec, subject = _made_of(agent, known.spec)
+            agent.subjects_of(spec).follow(subject)
     for known in list(agent.journal.state.sandboxes.values()):
         try:
             await _recover_sandbox(agent, known, _file_of(agent, known, files), found)
@@ -129,27 +141,33 @@ def _sandbox_files(agent: Agent) -> dict[str, Found]:
         if path.suffix != ".medes":
             continue
         try:
-            found[str(path)] = _open_file(str(path))
+            found[str(path)] = _open_file(agent, str(path))
         except MedesError as error:
             _leave(agent, str(path), error)
     return found
 
 
-def _open_file(path: str) -> Found:
+def _open_file(agent: Agent, path: str) -> Found:
     """(blocks) Raises why it cannot be used."""
     file = native.SandboxFile.open(path)
     meta = take_back.read_meta(file)
     evicted = take_back.evicted_of(file, meta)
     try:
-        spec = SandboxSpec.from_json(meta["spec"])
+        spec, subject = _made_of(agent, meta["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"meta: {error!r}", object=path) from error
-    made_in, here = str(meta.get("namespace", "")), namespace()
-    return Found(file, spec, evicted.holder, evicted.pins, bool(made_in and here and made_in != here))
+    elsewhere = take_back.is_elsewhere(agent, spec, meta)
+    return Found(file, spec, subject, evicted.holder, evicted.pins, elsewhere)
+
+
+def _made_of(agent: Agent, record: Mapping[str, Any]) -> tuple[SandboxSpec, Subject]:
+    """What `to_record` wrote. Raises KeyError, TypeError, ValueError for what no agent did."""
+    spec = SandboxSpec.from_json(record)
+    return spec, agent.subjects_of(spec).from_json(spec.sandbox_id, record)
 
 
 def _leave(agent: Agent, path: str, error: MedesError) -> None:
-    agent.orphans[path] = Orphan(path, error)
+    agent.orphans[path] = Orphan(path, error.alone())
 
 
 def _in_place(agent: Agent, path: str, file: Found) -> bool:
@@ -169,14 +187,10 @@ def _file_of(agent: Agent, known: JournalSandbox, files: dict[str, Found]) -> Fo
 
 def _journal_again(agent: Agent, path: str, file: Found) -> None:
     """A sandbox that the journal does not know, though its file is there."""
-    record = {
-        "id": file.spec.sandbox_id,
-        "path": path,
-        "holder": file.holder,
-        "pins": file.pins,
-        "figures": {},
-    }
-    agent.journal.post({"t": "sandbox", "spec": file.spec.to_json()}, {"t": journal_state.DEDUP, **record})
+    agent.journal.post(
+        records.sandbox(to_record(file.spec, file.subject)),
+        records.dedup(file.spec.sandbox_id, path, file.holder, file.pins),
+    )
 
 
 def _remove_leftovers(agent: Agent, files: dict[str, Found]) -> None:
@@ -193,16 +207,12 @@ def _remove_leftovers(agent: Agent, files: dict[str, Found]) -> None:
         file = files.get(str(path))
         if orphans.is_temporary(path):
             path.unlink(missing_ok=True)
-        elif file is not None and not file.elsewhere and _all_gone(file.file):
+        elif file is not None and not file.elsewhere and not file.subject.needs(file.file):
             file.file.unlink()
         elif file is not None:
             _leave(agent, str(path), NotFoundError(f"says {file.spec.sandbox_id}, which does not need it"))
         else:
             _leave(agent, str(path), NotFoundError("nothing says whose it is"))
-
-
-def _all_gone(file: native.SandboxFile) -> bool:
-    return not any(runs(pid, ticks) for pid, ticks in zip(file.pids, file.start_times, strict=True))
 
 
 async def _rescan(agent: Agent) -> None:
@@ -220,7 +230,7 @@ async def _rescan(agent: Agent) -> None:
         pause_s = min(RESCAN_S_MAX, pause_s * 2)
         for orphan in waiting:
             try:
-                file = await agent.in_ops(_open_file, orphan.path)
+                file = await agent.in_ops(_open_file, agent, orphan.path)
             except MedesError as error:
                 _leave(agent, orphan.path, error)
                 continue
@@ -253,7 +263,7 @@ async def _recover_bases(agent: Agent, files: dict[str, Found], found: Recovered
             await take_back.open_base(agent, base_id, path, _base_meta(agent, base_id, files))
         except NotFoundError as error:
             found.notes.append(f"base {base_id:016x}: {error}")
-            agent.journal.post({"t": "base_gone", "base_id": base_id})
+            agent.journal.post(records.base_gone(base_id))
             continue
         except MedesError as error:
             found.notes.append(f"base {base_id:016x}: {error}")
@@ -292,9 +302,7 @@ def _recover_pins(agent: Agent, found: Recovered) -> None:
     for domain, ids in kept.items():
         holder = f"{UNKNOWN_HOLDER} {domain}"
         agent.pins.pin(UNKNOWN_NODE, holder, domain, ids)
-        agent.journal.post(
-            {"t": "pins", "node": UNKNOWN_NODE, "holder": holder, "domain": domain, "base_ids": ids}
-        )
+        agent.journal.post(records.pins(UNKNOWN_NODE, holder, domain, ids))
     if kept:
         found.notes.append(
             "pins of other nodes may be forgotten: bases are kept until they are removed by command"
@@ -303,81 +311,84 @@ def _recover_pins(agent: Agent, found: Recovered) -> None:
 
 # --- sandboxes ---------------------------------------------------------------------------------------------
 async def _recover_sandbox(agent: Agent, known: JournalSandbox, file: Found | None, found: Recovered) -> None:
-    spec = SandboxSpec.from_json(known.spec)
+    spec, subject = _made_of(agent, known.spec)
     path = file.file.path if file is not None else known.path
     known.pins = take_back.at_home(agent, known.pins)
     if file is not None:
         file.pins = take_back.at_home(agent, file.pins)
-    if file is not None and (file.spec.pids, file.spec.start_times) != (spec.pids, spec.start_times):
-        file = None  # of other processes that had this id before: an orphan, or removed with them
+    if file is not None and file.subject.parts != subject.parts:
+        file = None  # of another one that had this id before: an orphan, or removed with it
     if file is not None:
-        in_file = zip(file.file.pids, file.file.start_times, strict=True)
-        spec = replace(spec, others=tuple(p for p in {*spec.others, *in_file} if p[0] not in spec.pids))
-    entry = SandboxEntry(spec, agent.node_id, S.WARM, agent.clock.now_s())
-    await members.look_again(agent, entry)
-    spec = entry.spec
+        subject.learn(file.file)
+    entry = SandboxEntry(spec, subject, agent.node_id, S.WARM, agent.clock.now_s())
+    agent.subjects_of(spec).follow(subject)
+    await members.look_again(agent, [entry])
     unreadable = path in agent.orphans
-    gone = await agent.in_ops(spec.gone)
+    gone = await agent.in_ops(subject.gone)
     if gone and file is None and not unreadable:
-        agent.journal.post({"t": "purged", "id": spec.sandbox_id})
+        agent.journal.post(records.purged(spec.sandbox_id))
+        agent.subjects_of(spec).forget(spec.sandbox_id)
         found.gone += 1
         return  # its pins at peers go by ReconcilePins
-    entry.reason = "as it was when the agent started"
-    entry.dedup_count = int(known.figures.get("dedup_count", 0))
-    entry.is_base = any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values())
-    entry.warm_bytes = int(known.figures.get("warm_bytes", 0)) or await agent.in_ops(_warm_bytes, spec, file)
+    warm_bytes = int(known.figures.get("warm_bytes", 0))
+    entry.recover(
+        warm_bytes=warm_bytes or await agent.in_ops(_warm_bytes, subject, file),
+        dedup_count=int(known.figures.get("dedup_count", 0)),
+        is_base=any(b.sandbox_id == spec.sandbox_id for b in agent.bases.bases.values()),
+    )
     agent.entries[spec.sandbox_id] = entry
     if unreadable:
         orphan = agent.orphans.pop(path)
         _wait_for_file(agent, entry, known, orphan, found)
     elif file is None:
         await _recover_without_file(agent, entry, known, found)
-    elif known.phase == journal_state.LOST and known.lost_finally:
+    elif known.phase == records.LOST and known.lost_finally:
         _stays_lost(entry, known, path, found)
-    elif not _is_out(file.file, known.phase):
+    elif not await agent.in_ops(_is_out, subject, file.file, known.phase):
         # Killed before the first page went, or after the last one came: the sandbox has all its memory.
         await agent.in_ops(file.file.continue_stopped)
         await agent.in_ops(file.file.unlink)
-        agent.journal.post({"t": journal_state.WARM, "id": entry.id})
+        agent.journal.post(records.warm(entry.id))
         found.rolled_back += 1
     else:
         await _recover_evicted(agent, entry, known, file, found)
 
 
-def _warm_bytes(spec: SandboxSpec, file: Found | None) -> int:
+def _warm_bytes(subject: Subject, file: Found | None) -> int:
     """(blocks) What it has in memory, and what of it is out; 0 where that cannot be told now."""
     counts = file.file.page_state_counts if file is not None else {}
     try:
-        here = native.private_bytes(spec.processes())
+        here = subject.private_bytes()
     except MedesError:
         return 0
     return here + (counts.get("evicted", 0) + counts.get("evicting", 0)) * native.PAGE_BYTES
 
 
-def _is_out(file: native.SandboxFile, phase: str) -> bool:
-    """Whether pages, or a child's, may be missing. Placed pages say that a restore had begun; after the journal's word
+def _is_out(subject: Subject, file: native.SandboxFile, phase: str) -> bool:
+    """(blocks) Whether pages, or a child's, may be missing, or a frozen cgroup may hold it in a call of an op that began: it
+    is taken back when that has ended. Placed pages say that a restore had begun; after the journal's word
     that it had ended they say nothing."""
-    counts = file.page_state_counts
-    if counts.get("evicted", 0) or counts.get("evicting", 0) or file.child_paths:
+    if subject.pages_out(file) or file.child_paths:
         return True
-    return phase != journal_state.WARM and bool(counts.get("restored", 0))
+    if phase != records.WARM and file.page_state_counts.get("restored", 0):
+        return True
+    return file.may_be_stopped and subject.held_up(file) is not None
 
 
 def _stays_lost(entry: SandboxEntry, known: JournalSandbox, path: str, found: Recovered) -> None:
-    entry.state, entry.lost_reason = S.LOST, known.lost_reason
-    entry.lost_file = path
+    entry.recover_as_lost(known.lost_reason, path)
     found.lost += 1
 
 
 async def _recover_without_file(
     agent: Agent, entry: SandboxEntry, known: JournalSandbox, found: Recovered
 ) -> None:
-    committed = known.phase in (journal_state.DEDUP, journal_state.RESTORING, journal_state.LOST)
-    if committed and await agent.in_ops(waits_for_pages, entry.spec):
-        if known.phase == journal_state.LOST and known.lost_finally:
+    committed = known.phase in (records.DEDUP, records.RESTORING, records.LOST)
+    if committed and await agent.in_ops(entry.subject.pages_out, None):
+        if known.phase == records.LOST and known.lost_finally:
             _stays_lost(entry, known, known.path, found)
             return
-        entry.state = S.DEDUP
+        entry.recover_as_dedup()
         error = NotFoundError("its sandbox file is gone", object=known.path)
         agent.lose(entry, str(error), final=False)
         _wait(agent, entry, known, error, known.path)
@@ -385,7 +396,7 @@ async def _recover_without_file(
         return
     if committed:
         found.notes.append(f"{entry.id}: no sandbox file, and nothing of its memory is out")
-    agent.journal.post({"t": journal_state.WARM, "id": entry.id})
+    agent.journal.post(records.warm(entry.id))
     found.warm += 1
 
 
@@ -393,7 +404,7 @@ def _wait_for_file(
     agent: Agent, entry: SandboxEntry, known: JournalSandbox, orphan: Orphan, found: Recovered
 ) -> None:
     """Its file cannot be opened now, or not by this version: it stays what it was."""
-    entry.state = S.DEDUP
+    entry.recover_as_dedup()
     if isinstance(orphan.error, take_back.PROVEN):
         agent.lose(entry, str(orphan.error), final=False)
         found.lost += 1
@@ -403,7 +414,7 @@ def _wait_for_file(
 
 
 def _wait(agent: Agent, entry: SandboxEntry, known: JournalSandbox, error: MedesError, path: str) -> None:
-    wanted = known.phase == journal_state.RESTORING
+    wanted = known.phase == records.RESTORING
     waiting.wait(agent, entry, error, path=path, wanted=wanted)
     pending = entry.pending
     assert pending is not None
@@ -414,14 +425,13 @@ def _wait(agent: Agent, entry: SandboxEntry, known: JournalSandbox, error: Medes
 async def _recover_evicted(
     agent: Agent, entry: SandboxEntry, known: JournalSandbox, file: Found, found: Recovered
 ) -> None:
-    entry.state = S.DEDUP
-    entry.kept_bytes = int(known.figures.get("kept_bytes", 0)) or file.file.file_bytes
-    entry.pending = Pending(
-        file.file.path, NotFoundError("not tried yet"), holder=file.holder, pins=file.pins
+    entry.recover_as_dedup(int(known.figures.get("kept_bytes", 0)) or file.file.file_bytes)
+    entry.wait_for(
+        Pending(file.file.path, NotFoundError("not tried yet"), holder=file.holder, pins=file.pins)
     )
     agent.pins.pin(agent.node_id, file.holder, entry.spec.domain, file.pins.get(agent.node_id, []))
     async with entry.lock:
-        await waiting.first_attempt(agent, entry, wanted=known.phase == journal_state.RESTORING)
+        await waiting.first_attempt(agent, entry, wanted=known.phase == records.RESTORING)
     if entry.state is S.LOST:
         found.lost += 1
     elif entry.state is S.PURGED:

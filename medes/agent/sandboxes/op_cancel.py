@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from medes import native
+from medes.agent.node.waits import first_of
 from medes.errors import CancelledError
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class OpCancel:
 
     def __init__(self, sandbox_id: str) -> None:
         self.flag = native.CancelFlag()
+        self.abandoned = False
         self._sandbox_id = sandbox_id
         self._wished = asyncio.Event()
 
@@ -29,6 +31,11 @@ class OpCancel:
         """Idempotent."""
         self.flag.cancel()
         self._wished.set()
+
+    def abandon(self) -> None:
+        """For the end of the agent: an eviction that is held up ends at once, and is left as by a killed agent."""
+        self.abandoned = True
+        self.flag.abandon()
 
     @property
     def cancelled(self) -> bool:
@@ -42,16 +49,15 @@ class OpCancel:
     async def unless_cancelled(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns or raises; cancels it, and raises cancelled, when the op is to end."""
         task = asyncio.ensure_future(work)
-        wish = asyncio.ensure_future(self._wished.wait())
         try:
-            await asyncio.wait({task, wish}, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(self._wished, work=task)
             if task.done():
                 return task.result()
             self.check()
             raise AssertionError("woken without a reason")
         finally:
-            wish.cancel()
             if not task.done():
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+            del task  # see waits.py

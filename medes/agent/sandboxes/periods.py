@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medes.config import AgentSettings, FunctionOverrides, check_periods
-from medes.policy.lifecycle import Periods
+from medes.policy.keep_alive import Periods
 from medes.types import LifecycleSettings
 
 

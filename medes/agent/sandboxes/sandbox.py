@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from medes import native
-from medes.agent.admission import Slot
-from medes.agent.drivers import LiveHandle
-from medes.agent.op_cancel import OpCancel
-from medes.agent.processes import runs
-from medes.agent.states import may_follow
-from medes.agent.working_sets import Page
+from medes.agent.node.admission import Slot
+from medes.agent.sandboxes.op_cancel import OpCancel
+from medes.agent.sandboxes.op_lock import OpLock
+from medes.agent.sandboxes.states import may_follow
+from medes.agent.sandboxes.working_sets import Page
+from medes.drivers.driver import Handle
+from medes.drivers.subject import Subject
 from medes.errors import (
     BusyError,
     InternalError,
-    InvalidArgumentError,
     MedesError,
-    NotFoundError,
-    ProcessGoneError,
 )
 from medes.types import (
     BaseDescriptor,
@@ -37,87 +35,39 @@ from medes.types import (
 from medes.types import SandboxState as S
 
 OPS_REMEMBERED = 16
+LATE_HOOKS_COUNTED_MAX = 7  # then 16 ms: what any answer over a local socket takes
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """What Register gave; journalled, and repeated in the sandbox file's meta."""
+    """What Register gave, apart from what the sandbox is (its subject); journalled, and repeated in the sandbox file's meta."""
 
     sandbox_id: str
     function: str
     tenant: str = ""
     domain: str = ""
-    pids: tuple[int, ...] = ()  # roots
-    start_times: tuple[int, ...] = ()  # of the roots, in clock ticks: a reused pid is somebody else's process
-    cgroup: str = ""
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
     driver: str = "live"
     hook_address: str = ""
     purge_kills: bool = False
-    others: tuple[
-        tuple[int, int], ...
-    ] = ()  # (pid, start time) of what the roots forked: medes.agent.members
-    seen: tuple[
-        int, ...
-    ] = ()  # per root: what the machine had forked when it was last seen running, or some time before
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> SandboxSpec:
+    def from_json(cls, data: Mapping[str, Any]) -> SandboxSpec:
         """Raises KeyError or TypeError for a record that no agent wrote."""
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in data.items() if k in known}
-        for name in ("pids", "start_times", "seen"):
-            values[name] = tuple(values.get(name, ()))
-        values["others"] = tuple((int(pid), int(ticks)) for pid, ticks in values.get("others", ()))
         periods = {f.name for f in dataclasses.fields(LifecycleSettings)}
         given = {k: v for k, v in values.get("lifecycle", {}).items() if k in periods}
         values["lifecycle"] = LifecycleSettings(**given)
         return cls(**values)
 
-    def living(self) -> list[int]:
-        """The roots and what is known of those they forked, as far as they still run; those that cannot be looked at now
-        count as running. A cgroup's sandbox: its processes. Raises what keeps its cgroup from being read."""
-        if self.cgroup:
-            try:
-                return native.cgroup_pids(self.cgroup)
-            except NotFoundError:
-                return []
-        return [p for p, t in self.known() if runs(p, t)]
 
-    def known(self) -> list[tuple[int, int]]:
-        """(pid, start time) of the roots, then of what is known of those they forked."""
-        return [*zip(self.pids, self.start_times, strict=False), *self.others]
-
-    def seen_so(self) -> tuple[int, ...]:
-        """`seen`, of every root."""
-        return self.seen if len(self.seen) == len(self.pids) else (0,) * len(self.pids)
-
-    def gone(self) -> bool:
-        """Whether its roots and all that is known of what they forked have exited; False where that cannot be told now."""
-        try:
-            return not self.living()
-        except MedesError:
-            return False
-
-    def processes(self) -> list[int]:
-        """All processes of the sandbox, roots first. Raises process_gone when none is left."""
-        living = self.living()
-        if not living:
-            raise ProcessGoneError("its processes have exited", object=self.sandbox_id)
-        if self.cgroup:
-            pids = living
-        else:
-            roots = [p for p in living if p in self.pids]
-            pids = native.process_tree(roots) if roots else []
-            if left := [p for p in living if p not in pids]:  # what they forked has outlived its parents
-                pids += [p for p in native.process_tree(left) if p not in pids]
-        if os.getpid() in pids:
-            # Whoever moved the agent into the sandbox's cgroup: it would stop itself, for good.
-            raise InvalidArgumentError("the agent itself is in this sandbox", object=self.sandbox_id)
-        return pids
+def to_record(spec: SandboxSpec, subject: Subject) -> dict[str, Any]:
+    """A sandbox as the journal and its file's meta have it: the subject's keys beside the spec's."""
+    return {**subject.to_json(), **spec.to_json()}
 
 
 @dataclass(slots=True)
@@ -126,7 +76,7 @@ class Evicted:
 
     file: native.SandboxFile
     bases: native.BaseSet
-    live: LiveHandle | None  # None: not taken back yet after a restart, its peers do not answer
+    live: Handle | None  # None: not taken back yet after a restart, its peers do not answer
     holder: str  # the holder id of its pins
     pins: dict[str, list[int]]  # node → base ids
     descriptors: dict[int, BaseDescriptor]  # of the remote bases
@@ -147,7 +97,7 @@ class Evicted:
         return {**self.transport_by_peer, **own}
 
     @property
-    def handle(self) -> LiveHandle:
+    def handle(self) -> Handle:
         """The driver's handle. Raises busy while there is none."""
         if self.live is None:
             raise BusyError("it is not taken back yet", object=self.file.path)
@@ -156,7 +106,7 @@ class Evicted:
 
 @dataclass(slots=True)
 class Pending:
-    """A sandbox that waits to be taken back (medes.agent.take_back)."""
+    """A sandbox that waits to be taken back (medes.agent.ops.take_back)."""
 
     path: str  # of its file
     error: MedesError  # what stands in the way
@@ -178,14 +128,15 @@ class Previous:
 
 
 class SandboxEntry:
-    """One sandbox. All fields are the event loop's; ops hold `lock` while they change the state."""
+    """One sandbox. All fields are the event loop's, and set by the methods below; ops hold `lock` while they change the state."""
 
-    def __init__(self, spec: SandboxSpec, node_id: str, state: S, now_s: float) -> None:
+    def __init__(self, spec: SandboxSpec, subject: Subject, node_id: str, state: S, now_s: float) -> None:
         self.spec = spec
+        self.subject = subject
         self.node_id = node_id
         self.state = state
         self.since_s = now_s
-        self.lock = asyncio.Lock()
+        self.lock = OpLock()
         self.requests = 0  # begun and not yet ended
         self.heard_s = now_s  # when the runtime last said that one began or ended
         self.cancel: OpCancel | None = None  # of the dedup op under way
@@ -196,8 +147,6 @@ class SandboxEntry:
         self.ended_by: tuple[str, PurgeCause] | None = (
             None  # the purge that kills its processes: why, and by whom
         )
-        # Root → what the whole machine had forked when that was last seen running (medes.agent.members).
-        self.roots_seen: dict[int, int] = {}
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0
@@ -241,17 +190,143 @@ class SandboxEntry:
             self.completed.set()
         return before
 
+    def recover(self, *, warm_bytes: int, dedup_count: int, is_base: bool) -> None:
+        """What an agent before knew of it."""
+        self.reason = "as it was when the agent started"
+        self.warm_bytes, self.dedup_count, self.is_base = warm_bytes, dedup_count, is_base
+
+    def recover_as_dedup(self, kept_bytes: int = 0) -> None:
+        """What an agent before had made of it: no transition."""
+        self.state = S.DEDUP
+        self.kept_bytes = kept_bytes
+
+    def recover_as_lost(self, reason: str, file: str) -> None:
+        """The same. `file`: what is left of its memory."""
+        self.state, self.lost_reason, self.lost_file = S.LOST, reason, file
+
+    def explain(self, reason: str) -> None:
+        """Why it is in its state."""
+        self.reason = reason
+
+    def begin_request(self, now_s: float) -> None:
+        self.heard_s = now_s
+        self.requests += 1
+        self.idle_wakes = 0
+
+    def end_request(self, now_s: float | None = None) -> None:
+        """`now_s`: nothing where it is not the runtime that says so."""
+        if now_s is not None:
+            self.heard_s = now_s
+        self.requests = max(0, self.requests - 1)
+
+    def end_all_requests(self) -> None:
+        self.requests = 0
+
+    def begin_op(self, reason: str) -> None:
+        """Why the op under way began."""
+        self.op_reason = reason
+
+    def begin_dedup_op(self, cancel: OpCancel) -> None:
+        self.cancel = cancel
+
+    def end_dedup_op(self) -> None:
+        """It can be cancelled no more."""
+        self.cancel = None
+
+    def pages_went(self) -> None:
+        """The dedup op under way can be cancelled no more, and what it took over is of no more use."""
+        self.previous = self.cancel = None
+
+    def put_away(self, evicted: Evicted) -> None:
+        """Its pages are out, or some are, or may be. Of an op here or of an agent before."""
+        self.evicted = evicted
+
+    def drop_previous(self) -> None:
+        self.previous = None
+
+    def come_back(self, previous: Previous | None) -> None:
+        """Its last page is in: nothing of the dedup'd form is needed any more."""
+        self.evicted = None
+        self.kept_bytes = 0
+        if previous is not None:
+            self.previous = previous
+
+    def leave(self) -> tuple[Evicted | None, Pending | None]:
+        """It is forgotten: what is to be removed with it."""
+        left = self.evicted, self.pending
+        self.evicted = self.pending = None
+        return left
+
+    def wait_for(self, pending: Pending) -> None:
+        self.pending = pending
+
+    def wait_no_more(self) -> None:
+        self.pending = None
+
+    def weigh(self, warm_bytes: int) -> None:
+        """What it holds with all its memory."""
+        self.warm_bytes = warm_bytes
+
+    def become_base(self) -> None:
+        self.is_base = True
+
+    def dedup_failed(self) -> None:
+        self.dedup_failures += 1
+
+    def dedup_measured(self, report: DedupReport, kept_bytes: int) -> None:
+        self.kept_bytes = kept_bytes
+        self.last_dedup = report
+        self.dedup_count += 1
+        self.dedup_failures = 0
+
+    def restore_ready(self, report: RestoreReport) -> None:
+        """It runs; the rest of its pages comes."""
+        self.restore_count += 1
+        self.last_restore = report
+
+    def restored(self, report: RestoreReport) -> None:
+        """With its last page in, for a request or by itself."""
+        if report.demand_woken and not self.requests:
+            self.idle_wakes += 1
+        self.last_restore = report
+
+    def lose(self, reason: str) -> None:
+        self.lost_reason = reason
+
+    def turn_up(self) -> None:
+        """Its bytes have: it is lost no more."""
+        self.lost_reason = ""
+
+    def begin_purge(self) -> None:
+        """No dedup op begins any more."""
+        self.leaving += 1
+
+    def end_purge(self) -> None:
+        self.leaving -= 1
+
+    def end_by(self, purge: tuple[str, PurgeCause] | None) -> None:
+        """The purge that kills its processes; nothing: it could not."""
+        self.ended_by = purge
+
+    def hook_late(self) -> None:
+        self.hooks_late = min(self.hooks_late + 1, LATE_HOOKS_COUNTED_MAX)
+
+    def hook_answered(self) -> None:
+        self.hooks_late = 0
+
+    def record(self) -> dict[str, Any]:
+        return to_record(self.spec, self.subject)
+
     def gone(self) -> bool:
-        """(blocks) Whether its processes have exited, those included of which only is known that they wait for pages that
-        are out; False where that cannot be told now."""
-        if not self.spec.gone():
+        """(blocks) Whether it has ended, with all of which only is known that it waits for pages that are out; False where
+        that cannot be told now."""
+        if not self.subject.gone():
             return False
         if self.evicted is None:
             return True
         if self.evicted.live is not None:
             return not self.evicted.live.needed
-        file = self.evicted.file  # not taken back yet
-        return not any(runs(p, t) for p, t in zip(file.pids, file.start_times, strict=True))
+        return not self.subject.needs(self.evicted.file)  # not taken back yet
 
     def idle_state(self) -> S:
         """The state of a sandbox with all its memory: running while requests are in it."""
@@ -277,7 +352,8 @@ class SandboxEntry:
             tenant=self.spec.tenant,
             domain=self.spec.domain,
             state=self.state,
-            pids=self.spec.pids,
+            pids=self.subject.processes,
+            subject=self.subject.name,
             driver=self.spec.driver,
             warm_bytes=self.warm_bytes,
             kept_bytes=self.kept_bytes if self.state in (S.DEDUP, S.RESTORING) else 0,

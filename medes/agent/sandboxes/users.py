@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medes.agent.processes import users_of
 from medes.errors import BusyError, InvalidArgumentError, PermissionDeniedError
 
 _OWNED = re.compile(r"uid-(0|[1-9][0-9]{0,9})\.")
-_NO_SUCH = "its user could not trace it either"
 
 
 def owner_of(sandbox_id: str) -> int | None:
@@ -41,24 +39,6 @@ def refuse_reserved(sandbox_id: str) -> None:
         raise InvalidArgumentError(
             "ids that begin with uid-NUMBER. are those of users", object=sandbox_id, hint="choose another id"
         )
-
-
-def require_processes_of(uid: int, pids: Iterable[int]) -> None:
-    """Raises permission_denied unless every process that still runs is that user's through and through: all of its
-    user ids, and nothing that its user could not trace (set-uid and set-capability programs, non-dumpable ones)."""
-    for pid in pids:
-        try:
-            users = users_of(pid)
-            # Root owns this file of a process that is not dumpable.
-            traceable_by = Path(f"/proc/{pid}/mem").stat().st_uid
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if users != {uid}:
-            raise PermissionDeniedError(f"not a process of user {uid}", object=f"pid {pid}")
-        if traceable_by != uid:
-            raise PermissionDeniedError(
-                f"not open to tracing by user {uid}", object=f"pid {pid}", hint=_NO_SUCH
-            )
 
 
 def require_hook_of(uid: int, hook_address: str) -> None:

@@ -1,0 +1,1 @@
+"""The restore API: what runtimes and operators call."""

@@ -1,0 +1,1 @@
+"""Bases of this node, and what is known of others'."""

@@ -1,0 +1,1 @@
+"""The controller as this agent calls it."""

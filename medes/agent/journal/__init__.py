@@ -1,0 +1,1 @@
+"""What must survive a killed agent apart from the memory itself."""

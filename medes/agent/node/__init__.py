@@ -1,0 +1,1 @@
+"""The machine and the process that the agent runs in."""

@@ -1,0 +1,1 @@
+"""Dedup, restore and what they share: each op changes one sandbox."""

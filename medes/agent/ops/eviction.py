@@ -1,0 +1,142 @@
+"""The last step of a dedup op: the driver takes the pages away. It alone cannot be undone once a page has gone, and it alone
+may be held up without end.
+
+A freezer of cgroup v1 can catch the sandbox in a system call that the driver makes in it: the call cannot be called off, and
+is made when the sandbox is thawed. Until then the op has the sandbox (its state is DEDUPING, nobody else may touch it) and
+nothing else: the callers are told, its turn and threads are others'. An agent that ends leaves it as a killed one would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from medes import native
+from medes.agent.agent import Agent
+from medes.agent.node.fault_points import point
+from medes.agent.ops import waiting
+from medes.agent.ops.op_pins import OpPins, Planned
+from medes.agent.ops.take_back import PROVEN
+from medes.agent.sandboxes.op_cancel import OpCancel
+from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
+from medes.drivers.driver import Handle
+from medes.errors import BusyError, MedesError, ProcessGoneError
+from medes.limits import EVICTION_ANSWER_S, EVICTION_LOOK_S
+from medes.types import SandboxState as S
+
+log = logging.getLogger(__name__)
+
+
+class Eviction:
+    """Of one sandbox, whose lock the op holds and whose file is written and journalled."""
+
+    def __init__(
+        self, agent: Agent, entry: SandboxEntry, cancel: OpCancel, pins: OpPins, file: native.SandboxFile
+    ) -> None:
+        self._agent = agent
+        self._entry = entry
+        self._cancel = cancel
+        self._pins = pins
+        self._file = file
+        self._began_s = agent.clock.now_s()
+        self.undone = True  # once run() has raised: no page is out, and nobody else will look
+
+    async def run(self, image: native.MemoryImage, planned: Planned, hold_frozen: bool) -> Evicted:
+        """Ends with the dedup'd form in `entry.evicted`. Raises what the driver does. Unless `undone` then, pages are on
+        their way back, or the sandbox is lost, or the next agent has to look."""
+        agent, entry = self._agent, self._entry
+        driver = agent.driver_of(entry)
+        packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        try:
+            live = await self._patiently(
+                agent.in_own_thread(
+                    driver.evict,
+                    entry.subject,
+                    image,
+                    self._file,
+                    planned.bases,
+                    hold_frozen,
+                    self._cancel.flag,
+                    packed,
+                )
+            )
+        except BaseException as error:
+            if self._cancel.abandoned:
+                self.undone = False
+                log.warning("%s: left to the next agent in the middle of its dedup op: %s", entry.id, error)
+            elif isinstance(error, MedesError) and await agent.in_restores(
+                entry.subject.pages_out, self._file
+            ):
+                self.undone = False
+                await self._take_back(planned, error)
+            raise
+        point("dedup.evicted")
+        evicted = self._evicted(planned, live)
+        evicted.probe = probe
+        entry.put_away(evicted)
+        entry.pages_went()
+        return evicted
+
+    async def _patiently(self, work: asyncio.Future[Handle]) -> Handle:
+        """The driver's handle, however long that takes. When it is held up, those who wait are told."""
+        try:
+            while not (await asyncio.wait({work}, timeout=EVICTION_LOOK_S))[0]:
+                if self._agent.stopping:
+                    self._cancel.abandon()
+                elif self._entry.lock.held_up is None:
+                    await self._look()
+        except asyncio.CancelledError:
+            self._cancel.abandon()
+            await asyncio.wait({work})
+            raise
+        try:
+            return work.result()
+        finally:
+            del work  # see waits.py
+
+    async def _look(self) -> None:
+        """Tells those who wait when a freezer has the sandbox, or when it takes too long in any case."""
+        agent, entry = self._agent, self._entry
+        why = await agent.in_restores(entry.subject.held_up, self._file)
+        if why is None and agent.clock.now_s() - self._began_s > EVICTION_ANSWER_S:
+            why = BusyError(
+                "it stands still in the middle of a dedup op", object=entry.id, hint="the op ends of itself"
+            )
+        if why is None or entry.lock.held_up is not None:
+            return
+        entry.explain(f"its dedup op is held up: {why.message}")
+        entry.lock.hold_up(why)
+        log.warning("%s: the dedup op is held up, and goes on when it can: %s", entry.id, why)
+        agent.tell(entry, entry.state, entry.reason)
+
+    def _evicted(self, planned: Planned, live: Handle | None) -> Evicted:
+        return Evicted(
+            file=self._file,
+            bases=planned.bases,
+            live=live,
+            holder=self._pins.holder,
+            pins=self._pins.by_node,
+            descriptors=planned.descriptors,
+            endpoints=planned.endpoints,
+            transport_by_peer=planned.transport_by_peer,
+            since_s=self._agent.clock.now_s(),
+        )
+
+    async def _take_back(self, planned: Planned, error: MedesError) -> None:
+        """The eviction failed half-way: what has gone must come back from the sandbox file, or is lost."""
+        agent, entry = self._agent, self._entry
+        entry.pages_went()
+        try:
+            live = await agent.in_restores(
+                agent.driver_of(entry).adopt, entry.subject, self._file, planned.bases
+            )
+        except (ProcessGoneError, *PROVEN) as second:
+            agent.lose(entry, f"eviction failed ({error}), and so did taking the pages back ({second})")
+            return
+        except MedesError as second:
+            entry.put_away(self._evicted(planned, None))
+            agent.move(entry, S.DEDUP, f"eviction failed half-way: {error}")
+            waiting.wait(agent, entry, second, wanted=True)
+            return
+        entry.put_away(self._evicted(planned, live))
+        agent.move(entry, S.DEDUP, f"eviction failed half-way: {error}; its pages are to come back")

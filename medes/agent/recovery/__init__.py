@@ -1,0 +1,1 @@
+"""What a starting agent does with what the one before left."""

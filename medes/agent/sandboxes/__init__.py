@@ -1,0 +1,1 @@
+"""A sandbox as its agent holds it."""
