@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import secrets
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medes.certs.parties import Party, party_of
@@ -20,6 +22,8 @@ from medes.errors import CorruptError, InvalidArgumentError
 CA_DAYS = 3650
 # So that a clock which is behind the signer's takes a new certificate.
 CLOCK_SKEW = datetime.timedelta(hours=1)
+# Of a CA: one that was made by a clock which is set back later would else be good for nobody until then.
+CA_BACKDATED = datetime.timedelta(days=365)
 CHAIN_MAX = 8  # CAs between a certificate and the one that is believed
 _COMMON_NAME_CHARS_MAX = 64
 # What reading a certificate or key may raise, now or when a part of it is asked for.
@@ -31,6 +35,16 @@ _UNREADABLE = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+
+
+def _parsed(pem: bytes) -> list[x509.Certificate]:
+    """Certificates of a PEM text, one at least. Raises _UNREADABLE; also for what the library takes under protest."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        found = x509.load_pem_x509_certificates(pem)
+        if any(certificate.serial_number <= 0 for certificate in found):
+            raise ValueError("a serial number is not positive (RFC 5280)")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +99,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _subject(name or f"medes cluster {secrets.token_hex(4)}", "CA")
         builder = (
-            _builder(subject, subject, key.public_key(), days)
+            _builder(subject, subject, key.public_key(), days, backdated=CA_BACKDATED)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -96,7 +110,7 @@ class Authority:
     def load(cls, pem: bytes, where: str) -> Authority:
         """From certificate and key in one PEM text. Raises corrupt."""
         try:
-            certificate = x509.load_pem_x509_certificate(pem)
+            certificate = _parsed(pem)[0]
             key = serialization.load_pem_private_key(pem, None)
             fit = key.public_key() == certificate.public_key()
             _common_name(certificate.subject)
@@ -156,7 +170,7 @@ class Authority:
 def details(pem: bytes, where: str) -> Details:
     """What the first certificate of a PEM text says. Raises corrupt."""
     try:
-        return _details(x509.load_pem_x509_certificate(pem))
+        return _details(_parsed(pem)[0])
     except _UNREADABLE as error:
         raise CorruptError(f"is no certificate: {error}", object=where) from error
 
@@ -228,7 +242,7 @@ def _is_ca(certificate: x509.Certificate) -> bool:
 
 def _load_all(pem: bytes) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem)
+        return _parsed(pem)
     except _UNREADABLE:
         return []
 
@@ -247,6 +261,7 @@ def _builder(
     public_key: ec.EllipticCurvePublicKey,
     days: float,
     latest_s: float = float("inf"),
+    backdated: datetime.timedelta = CLOCK_SKEW,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     end_s = min((now + datetime.timedelta(days=days)).timestamp(), latest_s)
@@ -256,7 +271,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_before(now - backdated)
         .not_valid_after(datetime.datetime.fromtimestamp(end_s, datetime.UTC))
     )
 

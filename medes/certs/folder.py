@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medes.errors import AlreadyExistsError, CorruptError, IoError, NotFoundError, PermissionDeniedError
+from medes.folders import walk_to
 from medes.limits import TLS_FILE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ DEFAULT = Path("/var/lib/medes/cluster")
 VARIABLE = "MEDES_CLUSTER_DIR"
 AUTHORITY_FILE = "authority.pem"  # certificate and key in one file, so that they appear together
 NEXT_FILE = "next.pem"  # the same of the CA that is to follow (medes.certs.exchange)
+_OTHER = f"set cluster_dir or {VARIABLE} to a folder of your own"
 CA_FILE = "ca.crt"  # what is believed: the certificate alone, during an exchange both; to be given away
 
 
@@ -100,12 +102,9 @@ class _opened:
     def __enter__(self) -> int:
         folder = self._folder
         try:
-            if self._make:
-                for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
-                    missing.mkdir(mode=0o700, exist_ok=True)
-            check_way(folder)
+            walk_to(folder.absolute(), make=self._make, other=_OTHER)
             self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotFoundError):
             raise NotFoundError("no cluster folder", object=str(folder), hint="medes certs init") from None
         except OSError as error:
             raise _refused(error, folder) from error
@@ -118,23 +117,6 @@ class _opened:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self._descriptor)
-
-
-def check_way(folder: Path) -> None:
-    """Raises permission_denied when another user could put something else at this path."""
-    for parent in folder.absolute().parents:
-        found = parent.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            found = (
-                parent.stat()
-            )  # a link of root's (/var/run, say) may lead there; its own folder is checked too
-        sticky = found.st_mode & stat.S_ISVTX
-        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not sticky):
-            raise PermissionDeniedError(
-                f"others can exchange what lies in {parent}",
-                object=str(folder),
-                hint="a folder that only root or this user can write to",
-            )
 
 
 def check_private(found: os.stat_result, path: Path, others: int) -> None:
@@ -204,6 +186,6 @@ def _refused(error: OSError, path: Path) -> PermissionDeniedError | IoError:
         return PermissionDeniedError(
             "this user may not use the cluster's CA",
             object=str(path),
-            hint=f"run as root, set cluster_dir or {VARIABLE} to a folder of your own, or name TLS files",
+            hint=f"run as root, {_OTHER}, or name TLS files",
         )
     return IoError(error.strerror or str(error), object=str(path))

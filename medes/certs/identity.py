@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFRESH_S = 15.0
+SET_BACK_S = 1800.0  # certificates are good from an hour before their issue on
 ISSUED_DAYS = 7.0
 RENEW_AT = 0.5  # of the lifetime is left
 WARN_DAYS = 14.0
@@ -151,11 +152,13 @@ class IssuedIdentity:
 
     def _issue(self) -> None:
         self._pem = self._authority.issue(self._party, self._hosts, days=self._days)
-        self.expires_s = min(self._now_s() + self._days * 86400, self._authority.expires_s)
+        self._issued_s = self._now_s()
+        self.expires_s = min(self._issued_s + self._days * 86400, self._authority.expires_s)
 
     def refresh(self) -> bool:
         with self._lock:
-            other = self._another_authority()
+            # Issued by a clock that was set back since, it is good for nobody until that time comes again.
+            other = self._another_authority() or self._now_s() < self._issued_s - SET_BACK_S
             if not other and self.expires_s - self._now_s() > RENEW_AT * self._days * 86400:
                 return False
             if not other and self.expires_s >= self._authority.expires_s:

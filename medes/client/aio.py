@@ -53,6 +53,7 @@ class AsyncMedesClient(AioConnection):
         *,
         pids: Sequence[int] = (),
         cgroup: str = "",
+        subject: str = "",
         sandbox_id: str = "",
         tenant: str = "",
         domain: str = "",
@@ -61,12 +62,23 @@ class AsyncMedesClient(AioConnection):
         hook_address: str = "",
         purge_kills: bool = False,
     ) -> Sandbox:
-        """Puts processes (with their descendants), or all of a cgroup, under the agent's care as a warm sandbox.
+        """Puts processes (with their descendants), or all of a cgroup, under the agent's care as a warm sandbox;
+        or what a driver without processes knows as `subject`.
 
         An empty sandbox_id lets the agent choose one; an empty domain means the tenant.
         """
         message = register_request(
-            function, pids, cgroup, sandbox_id, tenant, domain, lifecycle, driver, hook_address, purge_kills
+            function,
+            pids,
+            cgroup,
+            subject,
+            sandbox_id,
+            tenant,
+            domain,
+            lifecycle,
+            driver,
+            hook_address,
+            purge_kills,
         )
         return from_proto(Sandbox, await self.stub.Register(message))
 
@@ -136,6 +148,13 @@ class AsyncMedesClient(AioConnection):
         would use next. Raises not_found, and wrong_state with who pins it."""
         message = request(pb.RemoveBaseRequest, base_id=base_id, force=force)
         return int((await self.stub.RemoveBase(message)).freed_bytes)
+
+    async def unpin_node(self, node_id: str, *, force: bool = False) -> tuple[int, int]:
+        """Gives up what a node that will not come back pins here; returns how many pins, and the bytes that are free at
+        once. Raises not_found without any, and wrong_state while it is heard of, unless with `force`."""
+        message = request(pb.UnpinNodeRequest, node_id=node_id, force=force)
+        answer = await self.stub.UnpinNode(message)
+        return int(answer.pins), int(answer.freed_bytes)
 
     async def list(self, function: str = "") -> list[Sandbox]:
         """All sandboxes of the node, or of one function."""

@@ -23,6 +23,7 @@ def register_request(
     function: str,
     pids: Sequence[int],
     cgroup: str,
+    subject: str,
     sandbox_id: str,
     tenant: str,
     domain: str,
@@ -35,8 +36,10 @@ def register_request(
         raise InvalidArgumentError(
             f"pids is {pids!r:.50}, not a list of process ids", object=str(function), hint="pids=[4711]"
         )
-    if bool(pids) == bool(cgroup):
-        raise InvalidArgumentError("give either pids or a cgroup", object=str(function))
+    if sum(map(bool, (pids, cgroup, subject))) != 1:
+        raise InvalidArgumentError(
+            "give either pids or a cgroup, or a driver's subject", object=str(function)
+        )
     if len(pids) > PIDS_PER_SANDBOX_MAX:
         raise LimitExceededError(
             f"{len(pids)} pids; a sandbox has at most {PIDS_PER_SANDBOX_MAX} processes", object=str(function)
@@ -50,6 +53,7 @@ def register_request(
             domain=domain,
             pids=list(pids),
             cgroup=cgroup,
+            subject=subject,
             lifecycle=settings,
             driver=driver,
             hook_address=hook_address,

@@ -6,6 +6,7 @@ from medes.errors import InvalidArgumentError, LimitExceededError
 from medes.limits import (
     ADDRESS_CHARS_MAX,
     ADDRESS_RANGES_MAX,
+    HOLDERS_PER_BASE_MAX,
     LOOKUP_PAGES_MAX,
     NAME_CHARS_MAX,
     SANDBOXES_PER_NODE_MAX,
@@ -54,6 +55,11 @@ def range_count(count: int, base_id: int) -> None:
         )
 
 
+def holder_count(count: int, base_id: int) -> None:
+    if count > HOLDERS_PER_BASE_MAX:
+        raise LimitExceededError(f"more than {HOLDERS_PER_BASE_MAX} holders", object=f"base {base_id:#x}")
+
+
 def sandbox_count(count: int, node_id: str) -> None:
     if count > SANDBOXES_PER_NODE_MAX:
         raise LimitExceededError(f"more than {SANDBOXES_PER_NODE_MAX} sandboxes", object=node_id[:50])
@@ -79,9 +85,11 @@ def hashes(data: bytes, samples_per_page: int) -> int:
 
 
 def base(value: BaseDescriptor, page_count: int, positions: bytes, samples_per_page: int) -> None:
-    """With the hashes and positions that come with it."""
+    """With the hashes and positions that come with it; published by its only holder."""
     descriptor(value)
     where = f"base {value.base_id:#x}"
+    if len(value.holders) != 1:
+        raise InvalidArgumentError("a node publishes what it holds itself, for itself only", object=where)
     if page_count == 0 or value.page_count != page_count:
         raise InvalidArgumentError(
             f"page_count {value.page_count}, but hashes of {page_count} pages", object=where
@@ -96,10 +104,14 @@ def descriptor(value: BaseDescriptor) -> None:
     """What a base says of itself."""
     if not value.base_id:
         raise InvalidArgumentError("is missing", object="base_id")
-    name(value.node_id, "node_id")
+    holder_count(len(value.holders), value.base_id)
+    for holder in value.holders:
+        name(holder, "holders")
     name(value.domain, "domain")
     name(value.function, "function")
     where = f"base {value.base_id:#x}"
+    if len(set(value.holders)) != len(value.holders):
+        raise InvalidArgumentError("a holder is named twice", object=where)
     if not 0 < value.page_count <= LOOKUP_PAGES_MAX:
         raise InvalidArgumentError(f"page_count {value.page_count}", object=where)
     range_count(len(value.ranges), value.base_id)

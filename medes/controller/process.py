@@ -6,23 +6,27 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
+from medes import plugins
 from medes.certs.identity import Identity
 from medes.certs.parties import Party, Role
 from medes.certs.sources import daemon_identity, keep_fresh, warn_of_plaintext
+from medes.clock import Clock
 from medes.config import ControllerSettings
-from medes.controller import handlers
-from medes.controller.access import ACCESS, SERVICE_NAME
-from medes.controller.servicer import ControllerServicer
+from medes.controller.api.access import ACCESS, SERVICE_NAME
+from medes.controller.api.servicer import ControllerServicer
+from medes.controller.members import expiry
+from medes.controller.registry.store import RegistryStore, StoreClass
 from medes.controller.state import ControllerState
-from medes.controller.store import MemoryStore, RegistryStore
-from medes.obs.metrics import ControllerMetrics, MetricsServer, RpcMetrics
+from medes.obs.controller_metrics import ControllerMetrics
+from medes.obs.metrics_server import MetricsServer
+from medes.obs.rpc_metrics import RpcMetrics
 from medes.obs.systemd import notify
+from medes.plugins import Kind
 from medes.rpc.address import parse_address
 from medes.rpc.gen import controller_pb2_grpc
 from medes.rpc.server import RpcServer
@@ -34,11 +38,8 @@ STOP_GRACE_S = 5.0
 
 def open_store(settings: ControllerSettings) -> RegistryStore:
     """The store the settings name. Raises unsupported or store_unreachable where it cannot be had."""
-    if settings.store == "memory":
-        return MemoryStore()
-    from medes.controller.redis_store import RedisStore
-
-    return RedisStore(settings.store)
+    kind: StoreClass = plugins.load(Kind.REGISTRY_STORE, settings.store.partition("://")[0])
+    return kind.open(settings.store)
 
 
 class Controller:
@@ -49,10 +50,10 @@ class Controller:
         settings: ControllerSettings,
         *,
         store: RegistryStore | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         self.settings = settings
-        self.clock = clock
+        self.clock = clock or Clock()
         self.store = store or open_store(settings)
         self.state = ControllerState(settings, self.store)
         self.registry = CollectorRegistry()
@@ -67,7 +68,7 @@ class Controller:
             self.registry,
             self.state.statistics,
             self.state.directory.state_counts,
-            lambda: self.state.cluster_bytes(self.clock()),
+            lambda: self.state.cluster_bytes(self.clock.now_s()),
             lambda: self.state.hosting.withheld,
         )
 
@@ -78,7 +79,7 @@ class Controller:
         if identity is not None:
             metrics.watch_certificate(lambda: identity.expires_s)
         server = RpcServer(observer=metrics.observe, access=ACCESS)
-        servicer = ControllerServicer(self.state, self._executor, self.clock)
+        servicer = ControllerServicer(self.state, self._executor, self.clock.now_s)
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
         server.add_service(SERVICE_NAME)
         self.address = server.bind(self.settings.listen, identity).target
@@ -112,9 +113,9 @@ class Controller:
     async def _expire_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self.settings.lease_ms / 4000)
+            await self.clock.sleep(self.settings.lease_ms / 4000)
             try:
-                await loop.run_in_executor(self._executor, handlers.expire, self.state, self.clock())
+                await loop.run_in_executor(self._executor, expiry.expire, self.state, self.clock.now_s())
             except Exception:
                 # The next round retries; a store that is away for a moment must not end the controller.
                 log.exception("expiring silent nodes failed")

@@ -6,12 +6,12 @@ import secrets
 import threading
 
 from medes.config import ControllerSettings
-from medes.controller.advisor import Advisor
-from medes.controller.directory import Directory
-from medes.controller.hosting import Hosting
-from medes.controller.latency import RecentLatencies
-from medes.controller.membership import Membership
-from medes.controller.store import RegistryStore
+from medes.controller.members.directory import Directory
+from medes.controller.members.hosting import Hosting
+from medes.controller.members.latency import RecentLatencies
+from medes.controller.members.membership import Membership
+from medes.controller.placement.advisor import Advisor
+from medes.controller.registry.store import RegistryStore
 from medes.limits import NODES_MAX
 from medes.types import NodeUsage, Statistics
 
@@ -40,8 +40,9 @@ class ControllerState:
         self.settings = settings
         self.store = store
         # A store that outlives the controller keeps its bases; the directory does not, so agents announce again
-        # whenever this value changes.
+        # whenever this value changes, as it does when the store has lost what it held.
         self.incarnation = incarnation or secrets.token_hex(8)
+        self.renewed: set[str] = set()  # nodes whose leases are in the store; under node_changes
         self.membership = Membership(settings.lease_ms / 1000)
         self.refusals = Refusals()  # under node_changes
         self.directory = Directory()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
@@ -84,6 +84,19 @@ def sync_channel(
     else:
         channel = grpc.insecure_channel(parsed.target, _options())
     return SyncChannel(channel, unreachable, parsed.target, timeout_s)
+
+
+class Calls(Protocol):
+    """A service's calls, however they get there."""
+
+    @property
+    def stub(self) -> Any:
+        """As generated: a coroutine function a method, which raises catalogue errors."""
+        ...
+
+    async def close(self) -> None:
+        """Ends running calls. Idempotent."""
+        ...
 
 
 class LastingStub:

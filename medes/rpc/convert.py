@@ -19,6 +19,8 @@ T = TypeVar("T")
 _UNSET = frozenset({type(None), int, float, str, bytes, bool, tuple, list, dict})
 # Field names that are Python words or say too little on the wire: (dataclass, field) → proto field.
 RENAMED = {("SandboxEvent", "previous"): "from"}
+# Fields that became repeated: the field of before has the first value, for peers of the last version.
+WAS_SINGLE = {("BaseDescriptor", "holders"): "node_id"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class _Field:
     read: Callable[[Any], Any]
     may_be_none: bool  # a sub-message or an `optional` field: present or not
     write: Callable[[Message, str, Any], None]
+    single_name: str = ""  # of WAS_SINGLE
 
 
 @functools.cache
@@ -42,6 +45,7 @@ def _plan(cls: typing.Any) -> tuple[_Field, ...]:
             _reader(hints[f.name]),
             type(None) in typing.get_args(hints[f.name]),
             _writer(hints[f.name]),
+            WAS_SINGLE.get((cls.__name__, f.name), ""),
         )
         for f in dataclasses.fields(cls)
     )
@@ -114,6 +118,8 @@ def from_proto(cls: type[T], message: Message) -> T:
     for field in _plan(typing.cast(typing.Hashable, cls)):
         if field.may_be_none and not message.HasField(field.proto_name):
             values.append(None)
+        elif field.single_name and not getattr(message, field.proto_name):
+            values.append((getattr(message, field.single_name),))
         else:
             values.append(field.read(getattr(message, field.proto_name)))
     return cls(*values)
@@ -134,5 +140,7 @@ def fill(message: Message, value: Any) -> None:
             continue
         try:
             field.write(message, field.proto_name, found)
+            if field.single_name:
+                setattr(message, field.single_name, found[0])
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"{field.name}: {error}", object=type(value).__name__) from error

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -151,10 +151,11 @@ class Services:
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
             except Exception as error:
-                await self._fail(method, error, context, start_s)
-                raise  # _fail aborts; this is never reached
-            self._observe(method, "OK", start_s)
-            return response
+                failure = self._failure(method, error)
+            else:
+                self._observe(method, "OK", start_s)
+                return response
+            return await self._abort(method, failure, context, start_s)
 
         return call
 
@@ -170,8 +171,11 @@ class Services:
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError, GeneratorExit):
                 raise
             except Exception as error:
-                await self._fail(method, error, context, start_s)
-            self._observe(method, "OK", start_s)
+                failure = self._failure(method, error)
+            else:
+                self._observe(method, "OK", start_s)
+                return
+            await self._abort(method, failure, context, start_s)
 
         return call
 
@@ -187,8 +191,11 @@ class Services:
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
             except Exception as error:
-                await self._fail(method, error, context, start_s)
-            self._observe(method, "OK", start_s)
+                failure = self._failure(method, error)
+            else:
+                self._observe(method, "OK", start_s)
+                return
+            await self._abort(method, failure, context, start_s)
 
         return call
 
@@ -201,17 +208,29 @@ class Services:
         if self._access:
             self._access(method, context)
 
-    async def _fail(self, method: str, error: Exception, context: Any, start_s: float) -> None:
+    def _failure(self, method: str, error: Exception) -> _Failure:
         if not isinstance(error, MedesError):
             log.exception("%s failed", method, exc_info=error)
             error = InternalError(f"{type(error).__name__}: {error}", object=method)
-        status = status_of(error)
-        self._observe(method, status.name, start_s)
-        await context.abort(status, str(error)[:300], error_metadata(error))
+        return _Failure(status_of(error), str(error)[:300], error_metadata(error))
+
+    async def _abort(self, method: str, failure: _Failure, context: Any, start_s: float) -> None:
+        """Not where the error is being handled: gRPC keeps what abort() raises until the garbage collector comes, and the
+        error and its frames with it, which hold what the op had open."""
+        self._observe(method, failure.status.name, start_s)
+        await context.abort(*failure)
 
     def _observe(self, method: str, code: str, start_s: float) -> None:
         if self._observer:
             self._observer(method, code, time.monotonic() - start_s)
+
+
+class _Failure(NamedTuple):
+    """What a caller is told of an error."""
+
+    status: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, bytes], ...]
 
 
 class _Wrapped(grpc.GenericRpcHandler):

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from medes.certs.parties import Party, Role
 from medes.controller import checks
-from medes.controller.advisor import FIRST_BASE
-from medes.controller.requests import (
+from medes.controller.api.requests import (
     Advice,
     AdviseBase,
     AnnounceSandboxes,
@@ -26,8 +25,10 @@ from medes.controller.requests import (
     PublishBase,
     RetireBase,
 )
+from medes.controller.members.expiry import forget_node
+from medes.controller.placement.advisor import FIRST_BASE
+from medes.controller.registry.store import nothing_found
 from medes.controller.state import ControllerState
-from medes.controller.store import nothing_found
 from medes.errors import InvalidArgumentError, LimitExceededError, MedesError
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.rpc.address import is_remote, local_addresses
@@ -54,9 +55,10 @@ def join_node(request: JoinNode, state: ControllerState, now_s: float, caller: s
                 log.error("a node was refused: %s", error)
             raise
         if fresh:
-            retired = _forget_node(node_id, state)
+            forget_node(node_id, state)
+            retired = state.store.retire_node(node_id)
             log.info("node joined", extra={"node": node_id, "bases_retired": retired})
-        state.store.renew([node_id], 2 * state.settings.lease_ms / 1000)
+        state.store.take(node_id, 2 * state.settings.lease_ms / 1000)
     return Joined(
         samples_per_page=state.settings.samples_per_page,
         heartbeat_interval_ms=state.settings.heartbeat_interval_ms,
@@ -104,40 +106,9 @@ def leave_node(node_id: str, state: ControllerState, incarnation: str = "") -> N
     checks.name(node_id, "node_id")
     with state.node_changes:
         if state.membership.leave(node_id, incarnation):
-            retired = _forget_node(node_id, state)
+            forget_node(node_id, state)
+            retired = state.store.retire_node(node_id)
             log.info("node left", extra={"node": node_id, "bases_retired": retired})
-
-
-def expire(state: ControllerState, now_s: float) -> list[str]:
-    """Declares silent nodes dead: their bases leave the registry. Returns them. Call often."""
-    with state.node_changes:
-        died = state.membership.expire(now_s)
-        for node_id in died:
-            retired = _forget_node(node_id, state)
-            log.warning(
-                "node is silent and counts as dead", extra={"node": node_id, "bases_retired": retired}
-            )
-        _sweep(state)
-    state.advisor.expire(now_s)
-    return died
-
-
-def _sweep(state: ControllerState) -> None:
-    """A store that outlives controllers may hold bases of nodes that died while none was there to see it."""
-    alive = state.membership.alive_ids()
-    # Longer than our own lease: between two of our rounds a node must not look dead to another controller.
-    state.store.renew(alive, 2 * state.settings.lease_ms / 1000)
-    for node_id in state.store.orphans() - alive:
-        retired = state.store.retire_node(node_id)
-        log.warning(
-            "bases of a node that no controller knows", extra={"node": node_id, "bases_retired": retired}
-        )
-
-
-def _forget_node(node_id: str, state: ControllerState) -> int:
-    state.directory.drop_node(node_id)
-    state.advisor.forget_node(node_id)
-    return state.store.retire_node(node_id)
 
 
 def list_nodes(state: ControllerState, now_s: float, party: Party | None = None) -> list[NodeRecord]:
@@ -146,7 +117,7 @@ def list_nodes(state: ControllerState, now_s: float, party: Party | None = None)
     if party is None or party.role is not Role.NODE:
         return records
     hosted = {d for d in state.directory.domains_of(party.name) if party.admits(d)}
-    near = {b.node_id for b in state.store.bases() if b.domain in hosted}
+    near = {h for b in state.store.bases() if b.domain in hosted for h in b.holders}
     near |= state.directory.nodes_in(hosted) | {party.name}
     return [replace(r, usage=NodeUsage()) for r in records if r.endpoints.node_id in near]
 
@@ -166,7 +137,7 @@ def lookup_fingerprints(
     start_s = clock()
     found = state.store.lookup(request.domain, request.hashes, request.samples_per_page)
     state.count_lookup(pages, clock() - start_s)
-    holders = state.membership.endpoints({b.node_id for b in found.bases})
+    holders = state.membership.endpoints({h for b in found.bases for h in b.holders})
     return Lookup(found.locations, found.bases, holders)
 
 
@@ -181,7 +152,7 @@ def publish_base(request: PublishBase, state: ControllerState, party: Party | No
     checks.samples(request.samples_per_page, state.settings.samples_per_page)
     pages = checks.hashes(request.hashes, request.samples_per_page)
     checks.base(request.base, pages, request.positions, request.samples_per_page)
-    node_id = request.base.node_id
+    node_id = request.base.holders[0]
     state.membership.require(node_id)
     state.store.publish(request.base, request.hashes, request.positions, request.samples_per_page)
     state.advisor.published(request.base.function, request.base.domain, node_id)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from medes.certs.parties import Party
-from medes.controller import checks, handlers, requests
+from medes.controller import checks
+from medes.controller.api import handlers, requests
 from medes.controller.state import ControllerState
 from medes.errors import BusyError
 from medes.limits import REGISTRY_CALLS_QUEUED_MAX
@@ -76,8 +77,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     async def PublishBase(self, request: Any, context: Any) -> Message:
         checks.range_count(len(request.base.ranges), request.base.base_id)
+        checks.holder_count(len(request.base.holders), request.base.base_id)
         ask = from_proto(requests.PublishBase, request)
-        party = require_node(context, ask.base.node_id)
+        party = require_node(context, ask.base.holders[0])
         await self._in_executor(handlers.publish_base, ask, self._state, party)
         return pb.PublishBaseResponse()
 

@@ -10,7 +10,7 @@ import logging
 import threading
 
 from medes.certs.parties import Party
-from medes.controller.directory import Directory
+from medes.controller.members.directory import Directory
 from medes.errors import PermissionDeniedError
 from medes.types import SandboxRecord
 

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 
 from medes.limits import LATENCY_SAMPLES_MAX
+from medes.quantiles import quantile
 
 
 class RecentLatencies:
@@ -22,5 +23,5 @@ class RecentLatencies:
     def quantile(self, q: float) -> float:
         """The nearest-rank quantile (0 ≤ q ≤ 1); 0 without measurements."""
         with self._lock:
-            ordered = sorted(self._values)
-        return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
+            values = list(self._values)
+        return quantile(values, q) if values else 0.0

@@ -10,7 +10,7 @@ All keys of a dedup domain share a hash tag, so that a Cluster spreads the regis
     medes:bases            hash    base id → record (JSON): descriptor, mark, state
     medes:prints:<id>      string  the base's hashes, to find its locations again at its end
     medes:node:<id>        set     base ids of a node
-    medes:lease:<id>       string  expires when no controller has seen the node for its lease
+    medes:lease:<id>       string  the controller that the node joined last; expires when it has not seen the node for its lease
 
 A location's upper 16 bits are the base's slot, unique in its domain. States of a record: adding, ready, leaving;
 each step may be repeated, so that a controller killed in the middle leaves work that the next call completes.
@@ -27,6 +27,7 @@ import hashlib
 import itertools
 import json
 import logging
+import secrets
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
@@ -34,20 +35,19 @@ from typing import Any
 
 from medes import native
 from medes.controller import checks
-from medes.controller import store as contract
-from medes.controller.store import LOCATIONS_PER_HASH, NO_LOCATION, Found, RegistryStore, StoreStats
+from medes.controller.registry import store as contract
+from medes.controller.registry.store import LOCATIONS_PER_HASH, NO_LOCATION, Found, RegistryStore, StoreStats
 from medes.errors import (
-    AlreadyExistsError,
     CorruptError,
     InvalidArgumentError,
     IoError,
     LimitExceededError,
     MedesError,
-    PermissionDeniedError,
     StoreUnreachableError,
     UnsupportedError,
 )
-from medes.types import AddressRange, BaseDescriptor
+from medes.limits import HOLDERS_PER_BASE_MAX
+from medes.types import BaseDescriptor
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ SOCKET_TIMEOUT_S = 10.0
 BASES = "medes:bases"
 NONE_SLOT = 0xFFFF
 RECORD_BYTES_MAX = 64 << 10
+LEAVE_RETRIES_MAX = 2 * HOLDERS_PER_BASE_MAX
 SCAN_COUNT = 1000
 
 _FIELDS = """
@@ -135,6 +136,20 @@ end
 return -1
 """
 
+# KEYS[1]: a hash. ARGV: field, value that must be there, the value to put in its place. 1 when it was.
+_REPLACE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+# KEYS[1]: a lease. ARGV: whose, milliseconds. 1 when there was none; another controller's is left as it is.
+_RENEW = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return held and 0 or 1
+"""
 
 KEY_BYTES = 8
 
@@ -169,7 +184,8 @@ class _Record:
     state: str  # adding | ready | leaving
 
     def pack(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
+        fields = {"base": self.base.to_json(), "mark": self.mark, "state": self.state}
+        return json.dumps(fields).encode()
 
     @staticmethod
     def unpack(key: bytes, data: bytes) -> _Record:
@@ -178,9 +194,7 @@ class _Record:
             if len(data) > RECORD_BYTES_MAX:
                 raise ValueError(f"{len(data)} bytes")
             fields = json.loads(data)
-            base = fields.pop("base")
-            base["ranges"] = tuple(AddressRange(**r) for r in base["ranges"])
-            record = _Record(BaseDescriptor(**base), **fields)
+            record = _Record(BaseDescriptor.from_json(fields.pop("base")), **fields)
             record.check()
             if _key(record.base.base_id) != key:
                 raise ValueError("another base's")
@@ -220,6 +234,10 @@ class _Record:
 class RedisStore(RegistryStore):
     """Blocking; thread-safe. Several controllers may share one Redis."""
 
+    @classmethod
+    def open(cls, url: str) -> RedisStore:
+        return cls(url)
+
     def __init__(self, url: str) -> None:
         """Connects. Raises unsupported without the redis package, store_unreachable when nobody answers."""
         try:
@@ -245,6 +263,7 @@ class RedisStore(RegistryStore):
                 client = redis.cluster.RedisCluster.from_url(url, **options)
         self._redis: Any = client
         self._closed = False
+        self._owner = secrets.token_bytes(8)  # of leases
 
     @contextlib.contextmanager
     def _mapped(self, what: str = "registry store") -> Iterator[None]:
@@ -279,22 +298,22 @@ class RedisStore(RegistryStore):
     def _begin(self, base: BaseDescriptor, mark: int) -> _Record:
         """The record to go on with: a new one, or that of an earlier attempt."""
         known = self._load(base.base_id)
-        if known is not None and known.state == "leaving" and known.base.node_id == base.node_id:
+        if known is not None and known.state == "leaving" and set(known.base.holders) & set(base.holders):
             self._take_out(known)
             known = None
         if known is not None:
-            if known.base != base or known.mark != mark:
-                raise AlreadyExistsError(
-                    f"published by {known.base.node_id} with other contents", object=f"base {base.base_id:#x}"
-                )
+            if not contract.republished(base, known.base) or known.mark != mark:
+                raise contract.published_otherwise(known.base)
             return known
-        if self._redis.scard(f"medes:node:{base.node_id}") >= contract.BASES_PER_NODE_MAX:
-            raise LimitExceededError(
-                f"a node has at most {contract.BASES_PER_NODE_MAX} bases", object=base.node_id
-            )
+        for node_id in base.holders:
+            if self._redis.scard(f"medes:node:{node_id}") >= contract.BASES_PER_NODE_MAX:
+                raise LimitExceededError(
+                    f"a node has at most {contract.BASES_PER_NODE_MAX} bases", object=node_id
+                )
         # The node's set first, the record next, the slot last: whatever is there can be found from what was
         # written before it.
-        self._redis.sadd(f"medes:node:{base.node_id}", _key(base.base_id))
+        for node_id in base.holders:
+            self._redis.sadd(f"medes:node:{node_id}", _key(base.base_id))
         record = _Record(base, mark, "adding")
         if not self._redis.hsetnx(BASES, _key(base.base_id), record.pack()):
             # Another controller was quicker with this id: what it wrote counts.
@@ -315,9 +334,9 @@ class RedisStore(RegistryStore):
             record = self._load(base_id)
             if record is None:
                 return False
-            if record.base.node_id != node_id:
-                raise PermissionDeniedError(f"held by {record.base.node_id}", object=f"base {base_id:#x}")
-            self._take_out(record)
+            if node_id not in record.base.holders:
+                raise contract.held_by_others(record.base)
+            self._leave(record, node_id)
             return True
 
     def retire_node(self, node_id: str) -> int:
@@ -325,13 +344,34 @@ class RedisStore(RegistryStore):
             count = 0
             for key in set(self._redis.sscan_iter(f"medes:node:{node_id}", count=SCAN_COUNT)):
                 record = self._load(struct.unpack("<Q", key)[0]) if len(key) == KEY_BYTES else None
-                if record is None or record.base.node_id != node_id:
+                if record is None or node_id not in record.base.holders:
                     # The attempt that wrote the set ended before the record, or lost the id to another node.
                     self._redis.srem(f"medes:node:{node_id}", key)
                 else:
-                    self._take_out(record)
+                    self._leave(record, node_id)
                     count += 1
             return count
+
+    def _leave(self, record: _Record, node_id: str) -> None:
+        """Takes a holder out, and the base with its last one. Two controllers may do so for two holders at once: each
+        writes only over what it has read."""
+        key = _key(record.base.base_id)
+        for _ in range(LEAVE_RETRIES_MAX):
+            left = record.base.without(node_id)
+            if left is None or record.state == "leaving":
+                self._take_out(record)
+                return
+            data = self._redis.hget(BASES, key)
+            found = self._record(key, data)
+            if found is None or node_id not in found.base.holders:
+                break
+            packed = dataclasses.replace(record, base=left).pack()
+            if found == record and self._redis.eval(_REPLACE, 1, BASES, key, data, packed):
+                break
+            record = found
+        else:
+            raise IoError("changed by others again and again", object=f"base {record.base.base_id:#x}")
+        self._redis.srem(f"medes:node:{node_id}", key)
 
     def _take_out(self, record: _Record) -> None:
         base, key, tag = record.base, _key(record.base.base_id), _tag(record.base.domain)
@@ -346,7 +386,8 @@ class RedisStore(RegistryStore):
             self._redis.hdel(f"{tag}:slots", slot)
             self._redis.hdel(f"{tag}:slot_of", key)
         self._redis.delete(prints)
-        self._redis.srem(f"medes:node:{base.node_id}", key)
+        for node_id in base.holders:
+            self._redis.srem(f"medes:node:{node_id}", key)
         self._redis.hdel(BASES, key)
 
     def _load(self, base_id: int) -> _Record | None:
@@ -425,20 +466,36 @@ class RedisStore(RegistryStore):
             )
 
     # --- leases --------------------------------------------------------------------------------------------
-    def renew(self, node_ids: Iterable[str], lease_s: float) -> None:
+    def renew(self, node_ids: Iterable[str], lease_s: float) -> set[str]:
+        new = set()
         with self._mapped("medes:lease"):
             for node_id in node_ids:
-                self._redis.set(f"medes:lease:{node_id}", 1, px=max(1, int(lease_s * 1000)))
+                if self._redis.eval(_RENEW, 1, f"medes:lease:{node_id}", self._owner, _px(lease_s)) == 1:
+                    new.add(node_id)
+        return new
+
+    def take(self, node_id: str, lease_s: float) -> None:
+        with self._mapped(f"medes:lease:{node_id}"):
+            self._redis.set(f"medes:lease:{node_id}", self._owner, px=_px(lease_s))
+
+    def retire_silent(self, node_id: str) -> int:
+        with self._mapped(f"medes:lease:{node_id}"):
+            held = self._redis.get(f"medes:lease:{node_id}")
+        return 0 if held and held != self._owner else self.retire_node(node_id)
 
     def orphans(self) -> set[str]:
         with self._mapped(BASES):
-            holders = {r.base.node_id for r in self._records()}
+            holders = {h for r in self._records() for h in r.base.holders}
             return {n for n in holders if not self._redis.exists(f"medes:lease:{n}")}
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._redis.close()
+
+
+def _px(lease_s: float) -> int:
+    return max(1, int(lease_s * 1000))
 
 
 def _locations(slot: int, positions: bytes, samples_per_page: int) -> Iterator[int]:

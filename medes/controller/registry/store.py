@@ -1,7 +1,7 @@
 """The fingerprint registry's store: chunk hash → base pages, per dedup domain.
 
 A store is a hint: losing it costs savings, never a sandbox. Its calls may block and are made from worker
-threads; every store is thread-safe. One conformance suite (tests/unit/test_registry_store.py) runs over all.
+threads; every store is thread-safe. One conformance suite (tests/conformance/test_registry_stores.py) runs over all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from medes import native
 from medes.errors import AlreadyExistsError, InternalError, LimitExceededError, PermissionDeniedError
@@ -48,23 +49,29 @@ def nothing_found(sample_count: int) -> Found:
 
 
 class RegistryStore(abc.ABC):
-    """The contract of a registry store. Arguments are already checked by the handlers."""
+    """The contract of a registry store. Arguments are already checked by the handlers.
+
+    Any thread, several at once; every method may block for as long as the store's own deadline. Where there is a server
+    behind it, every method may raise store_unreachable (it passes), and may have been done: what changes something may be
+    repeated, and then changes nothing. No other failure passes. What others have written into the store is not believed:
+    a record that cannot be is logged and left out."""
 
     @abc.abstractmethod
     def publish(self, base: BaseDescriptor, hashes: bytes, positions: bytes, samples_per_page: int) -> None:
-        """Adds a base. The same base from the same node again changes nothing.
+        """Adds a base. The same base from its holders, or some of them, again changes nothing.
 
-        Raises already_exists when another node holds that id or the contents differ, limit_exceeded when the
-        node has too many.
+        Raises already_exists when another node holds that id or the contents differ, limit_exceeded when a
+        holder has too many.
         """
 
     @abc.abstractmethod
     def retire(self, base_id: int, node_id: str) -> bool:
-        """Removes a base; False when it is not there. Raises permission_denied for another node's base."""
+        """The node leaves a base's holders; the base goes with its last one. False when it is not there. Raises
+        permission_denied for a base that the node does not hold."""
 
     @abc.abstractmethod
     def retire_node(self, node_id: str) -> int:
-        """Removes all bases of a node and returns how many."""
+        """As retire, for all bases that a node holds; returns how many."""
 
     @abc.abstractmethod
     def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
@@ -82,9 +89,18 @@ class RegistryStore(abc.ABC):
     def stats(self) -> StoreStats:
         """Sizes."""
 
-    def renew(self, node_ids: Iterable[str], lease_s: float) -> None:
-        """Says that these nodes live for lease_s more seconds. Only stores that outlive a controller need it."""
-        return
+    def renew(self, node_ids: Iterable[str], lease_s: float) -> set[str]:
+        """Says that these nodes live for lease_s more seconds; returns those that had no lease before. One that another
+        controller has taken is left to it. Only stores that outlive a controller need it."""
+        return set()
+
+    def take(self, node_id: str, lease_s: float) -> None:
+        """A node has joined this controller: from now on its lease is this one's, whoever had it before."""
+        self.renew([node_id], lease_s)
+
+    def retire_silent(self, node_id: str) -> int:
+        """As retire_node, for one that is heard here no more; nothing where another controller has taken it."""
+        return self.retire_node(node_id)
 
     def orphans(self) -> set[str]:
         """Nodes with bases here whose lease has run out, as seen by all controllers that share the store."""
@@ -95,8 +111,37 @@ class RegistryStore(abc.ABC):
         """Lets go of connections and memory. Idempotent."""
 
 
+def republished(base: BaseDescriptor, known: BaseDescriptor) -> bool:
+    """Whether what is published is a base that is known, of holders that are known."""
+    return replace(base, holders=known.holders) == known and set(base.holders) <= set(known.holders)
+
+
+def published_otherwise(known: BaseDescriptor) -> AlreadyExistsError:
+    holders = ", ".join(known.holders)
+    return AlreadyExistsError(
+        f"published by {holders} with other contents", object=f"base {known.base_id:#x}"
+    )
+
+
+def held_by_others(base: BaseDescriptor) -> PermissionDeniedError:
+    return PermissionDeniedError(f"held by {', '.join(base.holders)}", object=f"base {base.base_id:#x}")
+
+
+class StoreClass(Protocol):
+    """What a store's entry in medes.plugins names: a class whose instances are RegistryStores."""
+
+    def open(self, url: str) -> RegistryStore:
+        """The store that the setting `controller.store` names; its scheme is the entry's name. Raises invalid_argument,
+        unsupported (a package is missing), store_unreachable."""
+        ...
+
+
 class MemoryStore(RegistryStore):
     """One native index per domain, all in this process. Lookups release the GIL and run side by side."""
+
+    @classmethod
+    def open(cls, url: str) -> MemoryStore:
+        return cls()
 
     def __init__(self) -> None:
         self._writer = threading.Lock()  # one publish or retire at a time; taken before _lock
@@ -116,15 +161,14 @@ class MemoryStore(RegistryStore):
             with self._lock:
                 known = self._bases.get(base.base_id)
                 if known is not None:
-                    if known == base and self._marks[base.base_id] == mark:
+                    if republished(base, known) and self._marks[base.base_id] == mark:
                         return
-                    raise AlreadyExistsError(
-                        f"published by {known.node_id} with other contents", object=f"base {base.base_id:#x}"
-                    )
-                if len(self._per_node.get(base.node_id, ())) >= BASES_PER_NODE_MAX:
-                    raise LimitExceededError(
-                        f"a node has at most {BASES_PER_NODE_MAX} bases", object=base.node_id
-                    )
+                    raise published_otherwise(known)
+                for node_id in base.holders:
+                    if len(self._per_node.get(node_id, ())) >= BASES_PER_NODE_MAX:
+                        raise LimitExceededError(
+                            f"a node has at most {BASES_PER_NODE_MAX} bases", object=node_id
+                        )
                 # The maps know the base before the index does: a lookup never finds an unknown one.
                 index = self._indexes.setdefault(base.domain, native.FingerprintIndex())
                 self._add(base, mark)
@@ -142,9 +186,9 @@ class MemoryStore(RegistryStore):
                 base = self._bases.get(base_id)
             if base is None:
                 return False
-            if base.node_id != node_id:
-                raise PermissionDeniedError(f"held by {base.node_id}", object=f"base {base_id:#x}")
-            self._remove(base)
+            if node_id not in base.holders:
+                raise held_by_others(base)
+            self._leave(base, node_id)
             return True
 
     def retire_node(self, node_id: str) -> int:
@@ -152,8 +196,17 @@ class MemoryStore(RegistryStore):
             with self._lock:
                 gone = [self._bases[b] for b in self._per_node.get(node_id, ())]
             for base in gone:
-                self._remove(base)
+                self._leave(base, node_id)
             return len(gone)
+
+    def _leave(self, base: BaseDescriptor, node_id: str) -> None:
+        left = base.without(node_id)
+        if left is None:
+            self._remove(base)
+            return
+        with self._lock:
+            self._bases[base.base_id] = left
+            self._forget_holder(base.base_id, node_id)
 
     def _remove(self, base: BaseDescriptor) -> None:
         if not self._indexes[base.domain].retire(base.base_id):
@@ -166,22 +219,27 @@ class MemoryStore(RegistryStore):
     def _add(self, base: BaseDescriptor, mark: int) -> None:
         self._bases[base.base_id] = base
         self._marks[base.base_id] = mark
-        self._per_node.setdefault(base.node_id, set()).add(base.base_id)
+        for node_id in base.holders:
+            self._per_node.setdefault(node_id, set()).add(base.base_id)
         self._per_domain[base.domain] += 1
         self._per_function[(base.function, base.domain)] += 1
 
     def _forget(self, base: BaseDescriptor) -> None:
         """Nodes, functions and domains come from callers: those without bases must not stay behind."""
         del self._bases[base.base_id], self._marks[base.base_id]
-        self._per_node[base.node_id].discard(base.base_id)
-        if not self._per_node[base.node_id]:
-            del self._per_node[base.node_id]
+        for node_id in base.holders:
+            self._forget_holder(base.base_id, node_id)
         self._per_function[(base.function, base.domain)] -= 1
         if not self._per_function[(base.function, base.domain)]:
             del self._per_function[(base.function, base.domain)]
         self._per_domain[base.domain] -= 1
         if not self._per_domain[base.domain]:
             del self._per_domain[base.domain], self._indexes[base.domain]
+
+    def _forget_holder(self, base_id: int, node_id: str) -> None:
+        self._per_node[node_id].discard(base_id)
+        if not self._per_node[node_id]:
+            del self._per_node[node_id]
 
     def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
         for _ in range(LOOKUP_RETRIES_MAX):

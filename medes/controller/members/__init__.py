@@ -1,0 +1,1 @@
+"""Which nodes and sandboxes there are, and what each node may hear of."""
