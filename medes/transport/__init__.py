@@ -1,1 +1,1 @@
-"""How base pages of peers are read: RDMA sessions of a node, and the pyverbs reference peer."""
+"""How base pages of peers are read: a folder each transport."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from medes import native
 from medes.errors import BusyError, InvalidArgumentError, MedesError, UnsupportedError
-from medes.transport.rdma_watch import LinkWatch
+from medes.transport.rdma.link_watch import LinkWatch
 
 log = logging.getLogger(__name__)
 
@@ -64,27 +64,15 @@ class _Accepted:
     ends_s: float  # as the token that was granted with it
 
 
-def open_rdma(transport: str, devices: str = "", *, encrypted: bool) -> tuple[RdmaNode | None, str]:
-    """This node's RDMA as the `transport` setting wants it, or None and why not. Blocks for some milliseconds.
+def open_rdma(devices: str = "") -> RdmaNode:
+    """This node's RDMA. Blocks for some milliseconds.
 
-    `devices` are ports as device or device:port, separated by commas; empty: all that are active. `auto` uses those
-    that are named only, since RDMA does not encrypt: naming them says that the fabric is trusted. Raises unsupported when `rdma` was asked for
-    by name and cannot run.
+    `devices` are ports as device or device:port, separated by commas; empty: all that are active. Raises
+    invalid_argument, and unsupported where there is no library or no device.
     """
-    ports = parse_devices(devices)
-    if transport not in ("auto", "rdma"):
-        return None, f"the transport is set to {transport}"
-    if transport == "auto" and encrypted and not ports:
-        return None, "RDMA does not encrypt; where the fabric is the cluster's own, name rdma_devices"
-    try:
-        node = RdmaNode([native.RdmaContext(name, port) for name, port in ports or _active_ports()])
-    except MedesError as error:
-        if transport == "rdma":
-            raise
-        return None, str(error)
-    if encrypted:
-        log.warning("RDMA by setting: page bytes cross the fabric unencrypted")
-    return node, ""
+    return RdmaNode(
+        [native.RdmaContext(name, port) for name, port in parse_devices(devices) or _active_ports()]
+    )
 
 
 def parse_devices(devices: str) -> list[tuple[str, int]]:
