@@ -1,47 +1,62 @@
-"""What the agent does with a sandbox on its own motion: its one decision point. Pure functions.
-
-Fixed periods (medes.policy.keep_alive) with two additions: back-off from dedup ops that do not pay, and the order in
-which memory pressure takes sandboxes.
-"""
+"""Fixed periods (medes.policy.keep_alive) with two additions: longer pauses after dedup ops that do not pay, and the order
+in which memory pressure takes sandboxes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from medes.config import AgentSettings
 from medes.policy import keep_alive
-from medes.policy.keep_alive import Action, Decision, Periods
+from medes.policy.keep_alive import Action, Decision
+from medes.policy.policy import Event, NodeView, Outlook, Step, View
 from medes.types import SandboxState as S
-
-__all__ = ["Action", "Decision", "Periods", "View", "decide", "due", "under_pressure"]
 
 BACKOFF_DOUBLINGS_MAX = 8
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """A sandbox as the decision sees it. `age_s`: how long it has been in its state."""
+class FixedPeriods:
+    """Remembers nothing."""
 
-    sandbox_id: str
-    state: S
-    age_s: float
-    periods: Periods
-    disabled: bool = False
-    # Times in a row that the sandbox woke by its own fault without a request (a timer inside it): each doubles the
-    # idle period, or dedup and wake would follow each other for ever.
-    idle_wakes: int = 0
-    # Failed dedup ops in a row; each doubles the idle period as well.
-    dedup_failures: int = 0
-    warm_bytes: int = 0
-    # Whether a purge ends the processes. Without it a timer never purges: it would give all the memory back and
-    # forget a sandbox that its runtime still counts on.
-    purge_kills: bool = True
+    @classmethod
+    def make(cls, settings: AgentSettings) -> FixedPeriods:
+        return cls()
 
+    def observe(self, event: Event) -> None:
+        """Periods depend on nothing but the age of a state."""
 
-def decide(view: View) -> Action:
-    """What is due now."""
-    return due(view).action
+    def decide(self, node: NodeView) -> list[Step]:
+        steps = []
+        for view in node.sandboxes:
+            action = due(view).action
+            if action is Action.DEDUP:
+                steps.append(Step(view.sandbox_id, action, "idle period over"))
+            elif action is Action.PURGE:
+                steps.append(Step(view.sandbox_id, action, f"{view.state.label} for its whole period"))
+        if node.pressure:
+            taken = {step.sandbox_id for step in steps}
+            left = [v for v in node.sandboxes if v.sandbox_id not in taken]
+            reason = f"memory pressure: {node.pressure}"
+            steps += [Step(i, Action.DEDUP, reason) for i in under_pressure(left, node.ops_free - len(steps))]
+        return steps
+
+    def outlook(self, view: View) -> Outlook:
+        if view.disabled:
+            return Outlook(Action.NONE, 0.0, "its timers are disabled")
+        decision = due(view)
+        if decision.action is not Action.NONE:
+            return Outlook(decision.action, 0.0, "due now")
+        if decision.due_in_s is None:
+            why = "without purge_kills a timer ends nothing: it stays dedup'd until it is needed or purged"
+            return Outlook(Action.NONE, 0.0, why)
+        later = due(replace(view, age_s=view.age_s + decision.due_in_s + 0.001)).action
+        if later is Action.PURGE:
+            period = "keep-alive period" if view.state is S.WARM else "keep-dedup period"
+            return Outlook(later, decision.due_in_s, period)
+        counts = ((view.idle_wakes, "wakes of its own"), (view.dedup_failures, "failed dedup ops"))
+        setbacks = " and ".join(f"{count} {what}" for count, what in counts if count)
+        return Outlook(later, decision.due_in_s, "idle period" + f", longer for {setbacks}" * bool(setbacks))
 
 
 def due(view: View) -> Decision:
@@ -61,4 +76,4 @@ def under_pressure(views: Iterable[View], limit: int) -> list[str]:
     """Which warm sandboxes to dedup first when memory is short: longest idle first, at most `limit`."""
     warm = [v for v in views if v.state is S.WARM and not v.disabled and v.dedup_failures == 0]
     warm.sort(key=lambda v: (-v.age_s, -v.warm_bytes, v.sandbox_id))
-    return [v.sandbox_id for v in warm[:limit]]
+    return [v.sandbox_id for v in warm[: max(0, limit)]]

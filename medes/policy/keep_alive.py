@@ -22,9 +22,9 @@ class Periods:
     """Seconds, math.inf: never. A warm sandbox is dedup'd after idle_s, purged after keep_alive_s; a dedup'd one after
     keep_dedup_s."""
 
-    idle_s: float = 60.0
-    keep_alive_s: float = 600.0
-    keep_dedup_s: float = 900.0
+    idle_s: float
+    keep_alive_s: float
+    keep_dedup_s: float
 
 
 @dataclass(frozen=True, slots=True)
