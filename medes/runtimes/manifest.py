@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medes import limits
+from medes import limits, plugins
 from medes.errors import AlreadyExistsError, InvalidArgumentError, LimitExceededError, NotFoundError
+from medes.plugins import Kind
 from medes.types import LifecycleSettings
 
 MANIFEST_NAME = "function.toml"
@@ -20,14 +21,12 @@ INSTANCES_MAX = 1000
 MEMORY_MB_MAX = 1 << 20
 TIMEOUT_S_MAX = 900.0  # as AWS Lambda
 TIMEOUT_S_DEFAULT = 30.0
-PERIOD_MS_MAX = 1 << 40
+CONTRACT_DEFAULT = "native"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_IDENTIFIER_PATH = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-_HANDLER = re.compile(rf"{_IDENTIFIER_PATH}:{_IDENTIFIER_PATH}")
 _KEYS = {
     "name", "handler", "event", "idempotent", "tenant", "domain", "memory_mb", "instances", "timeout_s", "env",
-    "lifecycle",
+    "lifecycle", "contract", "options",
 }  # fmt: skip
 _LIFECYCLE_KEYS = {
     "idle_period_ms",
@@ -54,6 +53,13 @@ class FunctionSpec:
     timeout_s: float = TIMEOUT_S_DEFAULT
     env: dict[str, str] = field(default_factory=dict)
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
+    contract: str = CONTRACT_DEFAULT
+    options: dict[str, Any] = field(default_factory=dict)  # only the contract knows what they mean
+
+    @property
+    def path(self) -> Path:
+        """Of its function.toml."""
+        return self.folder / MANIFEST_NAME
 
     def seeded_event(self, seed: int) -> Any:
         """The event with another input: its integer `seed` replaced. An event without one is returned as it is."""
@@ -113,23 +119,20 @@ class _Reader:
 
 
 def load(folder: Path | str) -> FunctionSpec:
-    """Reads and checks `folder`/function.toml. The code is not imported: that happens in the instance.
+    """Reads `folder`/function.toml and has its contract check it. The function's code is not loaded: that happens in the
+    instance.
 
-    Raises NotFoundError when it is not there, InvalidArgumentError saying which key is wrong, and
-    LimitExceededError for an event larger than EVENT_BYTES_MAX.
+    Raises NotFoundError when it is not there, InvalidArgumentError saying which key is wrong, LimitExceededError for an
+    event larger than EVENT_BYTES_MAX, and UnsupportedError for a contract that cannot be imported.
     """
     folder = Path(folder).resolve()
     path = folder / MANIFEST_NAME
     table = _parse(path)
     reader = _Reader(path, table)
     reader.only(_KEYS)
-    handler = reader.text("handler")
-    if not _HANDLER.fullmatch(handler):
-        raise reader.wrong(f"'handler' is {handler!r}", 'write "module:callable"')
-    _check_module(reader, folder, handler.partition(":")[0])
-    return FunctionSpec(
+    spec = FunctionSpec(
         name=reader.name("name"),
-        handler=handler,
+        handler=reader.text("handler"),
         folder=folder,
         event=_event(reader, folder),
         idempotent=reader.flag("idempotent", None),
@@ -140,7 +143,11 @@ def load(folder: Path | str) -> FunctionSpec:
         timeout_s=_timeout(reader),
         env=_environment(reader),
         lifecycle=_lifecycle(reader),
+        contract=_contract(reader),
+        options=_options(reader),
     )
+    plugins.load(Kind.FUNCTION_CONTRACT, spec.contract).check(spec)
+    return spec
 
 
 def load_all(directory: Path | str) -> list[FunctionSpec]:
@@ -177,7 +184,7 @@ def load_all(directory: Path | str) -> list[FunctionSpec]:
 
 def bundled_directory() -> Path:
     """Where the ten functions of the project lie."""
-    return Path(__file__).resolve().parent / "functions"
+    return Path(__file__).resolve().parents[1] / "workloads"
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -198,11 +205,21 @@ def _parse(path: Path) -> dict[str, Any]:
         raise InvalidArgumentError(f"cannot be read: {error.strerror}", object=str(path)) from None
 
 
-def _check_module(reader: _Reader, folder: Path, module: str) -> None:
-    """A handler's first package or module must be in the folder, so that a typing error shows at deploy."""
-    first = folder / module.partition(".")[0]
-    if not (first.is_dir() or any(folder.glob(f"{first.name}.py")) or any(folder.glob(f"{first.name}.*.so"))):
-        raise reader.wrong(f"'handler' names module {module!r}, which is not in {folder}")
+def _contract(reader: _Reader) -> str:
+    name = reader.text("contract", CONTRACT_DEFAULT)
+    choices = plugins.names(Kind.FUNCTION_CONTRACT)
+    if name not in choices:
+        raise reader.wrong(
+            f"'contract' is {name!r}, and there is none of that name", f"one of {', '.join(choices)}"
+        )
+    return name
+
+
+def _options(reader: _Reader) -> dict[str, Any]:
+    value = reader.table.get("options", {})
+    if not isinstance(value, dict):
+        raise reader.wrong("'options' must be a table")
+    return dict(value)
 
 
 def _event(reader: _Reader, folder: Path) -> Any:
@@ -259,5 +276,7 @@ def _lifecycle(reader: _Reader) -> LifecycleSettings:
         raise reader.wrong("'lifecycle' must be a table")
     inner = _Reader(reader.path, value)
     inner.only(_LIFECYCLE_KEYS, "lifecycle.")
-    periods = {key: inner.number(key, 0, 1, PERIOD_MS_MAX) for key in sorted(_LIFECYCLE_KEYS - {"disabled"})}
+    periods = {
+        key: inner.number(key, 0, 1, limits.PERIOD_MS_MAX) for key in sorted(_LIFECYCLE_KEYS - {"disabled"})
+    }
     return LifecycleSettings(**periods, disabled=inner.flag("disabled", False))

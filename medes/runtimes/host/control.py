@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -33,10 +34,11 @@ from medes.errors import (
     PermissionDeniedError,
     from_code,
 )
-from medes.faas import manifest, wire
-from medes.faas.answers import HandlerError
-from medes.faas.host import FunctionHost
 from medes.rpc.address import clear_stale_socket
+from medes.runtimes import manifest
+from medes.runtimes.contracts.contract import HandlerError
+from medes.runtimes.host.host import FunctionHost
+from medes.runtimes.instance import wire
 
 log = logging.getLogger(__name__)
 HEAD_BYTES_MAX = 16 << 10
@@ -44,6 +46,7 @@ BODY_BYTES_MAX = wire.FRAME_BYTES_MAX
 REQUEST_READ_TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 1024
 CALL_TIMEOUT_S = manifest.TIMEOUT_S_MAX + 60
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 STATUS = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}
 
 
@@ -142,6 +145,7 @@ def describe(host: FunctionHost) -> dict[str, Any]:
                 "name": function.spec.name,
                 "folder": str(function.spec.folder),
                 "tenant": function.spec.tenant,
+                "contract": function.spec.contract,
                 "memory_mb": function.spec.memory_mb,
                 "lost": function.lost,
                 "instances": [
@@ -224,8 +228,18 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]]
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except asyncio.LimitOverrunError:
         raise LimitExceededError(f"HTTP head is larger than {HEAD_BYTES_MAX} bytes") from None
-    line, *rest = head[:-4].split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (row.partition(":") for row in rest)}
+    line, *rows = head[:-4].split("\r\n")
+    headers: dict[str, str] = {}
+    for row in rows:
+        name, colon, value = row.partition(":")
+        if not colon or not _HEADER_NAME.fullmatch(name):
+            raise InvalidArgumentError(f"not a header: {row[:100]!r}")
+        # Which of two counts is where readers of HTTP differ, and nobody here has a reason to send two.
+        if name.lower() in headers:
+            raise InvalidArgumentError(f"header {name[:100]} is there twice")
+        headers[name.lower()] = value.strip()
+    if "transfer-encoding" in headers:
+        raise InvalidArgumentError("a body has a Content-Length here, and no Transfer-Encoding")
     return line, headers
 
 

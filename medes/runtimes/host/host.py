@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medes import plugins
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
@@ -24,10 +26,11 @@ from medes.errors import (
     ProcessGoneError,
     TransientError,
 )
-from medes.faas.answers import InstanceFailedError
-from medes.faas.hosted import HostedInstance
-from medes.faas.manifest import FunctionSpec
-from medes.faas.nodes import NodeLink
+from medes.plugins import Kind
+from medes.runtimes.contracts.contract import Contract, InstanceFailedError, Phase
+from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.nodes import NodeLink
+from medes.runtimes.manifest import FunctionSpec
 from medes.types import PurgeCause, RestoreReport, Sandbox, SandboxState
 
 log = logging.getLogger(__name__)
@@ -73,10 +76,12 @@ class FunctionHost:
         *,
         hook_address: str = "",
         driver: str = "",
+        log_dir: Path | None = None,
         on_process: Callable[[int, bool], None] | None = None,
     ) -> None:
-        """agents: addresses of the nodes' restore APIs, all on this machine. runtime_dir holds the logs.
-        hook_address is where agents report restores to (see medes.faas.control); driver is how they take memory,
+        """agents: addresses of the nodes' restore APIs, all on this machine. runtime_dir is this host's alone, its path short,
+        as instances may have sockets in it; the caller removes it. Logs go to log_dir, else to `logs` in there.
+        hook_address is where agents report restores to (see medes.runtimes.host.control); driver is how they take memory,
         empty for their choice. on_process(pid, alive) hears of
         every process group that starts or ends."""
         if not agents:
@@ -87,14 +92,16 @@ class FunctionHost:
         self.nodes: dict[str, NodeLink] = {}
         self._links = [NodeLink(address, hook_address, self._on_change, driver) for address in agents]
         self._runtime_dir = runtime_dir
+        self._log_dir = log_dir or runtime_dir / "logs"
         self._on_process = on_process or (lambda pid, alive: None)
         self._by_id: dict[str, HostedInstance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
+        self._folders = itertools.count()  # numbers, as the path of a socket is short
 
     async def start(self) -> None:
         """Connects to the agents. Raises agent_unreachable, already_exists for two agents of one node."""
-        (self._runtime_dir / "logs").mkdir(parents=True, exist_ok=True)
+        self._log_dir.mkdir(parents=True, exist_ok=True)
         for link in self._links:
             await link.connect()
             if link.node_id in self.nodes:
@@ -103,7 +110,7 @@ class FunctionHost:
 
     async def deploy(self, spec: FunctionSpec, instances: int = 1) -> list[HostedInstance]:
         """Starts warm instances of a new function, spread over the nodes. All or none: raises what the first
-        failure raised, and already_exists."""
+        failure raised, already_exists, and unsupported where this machine lacks what its contract needs."""
         if spec.name in self.functions:
             raise AlreadyExistsError("the function is deployed", object=spec.name, hint="medes function rm")
         if not 1 <= instances <= INSTANCES_PER_FUNCTION_MAX:
@@ -112,6 +119,7 @@ class FunctionHost:
             )
         if len(self.functions) >= FUNCTIONS_MAX:
             raise BusyError(f"{FUNCTIONS_MAX} functions are deployed", object=spec.name)
+        _check_contract(spec)
         function = self.functions[spec.name] = Function(spec)
         try:
             return [await self.add_instance(function) for _ in range(instances)]
@@ -127,8 +135,10 @@ class FunctionHost:
         instance = HostedInstance(function.spec, f"{function.spec.name}-{function.started}", node.node_id)
         self._by_id[instance.instance_id] = instance
         try:
-            log_path = self._runtime_dir / "logs" / f"{instance.instance_id}.log"
-            await instance.start(log_path, self._on_exit)
+            log_path = self._log_dir / f"{instance.instance_id}.log"
+            await instance.start(
+                log_path, self._runtime_dir / "run" / f"{next(self._folders)}", self._on_exit
+            )
             self._on_process(instance.pid, True)
             await node.register(instance)
             function.instances.append(instance)
@@ -187,7 +197,7 @@ class FunctionHost:
         finally:
             await self._free(self.functions[instance.spec.name], instance)
 
-    async def run_hooks(self, sandbox_id: str, phase: str) -> int:
+    async def run_hooks(self, sandbox_id: str, phase: Phase) -> int:
         """The agent is about to dedup this sandbox ("before_snapshot") or has restored it ("after_restore"): runs its
         hooks; says how many. Raises not_found."""
         instance = self._by_id.get(sandbox_id)
@@ -390,3 +400,9 @@ class FunctionHost:
         for instance in self._by_id.values():
             counts[instance.node_id] += 1
         return self.nodes[min(counts, key=lambda node_id: (counts[node_id], node_id))]
+
+
+def _check_contract(spec: FunctionSpec) -> None:
+    contract: type[Contract] = plugins.load(Kind.FUNCTION_CONTRACT, spec.contract)
+    if lacks := contract.missing():
+        raise plugins.cannot_run(f"its contract {spec.contract!r}", lacks, spec.name)

@@ -1,4 +1,4 @@
-"""Cleans up after a driver that was killed: `python -m medes.faas.janitor`, started by JanitorClient.
+"""Cleans up after a driver that was killed: `python -m medes.runtimes.host.janitor`, started by JanitorClient.
 
 A process of its own session that reads lines from the driver's pipe. When the pipe closes (the driver ended, for
 whatever reason, SIGKILL included) it ends the process groups and removes the folders it was told of. A process

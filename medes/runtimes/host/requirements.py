@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from medes.errors import UnsupportedError
-from medes.faas.manifest import FunctionSpec, bundled_directory
+from medes.runtimes.manifest import FunctionSpec, bundled_directory
 
 CODE_BYTES_MAX = 1 << 20
 

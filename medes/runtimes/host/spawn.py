@@ -1,19 +1,17 @@
-"""Starts the process of an instance. Blocking and asyncio callers share this."""
+"""Starts the process of an instance, whatever its contract. Blocking and asyncio callers share this."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from medes.errors import FunctionError
-from medes.faas.manifest import FunctionSpec
+from medes.runtimes.contracts.contract import Command
+from medes.runtimes.manifest import FunctionSpec
 
 LOG_TAIL_BYTES = 4096
 # An instance has a share of a core, as on AWS Lambda: thread pools as wide as the machine only cost memory.
@@ -24,11 +22,9 @@ REMOVED_VARIABLES = ("PYTHONHASHSEED", "PYTHONSTARTUP")
 
 @dataclass
 class Spawned:
-    """A started instance: its process, the host's end of its socket, and its log."""
+    """A started instance: its process and its log."""
 
-    instance_id: str
     process: subprocess.Popen[bytes]
-    sock: socket.socket
     log_path: Path | None
 
     @property
@@ -46,45 +42,32 @@ class Spawned:
 
     def kill(self) -> None:
         """Ends the instance and every process it started, and reaps it. May be called again."""
-        self.sock.close()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def spawn(spec: FunctionSpec, instance_id: str, log_path: Path | None = None) -> Spawned:
-    """Starts an instance in a session (and process group) of its own; it loads the function by itself and says
-    so in its first frame. stdout and stderr go to log_path, or nowhere. Raises FunctionError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    identity = {
-        "fd": theirs.fileno(),
-        "name": spec.name,
-        "instance": instance_id,
-        "handler": spec.handler,
-        "folder": str(spec.folder),
-        "tenant": spec.tenant,
-        "memory_mb": spec.memory_mb,
-    }
-    environment = {**os.environ, **SINGLE_THREADED, **spec.env}
+def spawn(command: Command, spec: FunctionSpec, log_path: Path | None = None) -> Spawned:
+    """Starts an instance in a session (and process group) of its own. stdout and stderr go to log_path, or nowhere. The
+    command's files are closed, also where it raises FunctionError."""
+    environment = {**os.environ, **SINGLE_THREADED, **command.environment, **spec.env}
     for name in REMOVED_VARIABLES:
         environment.pop(name, None)
-    command = [sys.executable, "-P", "-m", "medes.faas.instance", json.dumps(identity)]
     try:
-        with (
-            theirs,
-            log_path.open("wb") if log_path else contextlib.nullcontext(subprocess.DEVNULL) as output,
-        ):
+        with log_path.open("wb") if log_path else contextlib.nullcontext(subprocess.DEVNULL) as output:
             process = subprocess.Popen(
-                command,
+                command.arguments,
                 cwd=spec.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=command.files,
                 start_new_session=True,
             )
-    except OSError as error:
-        ours.close()
+    except (OSError, ValueError) as error:
         raise FunctionError(f"cannot start an instance: {error}", object=spec.name) from error
-    return Spawned(instance_id, process, ours, log_path)
+    finally:
+        for file in command.files:
+            os.close(file)
+    return Spawned(process, log_path)

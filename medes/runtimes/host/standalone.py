@@ -1,4 +1,4 @@
-"""Instances without a host or an agent, for benchmarks and tests: blocking, one caller thread."""
+"""Instances without a host or an agent, for benchmarks and tests: blocking, one caller thread, the native contract."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medes.errors import DeadlineExceededError, FunctionError
-from medes.faas import answers, manifest, spawn, wire
+from medes.errors import DeadlineExceededError, FunctionError, UnsupportedError
+from medes.runtimes import manifest
+from medes.runtimes.contracts import native
+from medes.runtimes.host import spawn
+from medes.runtimes.instance import wire
 
 LOAD_TIMEOUT_S = 120.0
 
@@ -19,10 +22,23 @@ class StandaloneInstance:
     """One warm process of a function. Not thread-safe; close() ends the process and its children."""
 
     def __init__(self, spec: manifest.FunctionSpec, instance_id: str, log_path: Path | None = None) -> None:
-        """Starts the process; load() waits for it, so that several can load side by side."""
+        """Starts the process; load() waits for it, so that several can load side by side. Raises unsupported for a function
+        of another contract: those need the host's event loop."""
+        if spec.contract != manifest.CONTRACT_DEFAULT:
+            raise UnsupportedError(
+                f"only the function host runs the contract {spec.contract!r}",
+                object=spec.name,
+                hint="medes function deploy",
+            )
         self.spec = spec
+        self.instance_id = instance_id
         self._begun = time.perf_counter()
-        self._spawned = spawn.spawn(spec, instance_id, log_path)
+        command, self._sock = native.command_of(spec, instance_id)
+        try:
+            self._spawned = spawn.spawn(command, spec, log_path)
+        except BaseException:
+            self._sock.close()
+            raise
         self._requests = 0
         self.load_ms = 0.0
         self.start_ms = 0.0
@@ -32,15 +48,16 @@ class StandaloneInstance:
         """The root process; its descendants belong to the sandbox too."""
         return self._spawned.pid
 
-    @property
-    def instance_id(self) -> str:
-        return self._spawned.instance_id
-
     def load(self) -> None:
         """Waits until the function is imported. Sets start_ms (process start to ready) and load_ms (the import).
         Raises HandlerError, FunctionError, DeadlineExceededError."""
         frame = self._receive(LOAD_TIMEOUT_S)
-        self.load_ms = answers.check_ready(self.spec, frame, self._spawned.log_tail()).load_us / 1000
+        try:
+            ready = native.check_ready(self.spec, frame)
+        except FunctionError as error:
+            error.hint = error.hint or self._spawned.log_tail().strip()[-500:]
+            raise
+        self.load_ms = ready.load_us / 1000
         self.start_ms = (time.perf_counter() - self._begun) * 1000
 
     def invoke(self, event: Any = None, timeout_s: float | None = None) -> Any:
@@ -56,11 +73,11 @@ class StandaloneInstance:
     def _call(self, message: dict[str, Any], timeout_s: float) -> Any:
         self._requests += 1
         request_id = f"{self.instance_id}-{self._requests}"
-        sock = self._spawned.sock
-        sock.settimeout(timeout_s)
+        frame = native.pack(self.spec, {**message, "id": request_id})
+        self._sock.settimeout(timeout_s)
         try:
-            wire.send(sock, {**message, "id": request_id})
-        except (OSError, wire.FrameError) as error:
+            self._sock.sendall(frame)
+        except OSError as error:
             raise FunctionError(
                 f"cannot reach instance {self.instance_id}: {error}", object=self.spec.name
             ) from error
@@ -69,12 +86,12 @@ class StandaloneInstance:
             raise FunctionError(
                 f"instance {self.instance_id} ended", object=self.spec.name, hint=self._spawned.log_tail()
             )
-        return answers.result_of(self.spec, answer, request_id)
+        return native.result_of(self.spec, answer, request_id)
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        self._spawned.sock.settimeout(timeout_s)
+        self._sock.settimeout(timeout_s)
         try:
-            return wire.receive(self._spawned.sock)
+            return wire.receive(self._sock)
         except TimeoutError:
             raise DeadlineExceededError(
                 f"instance {self.instance_id} did not answer within {timeout_s:g} s", object=self.spec.name
@@ -86,6 +103,7 @@ class StandaloneInstance:
 
     def close(self) -> None:
         """Kills the process and its children. May be called again."""
+        self._sock.close()
         self._spawned.kill()
 
 

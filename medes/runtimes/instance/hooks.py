@@ -1,7 +1,7 @@
 """Hooks around a dedup op, with the names of AWS's snapshot_restore_py: a function refreshes its clocks,
 connections and random numbers in them.
 
-    from medes.faas.hooks import register_after_restore
+    from medes.runtimes.instance.hooks import register_after_restore
 
     @register_after_restore
     def reconnect(): ...

@@ -1,4 +1,4 @@
-"""The process of one function instance: `python -P -m medes.faas.instance`, started by the function host.
+"""The process of one function instance: `python -P -m medes.runtimes.instance.process`, started by the function host.
 
 It serves one request at a time over an inherited socket and stays warm in between. Its memory is what gets
 deduplicated, so it imports little: the standard library and the function. A handler's exception is an answer,
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from medes.faas import hooks, wire
+from medes.runtimes.instance import hooks, wire
 
 TRACEBACK_LINES_MAX = 50
 TRACEBACK_LINE_CHARS_MAX = 1000

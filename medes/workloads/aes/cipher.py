@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 RECORDS = 9_000
 SEALED_MAX = 32

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 FITTED_REVIEWS = 2_000
 GOOD = ["good", "great", "tasty", "excellent", "fresh", "lovely", "perfect", "crisp", "sweet", "favourite"]

@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import jinja2
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 PRODUCTS = 14_000
 PAGES_MAX = 32

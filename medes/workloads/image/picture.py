@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 THUMBNAILS_MAX = 16
 BACKDROP_SIDE = 1400

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 BASIS_ROWS, BASIS_COLUMNS = 1536, 768
 SOLUTIONS_MAX = 16

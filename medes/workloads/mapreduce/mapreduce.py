@@ -4,7 +4,7 @@ import multiprocessing
 import random
 from collections import Counter
 
-from medes.faas.ledger import Ledger
+from medes.runtimes.instance.ledger import Ledger
 
 WORKERS = 2
 CORPUS_LINES = 12_000

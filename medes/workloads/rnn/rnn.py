@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 HIDDEN = 1024

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 KEPT_REVIEWS = 3_000
 MODELS_MAX = 8

@@ -2,7 +2,7 @@
 
 import math
 
-from medes.faas.ledger import Ledger
+from medes.runtimes.instance.ledger import Ledger
 
 TABLE_ENTRIES = 120_000
 

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from medes.faas.ledger import Ledger, digest
+from medes.runtimes.instance.ledger import Ledger, digest
 
 HEIGHT, WIDTH = 240, 320
 KEPT_FRAMES = 256
