@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medes.bench.host import host, quantile
+from medes.bench.host import host
 from medes.client import MedesClient
 from medes.client.messages import activity_request
 from medes.errors import InternalError, IoError
+from medes.quantiles import quantile
 from medes.types import Activity, SandboxState
 
 SANDBOX = "bench"
@@ -99,7 +100,7 @@ def _agent(folder: Path) -> Iterator[tuple[int, str]]:
     address = f"unix:{folder}/agent.sock"
     options = {
         "node-id": "bench",
-        "controller": "",
+        "controllers": "",
         "driver": "image",
         "listen": address,
         "peer-address": "127.0.0.1:0",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medes.errors import MedesError
-from medes.faas import wire
+from medes.runtimes.instance import wire
 
 STEP_TIMEOUT_S = 60.0
 WARM_REQUESTS = 4

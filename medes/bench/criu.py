@@ -19,10 +19,10 @@ from typing import Any
 
 from medes.bench.baselines import STEP_TIMEOUT_S, WARM_REQUESTS, Skipped
 from medes.bench.criu_program import FIX, find_criu
-from medes.bench.workloads import percentile
-from medes.faas import wire
-from medes.faas.manifest import FunctionSpec
-from medes.faas.spawn import REMOVED_VARIABLES, SINGLE_THREADED
+from medes.quantiles import quantile_or_none
+from medes.runtimes.host.spawn import REMOVED_VARIABLES, SINGLE_THREADED
+from medes.runtimes.instance import wire
+from medes.runtimes.manifest import CONTRACT_DEFAULT, FunctionSpec
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -30,6 +30,8 @@ PR_SET_CHILD_SUBREAPER = 36
 def measure(spec: FunctionSpec, rounds: int) -> dict[str, Any]:
     """Dumps and restores one warm instance `rounds` times, images in shared memory. First response: from the start
     of `criu restore` to the answer. Raises Skipped."""
+    if spec.contract != CONTRACT_DEFAULT:
+        raise Skipped(f"a function of the contract {spec.contract!r} cannot be put behind a port")
     program, why = find_criu()
     if program is None:
         raise Skipped(f"{why}; {FIX}")
@@ -64,8 +66,8 @@ def measure(spec: FunctionSpec, rounds: int) -> dict[str, Any]:
             _reap(pid)
             process.poll()
     return {
-        "dump_ms_p50": percentile(dump_ms, 50),
-        "first_response_ms_p50": percentile(first_ms, 50),
+        "dump_ms_p50": quantile_or_none(dump_ms, 0.5),
+        "first_response_ms_p50": quantile_or_none(first_ms, 0.5),
         "kept_bytes": image_bytes,
     }
 

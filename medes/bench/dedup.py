@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from medes import native
-from medes.agent.store_key import KEY_BYTES
+from medes.agent.store.store_key import KEY_BYTES
 from medes.bench import dedup_baselines as baselines
-from medes.bench.dedup_baselines import KINDS, Outcome
+from medes.bench.dedup_baselines import Outcome
 from medes.bench.measure import cpu_timed
+from medes.bench.workloads import select
 from medes.errors import InvalidArgumentError, IoError
-from medes.faas import manifest, requirements
-from medes.faas.standalone import running_instances
+from medes.runtimes import manifest
+from medes.runtimes.host.standalone import running_instances
+from medes.types import PAGE_KINDS
 
 SCHEMES = ("medes", "medes-nogroup", "medes-untagged", "paper", "zstd", "lz4", "ksm")
 OURS = {"medes": None, "medes-nogroup": 0, "medes-untagged": None}  # scheme → group_pages
@@ -103,7 +105,7 @@ def encode_against(
         encode_s=sum(steps.values()),
         apply_s=apply_s,
     )
-    outcome.pages.update({kind: stats[f"pages_{kind}"] for kind in KINDS})
+    outcome.pages.update({kind: stats[f"pages_{kind}"] for kind in PAGE_KINDS})
     outcome.extra = {**steps, "windows": stats["windows"]}
     return outcome
 
@@ -124,7 +126,7 @@ def report_line(function: str, scheme: str, outcome: Outcome, **more: Any) -> di
         "scheme": scheme,
         "saved_ratio": round(1 - outcome.kept_bytes / max(1, outcome.warm_bytes), 4),
         "mean_patch_bytes": round(outcome.patch_bytes / pages, 1),
-        "pages": {kind: outcome.pages[kind] for kind in KINDS},
+        "pages": {kind: outcome.pages[kind] for kind in PAGE_KINDS},
         "encode_us_per_page": per_page(outcome.encode_s),
         "apply_us_per_page": per_page(outcome.apply_s),
         "gb_per_s_per_core_encode": speed(outcome.encode_s),
@@ -147,16 +149,17 @@ def run(
     schemes: Sequence[str],
     samples: int = native.DEFAULT_SAMPLES,
     paper_sample: int = 40,
+    only: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Lines per function and scheme, then per scheme function "ALL" (memory-weighted), then the first instance of each
-    function against the other functions' bases ("bases": "others") and what sharing base pages saves."""
+    function against the other functions' bases ("bases": "others") and what sharing base pages saves. `only`: the
+    functions of these names."""
     if instances < 2:
         raise InvalidArgumentError("at least two instances: a base and a target", object=str(instances))
     for scheme in schemes:
         if scheme not in SCHEMES:
             raise InvalidArgumentError("unknown scheme", object=scheme, hint=", ".join(SCHEMES))
-    specs = manifest.load_all(directory or manifest.bundled_directory())
-    requirements.check(specs)
+    specs = select(directory, only)
     totals = {scheme: Outcome() for scheme in schemes}
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="medes-bench-") as temporary:
         folder = Path(temporary)
@@ -227,7 +230,7 @@ def shared_bases(
     aslr: bool,
 ) -> dict[str, Any]:
     """Bases published one after the other, each with only the pages that the earlier ones do not cover; then every
-    function's second instance against all of them."""
+    function's second instance against all of them, and what the first ones themselves keep beside the bases."""
     index = native.FingerprintIndex()
     slabs: list[native.Slab] = []
     whole = 0
@@ -247,7 +250,11 @@ def shared_bases(
     total = Outcome()
     for image in seconds:
         total.add(encode_against(image, index, slabs, samples, "medes"))
+    of_firsts = Outcome()
+    for captured in firsts:
+        of_firsts.add(encode_against(captured.images[0], index, slabs, samples, "medes"))
     stored = sum(slab.page_count for slab in slabs)
+    registry_bytes = index.stats()["bytes"]
     return report_line(
         "ALL",
         "medes",
@@ -256,5 +263,7 @@ def shared_bases(
         aslr=aslr,
         base_bytes_whole=whole * PAGE,
         base_bytes_stored=stored * PAGE,
-        registry_bytes_per_base_page=round(index.stats()["bytes"] / max(1, stored), 1),
+        kept_bytes_of_bases=round(of_firsts.kept_bytes),
+        registry_bytes=registry_bytes,
+        registry_bytes_per_base_page=round(registry_bytes / max(1, stored), 1),
     )

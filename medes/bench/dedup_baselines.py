@@ -20,7 +20,6 @@ from medes.errors import CorruptError, UnsupportedError
 PAGE = native.PAGE_BYTES
 TABLE_BYTES = 16  # per page, as much as the study's own schemes are charged
 ZERO = bytes(PAGE)
-KINDS = ("zero", "identical", "patch", "compressed", "raw")
 
 
 @dataclass

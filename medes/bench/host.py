@@ -1,4 +1,4 @@
-"""Where a measurement was taken: goes into every line a benchmark prints."""
+"""Where a measurement was taken: goes into every line a benchmark prints, and ahead of what an evaluation case measures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import subprocess
 from pathlib import Path
 
 import medes
+from medes.agent.node.pressure import machine_bytes
+
+
+def host() -> dict[str, object]:
+    """medes (its version), commit (empty outside a git clone), cpu, cpus, kernel, memory_bytes, python; and load_average,
+    that of the last minute as it is now."""
+    return {**_machine(), "load_average": round(os.getloadavg()[0], 2)}
 
 
 @functools.cache
-def host() -> dict[str, object]:
-    """commit (empty outside a git clone), cpu, cpus, kernel, python."""
+def _machine() -> dict[str, object]:
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -23,16 +29,20 @@ def host() -> dict[str, object]:
         platform.machine(),
     )
     return {
+        "medes": medes.__version__,
         "commit": _commit(),
         "cpu": cpu,
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
+        "memory_bytes": machine_bytes(),
         "python": platform.python_version(),
     }
 
 
 def _commit() -> str:
-    folder = Path(medes.__file__).parent
+    folder = Path(medes.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return ""  # installed; a repository further up, if there is one, is somebody else's
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty"],
@@ -44,9 +54,3 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
-
-
-def quantile(values: list[float], q: float) -> float:
-    """Nearest-rank quantile of a non-empty list."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

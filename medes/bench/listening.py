@@ -7,7 +7,7 @@ import socket
 import sys
 from types import SimpleNamespace
 
-from medes.faas import instance
+from medes.runtimes.instance import process as instance
 
 
 def main() -> int:

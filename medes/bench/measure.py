@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from medes.bench.host import host, quantile
+from medes.bench.host import host
+from medes.quantiles import quantile
 
 T = TypeVar("T")
 

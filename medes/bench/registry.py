@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from medes.bench.host import host, quantile
+from medes.bench.host import host
 from medes.config import ControllerSettings
 from medes.controller.process import Controller
-from medes.controller.store import Found, RegistryStore
+from medes.controller.registry.store import Found, RegistryStore
 from medes.errors import CorruptError
+from medes.quantiles import quantile
 from medes.rpc.channel import sync_channel
 from medes.rpc.gen import controller_pb2 as pb
 from medes.rpc.gen.controller_pb2_grpc import ControllerServiceStub
@@ -55,7 +56,7 @@ def make_base(sizes: Sizes, base_id: int) -> tuple[BaseDescriptor, bytes, bytes]
     """Deterministic contents of one base."""
     rng = random.Random(sizes.seed * 1_000_003 + base_id)
     samples = sizes.pages * sizes.samples_per_page
-    descriptor = BaseDescriptor(base_id, NODE, DOMAIN, "f", sizes.pages)
+    descriptor = BaseDescriptor(base_id, (NODE,), DOMAIN, "f", sizes.pages)
     return descriptor, rng.randbytes(samples * 8), bytes(i % 253 for i in range(samples))
 
 
@@ -174,7 +175,7 @@ def measure_rpc(sizes: Sizes, store: RegistryStore, name: str = "memory") -> Ite
             lookup_threads=sizes.threads,
         )
         seconds, answer = asyncio.run(_ask_controller(settings, store, image, sizes))
-    found = Found(answer.locations, tuple(BaseDescriptor(b.base_id, "", "") for b in answer.bases))
+    found = Found(answer.locations, tuple(BaseDescriptor(b.base_id, ("",), "") for b in answer.bases))
     verify(image, found, sizes.samples_per_page)
     yield _line(
         "lookup_rpc",

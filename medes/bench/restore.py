@@ -12,20 +12,20 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from medes.bench import baselines, criu, throughput, zram
 from medes.bench.host import host as machine
 from medes.bench.throughput import Pair, settled
-from medes.bench.workloads import percentile
 from medes.demo.cluster import Cluster, local_cluster
 from medes.demo.driver import COMPLETE_TIMEOUT_S, POLL_S
 from medes.errors import CorruptError, DeadlineExceededError, LostError
-from medes.faas.host import FunctionHost
-from medes.faas.hosted import HostedInstance
-from medes.faas.manifest import FunctionSpec
+from medes.quantiles import quantile_or_none
+from medes.runtimes.host.host import FunctionHost
+from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.manifest import FunctionSpec
 from medes.types import RestoreReport, Sandbox, SandboxState
 
 RECORD_ROUNDS = 2
@@ -47,11 +47,15 @@ class Options:
 
 
 async def run(
-    specs: list[FunctionSpec], options: Options, progress: Callable[[str], None] = lambda text: None
-) -> AsyncIterator[dict[str, Any]]:
-    """Yields a line per function and one for the storm. Raises corrupt when an answer is not what it was."""
+    specs: list[FunctionSpec],
+    options: Options,
+    progress: Callable[[str], None] = lambda text: None,
+    measured: Collection[str] = (),
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yields a line per function and one for the storm. `measured`: functions that need no line of their own, and are in
+    the storm. Raises corrupt when an answer is not what it was."""
     async with local_cluster(1, options.transport) as cluster:
-        for spec in specs:
+        for spec in (spec for spec in specs if spec.name not in measured):
             progress(f"{spec.name}: restoring")
             line = await _measure(cluster.host, spec, options)
             if options.with_baselines:
@@ -99,23 +103,23 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> 
     return {
         "function": spec.name,
         "n": rounds,
-        "private_bytes": int(percentile([row[2].warm_bytes for row in measured], 50) or 0),
-        "kept_bytes": int(percentile([row[2].kept_bytes for row in measured], 50) or 0),
-        "cold_start_ms_p50": percentile(cold_ms, 50),
-        "warm_ms_p50": percentile(warm_ms, 50),
-        "warm_ms_p99": percentile(warm_ms, 99),
-        "first_response_ms_p50": percentile(first_ms, 50),
-        "first_response_ms_p99": percentile(first_ms, 99),
-        "first_response_no_prefetch_ms_p50": percentile(singly_ms, 50),
-        "ready_ms_p50": percentile([report.ready_us / 1000 for report in reports], 50),
-        "complete_ms_p50": percentile([report.complete_us / 1000 for report in reports], 50),
-        "eager_complete_ms_p50": percentile(eager_ms, 50),
-        "dedup_ms_p50": percentile(
-            [row[2].last_dedup.total_us / 1000 for row in measured if row[2].last_dedup], 50
+        "private_bytes": int(quantile_or_none([row[2].warm_bytes for row in measured], 0.5) or 0),
+        "kept_bytes": int(quantile_or_none([row[2].kept_bytes for row in measured], 0.5) or 0),
+        "cold_start_ms_p50": quantile_or_none(cold_ms, 0.5),
+        "warm_ms_p50": quantile_or_none(warm_ms, 0.5),
+        "warm_ms_p99": quantile_or_none(warm_ms, 0.99),
+        "first_response_ms_p50": quantile_or_none(first_ms, 0.5),
+        "first_response_ms_p99": quantile_or_none(first_ms, 0.99),
+        "first_response_no_prefetch_ms_p50": quantile_or_none(singly_ms, 0.5),
+        "ready_ms_p50": quantile_or_none([report.ready_us / 1000 for report in reports], 0.5),
+        "complete_ms_p50": quantile_or_none([report.complete_us / 1000 for report in reports], 0.5),
+        "eager_complete_ms_p50": quantile_or_none(eager_ms, 0.5),
+        "dedup_ms_p50": quantile_or_none(
+            [row[2].last_dedup.total_us / 1000 for row in measured if row[2].last_dedup], 0.5
         ),
-        "pages_total": int(percentile([report.pages_total for report in reports], 50) or 0),
-        "pages_prefetched": int(percentile([report.pages_prefetched for report in reports], 50) or 0),
-        "faults_demand": int(percentile([report.faults_demand for report in reports], 50) or 0),
+        "pages_total": int(quantile_or_none([report.pages_total for report in reports], 0.5) or 0),
+        "pages_prefetched": int(quantile_or_none([report.pages_prefetched for report in reports], 0.5) or 0),
+        "faults_demand": int(quantile_or_none([report.faults_demand for report in reports], 0.5) or 0),
         "restored_throughput_ratio": restored.ratio,
         "restored_throughput_ratio_by_pair": restored.by_pair,
         "control_throughput_ratio": control.ratio,
@@ -256,8 +260,8 @@ async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) ->
     return {
         "sandboxes": sandboxes,
         "private_bytes": warm_bytes,
-        "first_response_ms_p50": percentile(first_ms, 50),
-        "first_response_ms_p99": percentile(first_ms, 99),
+        "first_response_ms_p50": quantile_or_none(first_ms, 0.5),
+        "first_response_ms_p99": quantile_or_none(first_ms, 0.99),
         "answered_ms": round(answered_ms, 3),
         "complete_ms": round(total_ms, 3),
         "work_cpu_ms": round(work_ms, 3),

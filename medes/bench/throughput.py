@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medes.demo.driver import POLL_S
-from medes.faas.host import FunctionHost
-from medes.faas.hosted import HostedInstance
+from medes.quantiles import median
+from medes.runtimes.host.host import FunctionHost
+from medes.runtimes.host.hosted import HostedInstance
 
 ROUNDS = 15  # a measurement
 ORDERS = ("TUUTUTTU", "UTTUTUUT")
@@ -51,7 +52,7 @@ async def measure(host: FunctionHost, pairs: Sequence[Pair]) -> Throughput:
         for times, found in zip(spent, ratios, strict=True):
             if times.tested_ms:
                 found.append(times.untouched_ms / times.tested_ms)
-    by_pair = [round(statistics.median(found), 4) for found in ratios if found]
+    by_pair = [round(median(found), 4) for found in ratios if found]
     return Throughput(round(statistics.geometric_mean(by_pair), 4) if by_pair else 0.0, by_pair)
 
 

@@ -13,7 +13,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from medes import native
+from medes import native, plugins
 from medes.bench import perftest
 from medes.bench.measure import spread
+from medes.bench.plugged_transport import Connector
 from medes.certs.identity import FileIdentity, Identity, IssuedIdentity
 from medes.certs.parties import Party, Role
 from medes.errors import UnsupportedError
+from medes.plugins import Kind
+from medes.quantiles import median
 from medes.rpc.tls import TlsFiles
 
 PAGE = native.PAGE_BYTES
@@ -35,7 +37,7 @@ READ_BYTES_MAX = 8 << 20
 DOMAIN = "bench"
 BASE_ID = 1
 BENCH_NODE = "bench"
-TRANSPORTS = ("local", "tcp", "tcp-unchecked", "tcp+tls", "rdma")
+OWN = ("local", "tcp", "tcp-unchecked", "tcp+tls")  # and those that are registered
 SETUP_REPEATS = 20
 LATENCY_BATCHES = 200
 LATENCY_S_MAX = 5.0
@@ -64,6 +66,11 @@ class Way:
     reference_connect: Callable[[], None] | None = None  # of the same transport as `reference`
 
 
+def known() -> tuple[str, ...]:
+    """All that can be named."""
+    return (*OWN, *plugins.names(Kind.TRANSPORT))
+
+
 def offsets_of(pages: int, scattered: bool, slab_pages: int) -> tuple[list[int], int]:
     """Byte offsets and the length of each read: contiguous pages are one read, as a BaseSet would ask for them."""
     if scattered:
@@ -83,7 +90,7 @@ def measure(
         source = random.Random(5)
         image = native.MemoryImage.from_buffer(source.randbytes(sizes.slab_pages * PAGE))
         slab = native.Slab.create(str(Path(folder) / "bench.slab"), BASE_ID, image)
-        for name in names or TRANSPORTS:
+        for name in names or known():
             try:
                 with contextlib.ExitStack() as stack:
                     way = _open(stack, name, slab, tls)
@@ -131,10 +138,10 @@ def _case(way: Way, slab: native.Slab, pages: int, scattered: bool, sizes: Sizes
         "scattered": scattered,
         "depth": sizes.depth,
         "latency_us": _with_worst(latencies),
-        "gb_per_s": round(statistics.median(speeds) / 1e9, 3),
+        "gb_per_s": round(median(speeds) / 1e9, 3),
         "reference": way.reference.__name__.removeprefix("time_"),
-        "reference_gb_per_s": round(statistics.median(references) / 1e9, 3),
-        "of_reference": round(statistics.median(s / r for s, r in zip(speeds, references, strict=True)), 3),
+        "reference_gb_per_s": round(median(references) / 1e9, 3),
+        "of_reference": round(median(s / r for s, r in zip(speeds, references, strict=True)), 3),
         "reference_cpu_s_per_gb": round(reference_cpu_s / (moved / 1e9), 3),
         "read_bytes": length,
         "reads_per_s_per_core": round(moved / length / cpu_s),
@@ -187,7 +194,7 @@ def _open(stack: contextlib.ExitStack, name: str, slab: native.Slab, tls: TlsFil
         "tcp+tls": _tcp_tls,
         "rdma": _rdma,
     }
-    return openers[name](stack, slab, tls)
+    return openers[name](stack, slab, tls) if name in openers else _plugged(stack, slab, name)
 
 
 def _local(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) -> Way:
@@ -281,6 +288,14 @@ def _rdma(stack: contextlib.ExitStack, slab: native.Slab, tls: TlsFiles | None) 
     reader = connect()
     stack.callback(reader.close)
     return Way("rdma", reader, connect_and_close, holder.cpu_s, native.time_verbs)
+
+
+def _plugged(stack: contextlib.ExitStack, slab: native.Slab, name: str) -> Way:
+    """CPU time of the holder counts as the reader's: both are in this process."""
+    connector = Connector(stack, name, slab, DOMAIN)
+    reader = connector.connect()
+    stack.callback(reader.close)
+    return Way(name, reader, lambda: connector.connect().close(), lambda: 0.0)
 
 
 class _Holder:

@@ -1,13 +1,13 @@
-"""What benchmarks on real functions share: which functions they run, and percentiles."""
+"""What benchmarks on real functions share: which functions they run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from medes.errors import InvalidArgumentError
-from medes.faas import manifest, requirements
+from medes.runtimes import manifest
+from medes.runtimes.host import requirements
 
 
 def select(directory: Path | None, only: Sequence[str] = ()) -> list[manifest.FunctionSpec]:
@@ -21,12 +21,3 @@ def select(directory: Path | None, only: Sequence[str] = ()) -> list[manifest.Fu
             "no such function", object=sorted(unknown)[0], hint="one of " + ", ".join(s.name for s in specs)
         )
     return [spec for spec in specs if not only or spec.name in only]
-
-
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Nearest-rank percentile, rounded to microseconds where the values are milliseconds; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    rank = max(1, math.ceil(percent / 100 * len(ordered)))
-    return round(ordered[rank - 1], 3)

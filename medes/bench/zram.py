@@ -15,9 +15,9 @@ from typing import Any
 
 from medes import native
 from medes.bench.baselines import STEP_TIMEOUT_S, WARM_REQUESTS, Skipped
-from medes.bench.workloads import percentile
-from medes.faas.manifest import FunctionSpec
-from medes.faas.standalone import running_instances
+from medes.quantiles import quantile, quantile_or_none
+from medes.runtimes.host.standalone import running_instances
+from medes.runtimes.manifest import FunctionSpec
 
 MADV_PAGEOUT = 21
 SYS_PROCESS_MADVISE = 440
@@ -112,8 +112,8 @@ def _measure(spec: FunctionSpec, rounds: int, device: str) -> dict[str, Any]:
                 raise Skipped("the function answered otherwise after its pages came back")
     compressor = Path(f"/sys/block/{device}/comp_algorithm").read_text()
     return {
-        "first_response_ms_p50": percentile(first_ms, 50),
-        "kept_bytes": sorted(kept)[len(kept) // 2],
+        "first_response_ms_p50": quantile_or_none(first_ms, 0.5),
+        "kept_bytes": quantile(kept, 0.5),
         "compressor": compressor.partition("[")[2].partition("]")[0],
     }
 

@@ -1,0 +1,1 @@
+"""The project's own evaluation cases, each over a benchmark of medes.bench."""
