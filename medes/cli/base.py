@@ -1,4 +1,4 @@
-"""medes base {ls,rm}: the bases that a node holds."""
+"""medes base {ls,rm,unpin}: the bases that a node holds."""
 
 from __future__ import annotations
 
@@ -95,3 +95,20 @@ def rm(address: str, base_ids: tuple[int, ...], force: bool, as_json: bool, **op
         for name, size in freed.items():
             click.echo(f"{name}: {bytes_text(size)} freed")
     return failures[0].exit_code if failures else 0
+
+
+@cli.command("unpin")
+@click.option("--node", required=True, help="The node whose pins on this one's bases are given up.")
+@click.option(
+    "--force", is_flag=True, help="Although it may live: its sandboxes that need the bases are lost then."
+)
+@json_option
+@agent_option
+def unpin(address: str, node: str, force: bool, as_json: bool, **options: Any) -> None:
+    """Give up the pins of a node that was renamed or will not come back. Refused while it is heard of."""
+    with MedesClient(address, tls=tls_from(options)) as client:
+        pins, freed_bytes = client.unpin_node(node, force=force)
+    if as_json:
+        print_json({"node": node, "pins": pins, "freed_bytes": freed_bytes})
+    else:
+        click.echo(f"{node}: {pins} pins given up, {bytes_text(freed_bytes)} freed at once")

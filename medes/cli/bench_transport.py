@@ -20,8 +20,8 @@ COLUMNS = (
     "--transport",
     "transports",
     multiple=True,
-    type=click.Choice(["local", "tcp", "tcp-unchecked", "tcp+tls", "rdma"]),
-    help="Measure these only (repeatable), and fail where one cannot run; all that run here otherwise.",
+    help="Measure these only (repeatable), and fail where one cannot run: local, tcp, tcp-unchecked, tcp+tls, and those "
+    "that are registered (rdma). All that run here otherwise.",
 )
 @click.option("--pages", multiple=True, type=click.IntRange(1, 8192), help="Pages a batch (repeatable).")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
@@ -64,7 +64,7 @@ def cli(
     """
     from medes.bench import transport
     from medes.bench.measure import line
-    from medes.config import TlsFiles
+    from medes.rpc.tls import TlsFiles
 
     if peers:
         for case in transport.measure_peers(peers):

@@ -53,7 +53,8 @@ def cli(
     Starts a controller and agents as processes of their own, runs the functions as sandboxes, dedups and restores
     them, compares their answers, and leaves nothing behind. Exit code 1: a state could not be verified.
     """
-    from medes.faas import manifest, requirements
+    from medes.runtimes import manifest
+    from medes.runtimes.host import requirements
 
     specs = manifest.load_all(directory or manifest.bundled_directory())
     requirements.check(specs)

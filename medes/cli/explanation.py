@@ -45,8 +45,9 @@ def explanation(found: Explanation) -> list[str]:
     s = found.sandbox
     lines = [f"{s.sandbox_id}: {s.state.label} for {duration_text(s.state_age_ms / 1000)}: {found.reason}"]
     pids = ", ".join(map(str, s.pids)) or "of its cgroup"
+    what = f"subject {s.subject}" if s.subject else f"pids {pids}"
     lines.append(
-        f"  is         function {s.function}, tenant {s.tenant}, domain {s.domain}, driver {s.driver}, pids {pids}"
+        f"  is         function {s.function}, tenant {s.tenant}, domain {s.domain}, driver {s.driver}, {what}"
     )
     if s.waiting:
         lines.append(f"  waits      {s.waiting}")

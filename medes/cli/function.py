@@ -93,7 +93,7 @@ def invoke(
     as_json: bool,
 ) -> None:
     """Call function NAME and print its result; how it was started goes to stderr."""
-    from medes.faas import control
+    from medes.runtimes.host import control
 
     body = {"event": _event(event_text), "instance_id": instance_id, "timeout_s": timeout_s}
     answer = _call(socket_path, "POST", control.function_target(name, "invocations"), body)
@@ -143,13 +143,13 @@ def _rows(function: dict[str, Any]) -> list[list[str]]:
 @socket_option
 def rm(name: str, socket_path: Path) -> None:
     """End the instances of function NAME and forget it."""
-    from medes.faas import control
+    from medes.runtimes.host import control
 
     _call(socket_path, "DELETE", control.function_target(name))
 
 
 def _call(path: Path, method: str, target: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    from medes.faas import control
+    from medes.runtimes.host import control
 
     return asyncio.run(control.call(path, method, target, body))
 
@@ -174,18 +174,25 @@ def _event(text: str | None) -> Any:
 
 
 async def _serve(path: Path, agents: tuple[str, ...], log_dir: Path | None) -> None:
-    from medes.faas.control import ControlServer
-    from medes.faas.host import FunctionHost
-    from medes.faas.janitor import JanitorClient
+    from medes.runtimes.host.control import ControlServer
+    from medes.runtimes.host.host import FunctionHost
+    from medes.runtimes.host.janitor import JanitorClient
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
-        folder = log_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medes-host-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medes-host-")))
         janitor = JanitorClient()
         stack.callback(janitor.close)
-        host = FunctionHost(agents, folder, hook_address=f"unix:{path}", on_process=janitor.process)
+        janitor.folder(folder)
+        host = FunctionHost(
+            agents,
+            folder,
+            hook_address=f"unix:{path}",
+            log_dir=log_dir / "logs" if log_dir else None,
+            on_process=janitor.process,
+        )
         server = ControlServer(host, path)
         try:
             await server.start()

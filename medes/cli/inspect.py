@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from medes import native
-from medes.agent.store_key import KEY_BYTES, KEY_NAME
+from medes.agent.store.store_key import KEY_BYTES, KEY_NAME
 from medes.cli.format import table
 from medes.cli.options import json_option, print_json
 from medes.errors import (
@@ -22,12 +22,12 @@ from medes.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from medes.types import PAGE_KINDS
 from medes.units import bytes_text
 
 ENCODED_MAGIC = b"MEDESENC"
 SANDBOX_MAGIC = b"MEDSBX1\0"
 SANDBOX_ENCODED_AT = 64  # u64 offset, u64 length of the encoded image in a sandbox file's header
-KINDS = ("zero", "identical", "patch", "compressed", "raw")
 
 
 JOURNAL_LINE_BYTES_MAX = 8 << 20
@@ -187,7 +187,7 @@ def _encoded(encoded: native.EncodedImage, pages: bool) -> dict[str, Any]:
     warm = max(1, encoded.page_count * native.PAGE_BYTES)
     facts: dict[str, Any] = {
         "pages": encoded.page_count,
-        "pages_by_kind": {kind: stats[f"pages_{kind}"] for kind in KINDS},
+        "pages_by_kind": {kind: stats[f"pages_{kind}"] for kind in PAGE_KINDS},
         "encoded_bytes": encoded.blob_bytes,
         "gross_saved_ratio": round(1 - encoded.blob_bytes / warm, 4),
         "patch_bytes": stats["patch_bytes"],
@@ -204,7 +204,7 @@ def _encoded(encoded: native.EncodedImage, pages: bool) -> dict[str, Any]:
         first = 0
         for kind, group in itertools.groupby(encoded.page_kinds()):
             count = len(list(group))
-            runs.append({"first": first, "count": count, "kind": KINDS[kind]})
+            runs.append({"first": first, "count": count, "kind": PAGE_KINDS[kind]})
             first += count
         facts["runs"] = runs
     return facts

@@ -11,7 +11,7 @@ import sys
 import click
 
 from medes import __version__
-from medes.cli.options import print_error
+from medes.cli.options import DEBUG_VARIABLE, print_error
 from medes.errors import InternalError, MedesError
 
 # command → (module, attribute, one line for --help). A command whose module is not installed is not offered.
@@ -23,13 +23,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "controller": ("medes.cli.controller", "Run the controller."),
     "demo": ("medes.cli.demo", "Dedup and restore real functions on a small cluster."),
     "doctor": ("medes.cli.doctor", "Say what works on this machine and how to get the rest."),
+    "eval": ("medes.cli.eval", "Measure with evaluation cases: repeated, resumed, one file a case."),
     "function": ("medes.cli.function", "Deploy, invoke and list functions of the project's own host."),
     "inspect": ("medes.cli.inspect", "Look into the files of a node's stores."),
     "orphans": ("medes.cli.orphans", "List and remove files that an agent does not know the use of."),
     "sandbox": ("medes.cli.sandbox", "List, register, dedup, restore and remove sandboxes."),
     "top": ("medes.cli.top", "Watch the cluster: nodes, memory, sandboxes."),
 }
-DEBUG_VARIABLE = "MEDES_DEBUG"
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 

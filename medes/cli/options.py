@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # only the daemons' commands have settings
     from medes.config import Settings
 
 F = Callable[..., Any]
+DEBUG_VARIABLE = "MEDES_DEBUG"
 
 
 def settings_options(cls: type[Settings]) -> Callable[[F], F]:
@@ -36,11 +37,15 @@ def settings_options(cls: type[Settings]) -> Callable[[F], F]:
                 continue
             flag = "--" + f.name.replace("_", "-")
             default = f"0o{f.default:o}" if f.name.endswith("_mode") else f.default
+            if isinstance(default, tuple):
+                default = ",".join(default)
             text = f"{f.metadata['help']}  [{default}]"
             if hints[f.name] is bool:
                 options.append(click.option(f"{flag}/--no-{flag[2:]}", f.name, default=None, help=text))
             else:
                 options.append(click.option(flag, f.name, type=str, default=None, help=text))
+            if was := f.metadata.get("was"):
+                options.append(click.option("--" + was.replace("_", "-"), was, default=None, hidden=True))
         for f in dataclasses.fields(TlsFiles):
             options.append(
                 click.option(f"--tls-{f.name.replace('_', '-')}", f"tls_{f.name}", default=None, hidden=False)
@@ -72,10 +77,10 @@ def agent_option(function: F) -> F:
 
 
 def controller_option(function: F) -> F:
-    """--controller ADDRESS and TLS files, for commands that ask the controller."""
-    return _address_option("--controller", "MEDES_CONTROLLER", DEFAULT_CONTROLLER_ADDRESS, "the controller")(
-        function
-    )
+    """--controller ADDRESS and TLS files, for commands that ask the controller: of several with commas, the first that
+    answers."""
+    what = "the controller; of several, with commas, the first that answers"
+    return _address_option("--controller", "MEDES_CONTROLLER", DEFAULT_CONTROLLER_ADDRESS, what)(function)
 
 
 def _address_option(flag: str, variable: str, default: str, what: str) -> Callable[[F], F]:

@@ -102,6 +102,9 @@ def explain(address: str, sandbox_id: str, as_json: bool, **options: Any) -> Non
     default="",
     help="All processes of this cgroup, instead of --pid: a folder, a line of /proc/PID/cgroup, an engine's path.",
 )
+@click.option(
+    "--subject", default="", help="What a driver without processes knows it by, instead of --pid or --cgroup."
+)
 @click.option("--id", "sandbox_id", default="", help="Name of the sandbox; the agent makes one without it.")
 @click.option("--tenant", default="", help="Owner of the sandbox.")
 @click.option("--domain", default="", help="Dedup domain; the tenant without it.")

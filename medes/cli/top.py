@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -27,27 +28,38 @@ from medes.units import bytes_text, duration_text
 @controller_option
 def cli(address: str, interval_s: float, once: bool, as_json: bool, **options: Any) -> None:
     """Watch the cluster: nodes, memory, sandboxes. With --json: one document, then the end."""
-    with ControllerClient(address, tls=tls_from(options)) as client:
+    tls = tls_from(options)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(ControllerClient(a.strip(), tls=tls)) for a in address.split(",")]
         if as_json:
-            nodes, sandboxes, statistics = _ask(client)
+            nodes, sandboxes, statistics = _ask(clients)
             document = {"functions": summarize(sandboxes, nodes), "tenants": by_tenant(nodes)}
             print_json({"nodes": nodes, **document, "controller": statistics})
             return
         if once:
-            wide_console().print(_screen(*_ask(client)))
+            wide_console().print(_screen(*_ask(clients)))
             return
-        with Live(_screen(*_ask(client)), auto_refresh=False, screen=wide_console().is_terminal) as live:
+        with Live(_screen(*_ask(clients)), auto_refresh=False, screen=wide_console().is_terminal) as live:
             while True:
                 time.sleep(interval_s)
                 try:
-                    live.update(_screen(*_ask(client)), refresh=True)
+                    live.update(_screen(*_ask(clients)), refresh=True)
                 except ControllerUnreachableError as error:
                     # A controller restart takes a moment; the screen should outlast it.
                     live.update(Text(f"waiting for the controller: {error}"), refresh=True)
 
 
-def _ask(client: ControllerClient) -> tuple[list[NodeRecord], list[SandboxRecord], Statistics]:
-    return client.nodes(), client.sandboxes(), client.statistics()
+def _ask(clients: list[ControllerClient]) -> tuple[list[NodeRecord], list[SandboxRecord], Statistics]:
+    """What the first controller that answers says."""
+    errors = []
+    for client in clients:
+        try:
+            return client.nodes(), client.sandboxes(), client.statistics()
+        except ControllerUnreachableError as error:
+            errors.append(error)
+    raise ControllerUnreachableError(
+        "; ".join(error.message for error in errors), object=", ".join(error.object for error in errors)
+    )
 
 
 def summarize(sandboxes: list[SandboxRecord], nodes: list[NodeRecord]) -> list[dict[str, Any]]:

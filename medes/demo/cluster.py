@@ -20,9 +20,9 @@ from pathlib import Path
 
 from medes.client import AsyncControllerClient, AsyncMedesClient
 from medes.errors import BY_CODE, DeadlineExceededError, IoError, MedesError
-from medes.faas.control import ControlServer
-from medes.faas.host import FunctionHost
-from medes.faas.janitor import JanitorClient
+from medes.runtimes.host.control import ControlServer
+from medes.runtimes.host.host import FunctionHost
+from medes.runtimes.host.janitor import JanitorClient
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 8.0
@@ -89,7 +89,7 @@ async def local_cluster(
 def _agent_options(folder: Path, name: str, shm: Path, controller: str, transport: str) -> list[str]:
     return [
         *("--node-id", name),
-        *("--controller", controller),
+        *("--controllers", controller),
         *("--listen", f"unix:{folder}/{name}.sock"),
         *("--peer-address", "127.0.0.1:0"),
         *("--state-dir", f"{folder}/{name}"),

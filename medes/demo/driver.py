@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import Any
 
 from medes.demo.cluster import Cluster
 from medes.errors import DeadlineExceededError, MedesError
-from medes.faas.hosted import HostedInstance
-from medes.faas.manifest import FunctionSpec
+from medes.quantiles import median_or_none
+from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.manifest import FunctionSpec
 from medes.types import DedupReport, SandboxState
 
 INSTANCES_DEFAULT = 3
@@ -261,8 +261,7 @@ class Demo:
 
 def p50(values: Sequence[float | None]) -> float | None:
     """The median in milliseconds, or None where nothing was measured."""
-    measured = [value for value in values if value is not None]
-    return round(statistics.median(measured), 3) if measured else None
+    return median_or_none(values)
 
 
 def _ratio(part: int, whole: int) -> float:
