@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medes.controller import store as store_module
-from medes.controller.redis_store import RedisStore
-from medes.controller.store import MemoryStore, RegistryStore
+from medes.controller.registry import store as store_module
+from medes.controller.registry.redis_store import BASES, RedisStore, _key
+from medes.controller.registry.store import MemoryStore, RegistryStore
 from medes.errors import (
     AlreadyExistsError,
     LimitExceededError,
@@ -32,7 +34,11 @@ PAGES = 5
 def base(
     base_id: int, node: str = "n1", domain: str = "d", function: str = "f", pages: int = PAGES
 ) -> BaseDescriptor:
-    return BaseDescriptor(base_id, node, domain, function, pages, (AddressRange(4096, 1 << 40),), False)
+    return BaseDescriptor(base_id, (node,), domain, function, pages, (AddressRange(4096, 1 << 40),), False)
+
+
+def held_by(base_id: int, *nodes: str) -> BaseDescriptor:
+    return replace(base(base_id), holders=nodes)
 
 
 def publish(store: RegistryStore, b: BaseDescriptor, seed: int | None = None) -> None:
@@ -111,6 +117,28 @@ class StoreContract:
         assert store.lookup("d1", hashes(1, PAGES), K).bases == ()
         assert store.lookup("d2", hashes(2, PAGES), K).bases == (base(2, "n0", "d2"),)
 
+    def test_a_holder_that_leaves_takes_itself_out_and_the_last_one_the_base(
+        self, store: RegistryStore
+    ) -> None:
+        publish(store, held_by(1, "n1", "n2", "n3"))
+        publish(store, base(2, node="n2"))
+        publish(store, base(1, node="n2"))
+        assert store.lookup("d", hashes(1, PAGES), K).bases == (held_by(1, "n1", "n2", "n3"),)
+        with pytest.raises(PermissionDeniedError, match="n1, n2, n3"):
+            store.retire(1, "n4")
+        with pytest.raises(AlreadyExistsError, match="n1, n2, n3"):
+            publish(store, base(1, node="n4"))
+        assert store.retire(1, "n1")
+        assert store.lookup("d", hashes(1, PAGES), K).bases == (held_by(1, "n2", "n3"),)
+        with pytest.raises(PermissionDeniedError):
+            store.retire(1, "n1")
+        assert store.retire_node("n1") == 0
+        assert store.retire_node("n2") == 2
+        assert store.bases() == [held_by(1, "n3")]
+        assert (store.base_count("f", "d"), store.stats().hashes) == (1, PAGES * K)
+        assert store.retire_node("n3") == 1
+        assert (store.bases(), store.base_count("f", "d"), store.stats().hashes) == ([], 0, 0)
+
     def test_counts_and_stats(self, store: RegistryStore) -> None:
         assert store.stats() == replace(store.stats(), bases=0, base_pages=0, hashes=0)
         publish(store, base(1))
@@ -175,6 +203,12 @@ class StoreContract:
         publish(store, base(1, node="alive"))
         store.renew(["alive"], 60)
         assert store.orphans() == set()
+
+    def test_a_silent_node_takes_its_bases_along(self, store: RegistryStore) -> None:
+        publish(store, base(1))
+        store.take("n1", 60)
+        assert store.retire_silent("n1") == 1
+        assert store.bases() == []
 
     def test_close_is_idempotent(self, store: RegistryStore) -> None:
         store.close()
@@ -247,6 +281,61 @@ class TestRedisStore(StoreContract):
         store.renew(["gone"], 0.001)
         time.sleep(0.05)
         assert store.orphans() == {"gone"}
+
+    def test_a_record_from_before_there_were_several_holders_is_read(self, store: RegistryStore) -> None:
+        assert isinstance(store, RedisStore)
+        publish(store, base(1))
+        publish(store, held_by(2, "n1", "n2"))
+        one, two = (json.loads(store._redis.hget(BASES, _key(i)))["base"] for i in (1, 2))
+        assert (one["node_id"], one.get("holders")) == ("n1", None), "what a controller from before reads"
+        assert (two["holders"], two.get("node_id")) == (["n1", "n2"], None)
+        record = {"base": one, "mark": 1, "state": "ready"}
+        store._redis.hset(BASES, _key(1), json.dumps(record))
+        assert base(1) in store.bases()
+
+    def test_holders_that_leave_at_once_by_several_controllers_leave_nothing(
+        self, store: RegistryStore, redis_url: str
+    ) -> None:
+        nodes = [f"n{i}" for i in range(8)]
+        others = [RedisStore(redis_url) for _ in nodes]
+        for _ in range(5):
+            publish(store, held_by(1, *nodes))
+            with ThreadPoolExecutor(len(nodes)) as pool:
+                assert all(pool.map(lambda one, node: one.retire(1, node), others, nodes))
+            assert {k for k in self.keys(store) if not k.endswith(":next")} == set()
+        for other in others:
+            other.close()
+
+    def test_a_node_that_moved_to_another_controller_keeps_its_bases(
+        self, store: RegistryStore, redis_url: str
+    ) -> None:
+        other = RedisStore(redis_url)
+        publish(store, base(1))
+        store.take("n1", 60)
+        other.take("n1", 0.2)
+        assert store.renew(["n1"], 60) == set(), "left to the other"
+        assert store.retire_silent("n1") == 0
+        assert store.bases() == [base(1)]
+        time.sleep(0.25)
+        assert store.orphans() == {"n1"}, "the other has not renewed it"
+        assert store.renew(["n1"], 60) == {"n1"}
+        assert other.retire_silent("n1") == 0
+        assert store.retire_silent("n1") == 1
+        other.close()
+
+    @pytest.mark.parametrize("calls_until_death", range(1, 10))
+    def test_a_controller_killed_while_a_holder_leaves(
+        self, store: RegistryStore, redis_url: str, calls_until_death: int
+    ) -> None:
+        publish(store, held_by(1, "n1", "n2"))
+        victim = RedisStore(redis_url)
+        victim._redis = DiesAfter(victim._redis, calls_until_death)
+        with contextlib.suppress(Died):
+            victim.retire_node("n1")
+        store.retire_node("n1")
+        assert store.lookup("d", hashes(1, PAGES), K).bases == (held_by(1, "n2"),)
+        assert store.retire_node("n2") == 1
+        assert {k for k in self.keys(store) if not k.endswith(":next")} == set()
 
     @pytest.mark.parametrize("calls_until_death", range(1, 12))
     def test_a_controller_killed_anywhere_leaves_nothing_that_the_next_cannot_finish(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,13 @@ from pathlib import Path
 import pytest
 
 from medes import errors, native
+from tests.conformance.transport_access import AccessConformance
+from tests.conformance.transport_faults import TRANSPARENT, FaultConformance, Wrap, slabs
+from tests.conformance.transports import PeerConformance, TransportConformance
 from tests.support.certificates import Authority
+from tests.support.folder_transport import FolderTransport
 from tests.support.page_links import DOMAIN, LARGE, Link, SlabWorld, local_link, tcp_link
-from tests.support.transport_conformance import PeerConformance, TransportConformance
-from tests.support.transport_faults import TRANSPARENT, FaultConformance, Wrap, slabs
+from tests.support.transport_pair import Pair, transport_link
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +179,69 @@ def test_streams_are_opened_for_what_fills_them_only(world: SlabWorld) -> None:
 def test_more_streams_than_there_may_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidArgumentError):
         native.tcp_reader("127.0.0.1:1", bytes(32), streams=17, connect_now=False)
+
+
+# --- a transport of somebody else's ------------------------------------------------------------------------
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[], FolderTransport]:
+    return lambda: FolderTransport(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["undisturbed", "all of these"])
+class TestFolder(PeerConformance):
+    @pytest.fixture
+    def link(self, world: SlabWorld, folder: Callable[[], FolderTransport], mode: str) -> Iterator[Link]:
+        link = transport_link(world, folder, TRANSPARENT[mode])
+        yield link
+        link.close()
+
+
+class TestFolderFaults(FaultConformance):
+    @pytest.fixture
+    def link(self, world: SlabWorld, folder: Callable[[], FolderTransport]) -> Iterator[Link]:
+        link = transport_link(world, folder)
+        yield link
+        link.close()
+
+
+class TestFolderAccess(AccessConformance):
+    @pytest.fixture
+    def pair(self, world: SlabWorld, folder: Callable[[], FolderTransport]) -> Iterator[Pair]:
+        pair = Pair(world, folder)
+        yield pair
+        pair.close()
+
+
+def test_what_a_python_reader_answers_is_checked() -> None:
+    answers: dict[int, object] = {
+        1: b"x" * 16,
+        2: b"x" * 15,
+        3: "no bytes",
+        4: errors.NotFoundError("no"),
+        5: OSError("no"),
+    }
+
+    def read(base_id: int, offset: int, length: int) -> bytes:
+        answer = answers[base_id]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    reader = native.callback_reader("mine", read)
+    got = reader.read_batch([(base_id, 0, 16) for base_id in answers])
+    assert [code for code, _ in got] == ["ok", "corrupt", "internal", "not_found", "internal"]
+    assert (reader.transport, reader.bytes_by_transport) == ("mine", {"mine": 16})
+    reader.close()
+    assert reader.read_batch([(1, 0, 16)]) == [("peer_unreachable", b"")]
+
+
+def test_a_process_has_so_many_transports_and_no_more() -> None:
+    script = (
+        "from medes import errors, native\n"
+        "for i in range(8):\n    native.callback_reader(f't{i}', print)\n"
+        "assert native.callback_reader('t7', print).transport == 't7'\n"
+        "try:\n    native.callback_reader('t8', print)\n"
+        "except errors.LimitExceededError:\n    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

@@ -1,6 +1,6 @@
 """What every page transport must do, whatever carries the bytes. A subclass provides the `link` fixture.
 
-What they must do under faults that show is in tests/support/transport_faults.py.
+What they must do under faults that show is in tests/conformance/transport_faults.py.
 """
 
 from __future__ import annotations

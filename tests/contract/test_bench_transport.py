@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from medes import native
+from medes import native, plugins
 from medes.bench import perftest, transport
 from medes.cli.bench_transport import cli
 from medes.errors import UnsupportedError
+from medes.plugins import Kind
+from tests.support.folder_transport import VARIABLE, FolderTransport
 
 TINY = transport.Sizes(batches=(1, 8), slab_pages=64, round_bytes=1 << 16, round_batches_max=4, rounds=2)
 
@@ -64,9 +67,26 @@ def test_tls_is_measured_without_being_given_certificates() -> None:
     assert setup["connect_us"]["n"] == setup["reference_connect_us"]["n"] >= 20
 
 
+def test_a_registered_transport_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(
+        plugins.OWN, Kind.TRANSPORT, {"folder": f"{FolderTransport.__module__}:{FolderTransport.__name__}"}
+    )
+    with pytest.raises(UnsupportedError, match="no shared folder"):
+        list(transport.measure(["folder"], TINY))
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    lines = list(transport.measure(["folder"], TINY))
+    assert {x["transport"] for x in lines} == {"folder"} and len(lines) == 5
+    assert all(x["gb_per_s"] > 0 for x in lines if x["benchmark"] == "transport")
+
+
+def test_what_is_not_registered_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="carrier-pigeon"):
+        list(transport.measure(["carrier-pigeon"], TINY))
+
+
 @pytest.mark.skipif(_has_device(), reason="this machine has an RDMA device")
 def test_what_cannot_run_is_skipped_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "TRANSPORTS", ("rdma",))
+    monkeypatch.setattr(transport, "OWN", ())
     case, reference = transport.measure(sizes=TINY)
     assert "RDMA" in case["skipped"] or "libibverbs" in case["skipped"]
     assert reference["reference"] == "ib_read_bw" and reference["skipped"]

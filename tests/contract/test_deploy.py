@@ -179,12 +179,3 @@ def test_the_build_context_has_sources_only() -> None:
         "proto",
         "pyproject.toml",
     } == admitted
-
-
-@pytest.mark.parametrize(
-    "file", ["README.md", "SECURITY.md", "deploy/README.md", "docs/integration.md", "docs/operations.md"]
-)
-def test_links_lead_somewhere(file: str) -> None:
-    path = DEPLOY.parent / file
-    targets = [t for t in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()) if not t.startswith("http")]
-    assert [t for t in targets if not (path.parent / t).exists()] == []

@@ -8,38 +8,19 @@ from pathlib import Path
 import pytest
 from medes.rpc.gen import agent_pb2, controller_pb2, peer_pb2
 
-from medes.cli.demo import EXIT_NOT_VERIFIED
-from medes.cli.main import COMMANDS, EXIT_INTERRUPTED
+from medes.cli.main import COMMANDS
 from medes.config import AgentSettings, ControllerSettings, load
-from tests.support import docs_rows
+from tests.support import docs_tables
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def lines(name: str) -> set[str]:
-    return set((DOCS / name).read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("protocol.md", docs_rows.error_rows()),
-        ("operations.md", docs_rows.exit_rows()),
-        ("operations.md", docs_rows.setting_rows(AgentSettings)),
-        ("operations.md", docs_rows.setting_rows(ControllerSettings)),
-        ("operations.md", docs_rows.override_rows()),
-        ("metrics.md", [row for rows in docs_rows.metric_rows() for row in rows]),
-    ],
-)
-def test_every_row_is_there(name: str, rows: list[str]) -> None:
-    assert rows
-    assert [row for row in rows if row not in lines(name)] == []
-
-
-def test_no_metric_is_listed_that_does_not_exist() -> None:
-    listed = set(re.findall(r"^\| `(medes_\w+)` \|", (DOCS / "metrics.md").read_text(), re.MULTILINE))
-    known = {row.split("`")[1] for rows in docs_rows.metric_rows() for row in rows}
-    assert listed == known
+def test_tables_are_what_the_code_says() -> None:
+    """Otherwise `make tables`."""
+    texts = {path: path.read_text() for path in DOCS.rglob("*.md")}
+    assert sorted(n for text in texts.values() for n in docs_tables.names(text)) == sorted(docs_tables.TABLES)
+    assert all(make() for make in docs_tables.TABLES.values())
+    assert [path.name for path, text in texts.items() if docs_tables.written(text) != text] == []
 
 
 def test_every_call_and_command_is_described() -> None:
@@ -52,11 +33,6 @@ def test_every_call_and_command_is_described() -> None:
     for method in peer_pb2.DESCRIPTOR.services_by_name["PeerService"].methods:
         assert f"`{method.name}`" in protocol
     assert [name for name in COMMANDS if f"`medes {name}" not in operations] == []
-
-
-def test_every_exit_code_of_a_command_is_listed() -> None:
-    listed = set(re.findall(r"^\| (\d+) \|", (DOCS / "operations.md").read_text(), re.MULTILINE))
-    assert {str(EXIT_NOT_VERIFIED), str(EXIT_INTERRUPTED), "0"} <= listed
 
 
 # What tests hand to processes they start themselves.
@@ -104,3 +80,38 @@ def test_documents_name_no_missing_file() -> None:
     for name in ("protocol.md", "operations.md", "metrics.md"):
         for target in re.findall(r"`(deploy/[\w./-]+\w)`", (DOCS / name).read_text()):
             assert (root / target).exists(), target
+
+
+def test_the_map_for_contributors_names_what_is_there() -> None:
+    root = DOCS.parent
+    names = re.findall(
+        r"`((?:medes|native|tests|docs|deploy|proto)/[\w./-]+)`", (root / "CONTRIBUTING.md").read_text()
+    )
+    assert len(names) > 30
+    assert [n for n in names if "NAME" not in n and not (root / n).exists()] == []
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors of a document's headings, as its viewers make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower().replace("`", "")).replace(" ", "-") for h in headings}
+
+
+def documents() -> list[Path]:
+    root = DOCS.parent
+    return [*root.glob("*.md"), *(root / "deploy").glob("**/*.md"), *DOCS.rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda p: str(p.relative_to(DOCS.parent)))
+def test_links_lead_somewhere(path: Path) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        if not there.exists() or (
+            anchor and there.suffix == ".md" and anchor not in slugs(there.read_text())
+        ):
+            wrong.append(target)
+    assert wrong == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from medes.rpc.gen import agent_pb2, common_pb2, controller_pb2
 
 from medes import types
 from medes.errors import InvalidArgumentError
-from medes.rpc.convert import RENAMED, from_proto, to_proto
+from medes.rpc.convert import RENAMED, WAS_SINGLE, from_proto, to_proto
 
 PAIRS: list[tuple[Any, Any]] = [
     (types.AddressRange, common_pb2.AddressRange),
@@ -40,7 +41,8 @@ PAIRS: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("cls", "message"), PAIRS, ids=lambda x: x.__name__)
 def test_fields_equal_the_messages(cls: Any, message: Any) -> None:
     names = {RENAMED.get((cls.__name__, f.name), f.name) for f in dataclasses.fields(cls)}
-    assert names == {f.name for f in message.DESCRIPTOR.fields}
+    before = {old for (owner, _), old in WAS_SINGLE.items() if owner == cls.__name__}
+    assert names == {f.name for f in message.DESCRIPTOR.fields} - before
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_enums_equal(ours: Any, theirs: Any) -> None:
 
 
 def test_values_survive_both_ways() -> None:
-    base = types.BaseDescriptor(2**63 + 5, "n", "d", "f", 3, (types.AddressRange(1, 2**47),), True)
+    base = types.BaseDescriptor(2**63 + 5, ("n", "m"), "d", "f", 3, (types.AddressRange(1, 2**47),), True)
     report = types.DedupReport(
         warm_bytes=5,
         pages_by_kind=(1, 2, 3, 4, 5),
@@ -75,6 +77,41 @@ def test_values_survive_both_ways() -> None:
     for value, message in ((base, common_pb2.BaseDescriptor), (event, agent_pb2.SandboxEvent)):
         wire = to_proto(message, value).SerializeToString()
         assert from_proto(type(value), message.FromString(wire)) == value
+
+
+def test_peers_from_before_there_were_several_holders() -> None:
+    base = types.BaseDescriptor(5, ("n", "m"), "d")
+    wire: Any = to_proto(common_pb2.BaseDescriptor, base)
+    assert wire.node_id == "n", "what such a peer reads"
+    wire.ClearField("holders")
+    assert from_proto(types.BaseDescriptor, wire) == types.BaseDescriptor(5, ("n",), "d"), "what it writes"
+
+
+def test_the_nearest_holder_is_the_node_itself_else_the_first() -> None:
+    base = types.BaseDescriptor(5, ("n", "m"), "d")
+    assert [base.nearest(node) for node in ("m", "n", "x")] == ["m", "n", "n"]
+    assert base.without("n") == types.BaseDescriptor(5, ("m",), "d")
+    assert base.without("x") == base
+    assert types.BaseDescriptor(5, ("n",), "d").without("n") is None
+    with pytest.raises(ValueError, match="holder"):
+        types.BaseDescriptor(5, (), "d")
+
+
+def test_a_descriptor_in_json_is_read_by_those_from_before_as_long_as_it_has_one_holder() -> None:
+    one = types.BaseDescriptor(5, ("n",), "d", "f", 3, (types.AddressRange(1, 9),), True)
+    assert one.to_json() == {
+        "base_id": 5,
+        "node_id": "n",
+        "domain": "d",
+        "function": "f",
+        "page_count": 3,
+        "ranges": ({"begin": 1, "end": 9},),
+        "value_only": True,
+    }
+    two = dataclasses.replace(one, holders=("n", "m"))
+    for base in (one, two):
+        data = json.loads(json.dumps({**base.to_json(), "of_a_newer_version": 1}))
+        assert types.BaseDescriptor.from_json(data) == base
 
 
 def test_absent_reports_are_none_and_unknown_states_unspecified() -> None:

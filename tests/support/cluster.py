@@ -28,6 +28,8 @@ from tests.support.controller_process import ControllerProcess
 from tests.support.ports import free_port
 
 READY = "medes agent "
+# How an agent is run whose Python never looks for garbage: what is held by a cycle of references is held for good.
+WITHOUT_COLLECTOR = ["-c", "import gc; gc.disable(); from medes.cli.main import main; main()"]
 # Short enough to notice a killed controller within a test, long enough for a busy two-core machine.
 CONTROLLER_FLAGS = ("--heartbeat-interval-ms", "200", "--lease-ms", "4000")
 
@@ -56,9 +58,10 @@ class AgentProcess:
         self.environment: dict[str, str] = {}
         self.python = sys.executable  # of the installation that is tested
         self.prefix: list[str] = []  # a command that runs the agent, e.g. with fewer rights
+        self.program = ["-m", "medes"]
         self._flags: dict[str, object] = {
             "node_id": node_id,
-            "controller": controller,
+            "controllers": controller,
             "listen": f"unix:{self.socket}",
             "peer_address": f"127.0.0.1:{free_port()}",
             "page_port": free_port(),
@@ -93,7 +96,7 @@ class AgentProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_") or k == VARIABLE}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, self.python, "-m", "medes", "agent", *arguments, *more],
+                [*self.prefix, self.python, *self.program, "agent", *arguments, *more],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -1,4 +1,4 @@
-"""The rows that tables in docs/ must have, made from the code."""
+"""The rows of tables in docs/, made from the code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from medes import errors
-from medes.config import FunctionOverrides, PeerOverrides
-from medes.obs.metrics import AgentMetrics, ControllerMetrics, RpcMetrics
+from medes.cli.demo import EXIT_NOT_VERIFIED
+from medes.cli.main import EXIT_INTERRUPTED
+from medes.obs.agent_metrics import AgentMetrics
+from medes.obs.controller_metrics import ControllerMetrics
+from medes.obs.rpc_metrics import RpcMetrics
 from medes.types import SandboxState, Statistics
 
 
@@ -26,7 +29,13 @@ def error_rows() -> list[str]:
 
 
 def exit_rows() -> list[str]:
-    return [f"| {e.exit_code} | `{e.code}` | {(e.__doc__ or '').strip()} |" for e in _catalogue()]
+    """Those of all commands."""
+    known = [f"| {e.exit_code} | `{e.code}` | {(e.__doc__ or '').strip()} |" for e in _catalogue()]
+    first = [
+        "| 0 | | done |",
+        f"| {EXIT_NOT_VERIFIED} | | `medes demo` only: it ran, and a state could not be verified |",
+    ]
+    return [*first, *known, f"| {EXIT_INTERRUPTED} | | interrupted |"]
 
 
 def _default_text(value: Any, name: str) -> str:
@@ -38,6 +47,8 @@ def _default_text(value: Any, name: str) -> str:
         return f"`{value >> 20}MiB`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        value = ",".join(value)
     return f"`{value}`" if value not in ("", None) else ""
 
 
@@ -49,9 +60,8 @@ def setting_rows(cls: type) -> list[str]:
     ]
 
 
-def override_rows() -> list[str]:
-    tables = (FunctionOverrides, PeerOverrides)
-    return [f"| `{f.name}` | {f.metadata['help']} |" for table in tables for f in dataclasses.fields(table)]
+def override_rows(table: type) -> list[str]:
+    return [f"| `{f.name}` | {f.metadata['help']} |" for f in dataclasses.fields(table)]
 
 
 def _labels(registry: CollectorRegistry) -> dict[str, tuple[str, ...]]:

@@ -123,5 +123,5 @@ class FakeAgent(agent_pb2_grpc.AgentServiceServicer):
             self._watchers.remove(queue)
 
     async def GetNode(self, request: Any, context: Any) -> Any:
-        base = BaseStatus(BaseDescriptor(5, "fake", "d", "f", 10), 40960, 2)
+        base = BaseStatus(BaseDescriptor(5, ("fake",), "d", "f", 10), 40960, 2)
         return to_proto(pb.NodeStatus, NodeStatus("fake", bases=(base,), pages_read_by_transport={"tcp": 3}))

@@ -52,7 +52,7 @@ class FakeNode:
         return answer
 
     def base_request(self, base_id: int, pages: int) -> pb.PublishBaseRequest:
-        base = BaseDescriptor(base_id, self.node_id, "d", "f", pages, (AddressRange(0, 1 << 40),))
+        base = BaseDescriptor(base_id, (self.node_id,), "d", "f", pages, (AddressRange(0, 1 << 40),))
         return pb.PublishBaseRequest(
             base=to_proto(common_pb2.BaseDescriptor, base),
             samples_per_page=K,

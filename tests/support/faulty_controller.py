@@ -12,7 +12,7 @@ import signal
 import sys
 
 from medes.cli.main import main
-from medes.controller import handlers
+from medes.controller.api import handlers
 
 SIGNALS = {"dies": signal.SIGKILL, "hangs": signal.SIGSTOP}
 

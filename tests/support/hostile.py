@@ -14,7 +14,9 @@ def scramble(message: Any, rng: random.Random) -> None:
         if rng.random() < 0.3:
             continue
         values = [_hostile(field, rng) for _ in range(rng.choice((1, 3)) if field.is_repeated else 1)]
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if _is_map(field):
+            _fill_map(getattr(message, field.name), field, rng, len(values))
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for _ in values:
                 target = getattr(message, field.name)
                 scramble(target.add() if field.is_repeated else target, rng)
@@ -22,6 +24,19 @@ def scramble(message: Any, rng: random.Random) -> None:
             getattr(message, field.name).extend(values)
         else:
             setattr(message, field.name, values[0])
+
+
+def _is_map(field: Any) -> bool:
+    return field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry
+
+
+def _fill_map(container: Any, field: Any, rng: random.Random, count: int) -> None:
+    key, value = field.message_type.fields_by_name["key"], field.message_type.fields_by_name["value"]
+    for _ in range(count):
+        if value.type == FieldDescriptor.TYPE_MESSAGE:
+            scramble(container[_hostile(key, rng)], rng)
+        else:
+            container[_hostile(key, rng)] = _hostile(value, rng)
 
 
 def _hostile(field: Any, rng: random.Random) -> Any:

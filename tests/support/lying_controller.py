@@ -16,9 +16,9 @@ from typing import Any
 
 from medes.certs.parties import Party
 from medes.cli.main import main
-from medes.controller import handlers
-from medes.controller.advisor import FIRST_BASE
-from medes.controller.requests import Advice, HeartbeatAnswer, Lookup, LookupFingerprints
+from medes.controller.api import handlers
+from medes.controller.api.requests import Advice, HeartbeatAnswer, Lookup, LookupFingerprints
+from medes.controller.placement.advisor import FIRST_BASE
 from medes.controller.state import ControllerState
 from medes.types import BaseDescriptor, NodeRecord
 
@@ -41,7 +41,7 @@ def _located(ask: LookupFingerprints, pages: int, *, seed: int = 1, slots: int =
 def _told(
     ask: LookupFingerprints, state: ControllerState, bases: list[BaseDescriptor], **more: int
 ) -> Lookup:
-    holders = state.membership.endpoints({b.node_id for b in bases})
+    holders = state.membership.endpoints({h for b in bases for h in b.holders})
     pages = more.pop("pages", max((b.page_count for b in bases), default=1))
     return Lookup(_located(ask, pages, slots=max(1, len(bases)), **more), tuple(bases), holders)
 
@@ -102,7 +102,7 @@ def addresses(ask: LookupFingerprints, state: ControllerState) -> Lookup:
 def swapped(ask: LookupFingerprints, state: ControllerState) -> Lookup:
     """The truth, but who the holder is: the asking node itself, or one that nobody knows."""
     found = truth(ask, state, lambda: 0.0)
-    return replace(found, bases=tuple(replace(b, node_id="nobody") for b in found.bases))
+    return replace(found, bases=tuple(replace(b, holders=("nobody",)) for b in found.bases))
 
 
 LOOKUPS: dict[str, Callable[[LookupFingerprints, ControllerState], Lookup]] = {

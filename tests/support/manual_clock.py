@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from medes.agent.clock import Clock
+from medes.clock import Clock
 
 
 class ManualClock(Clock):

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 from medes import native
-from medes.agent.store_key import KEY_BYTES, KEY_NAME
+from medes.agent.store.store_key import KEY_BYTES, KEY_NAME
 
 ENCODED_AT = 64  # of a sandbox file: u64 offset, u64 bytes of the encoded image
 VERSION, CHECKS, HEADER_SUM = 8, 48 + 2 * 24, 216  # of an encoded image of version 3 (docs/patch-format.md)

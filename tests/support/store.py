@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from medes.controller.store import Found, RegistryStore, StoreStats
+from medes.controller.registry.store import Found, RegistryStore, StoreStats
 from medes.types import BaseDescriptor
 
 
@@ -19,12 +19,18 @@ class ModelStore(RegistryStore):
         self.published[base.base_id] = (base, hashes, positions, samples_per_page)
 
     def retire(self, base_id: int, node_id: str) -> bool:
-        return self.published.pop(base_id, None) is not None
+        if base_id not in self.published:
+            return False
+        base, hashes, positions, k = self.published.pop(base_id)
+        left = base.without(node_id)
+        if left is not None:
+            self.published[base_id] = (left, hashes, positions, k)
+        return True
 
     def retire_node(self, node_id: str) -> int:
-        gone = [i for i, row in self.published.items() if row[0].node_id == node_id]
+        gone = [i for i, row in self.published.items() if node_id in row[0].holders]
         for base_id in gone:
-            del self.published[base_id]
+            self.retire(base_id, node_id)
         return len(gone)
 
     def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
