@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from medes import native
@@ -12,6 +13,12 @@ from medes.certs.folder import VARIABLE
 from tests.support import seed
 from tests.support.cluster import Cluster
 from tests.support.counter_app import App
+
+# No test asserts a time: neither that of an example nor that of drawing it, which a busy machine stretches.
+hypothesis.settings.register_profile(
+    "medes", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("medes")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds and runs the native tests: plain, under address+undefined sanitizers, under the thread sanitizer,
-# then with clang each fuzz target: its corpus, and FUZZ_SECONDS (default 10) of random inputs. Prints one summary
+# then with clang each fuzz target: its corpus, and FUZZ_SECONDS (default 5) of random inputs. Prints one summary
 # line per variant. For many executions of the targets: tests/fuzz.sh.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 jobs=$(nproc)
-fuzz_seconds=${FUZZ_SECONDS:-10}
+fuzz_seconds=${FUZZ_SECONDS:-5}
 mkdir -p build
 
 run_variant() { # name, sanitizers, command prefix...

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medes.bench.restore import Options, run
-from medes.faas import manifest
+from medes.runtimes import manifest
 
 LINE_KEYS = {
     "function", "private_bytes", "cold_start_ms_p50", "warm_ms_p50", "first_response_ms_p50", "first_response_ms_p99",

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from medes.config import ControllerSettings
-from medes.controller import servicer
+from medes.controller.api import servicer
 from medes.controller.process import Controller
-from medes.controller.store import Found
+from medes.controller.registry.store import Found
 from medes.errors import BusyError, ControllerUnreachableError, IoError, StoreUnreachableError
 from medes.types import FunctionUsage, SandboxRecord, SandboxState
 from tests.support.controller_process import ControllerProcess, controller
@@ -52,7 +52,7 @@ async def test_agents_announce_again_after_kill_and_restart(tmp_path: Path) -> N
             await node.join()
             node.keep_beating()
         answer = await nodes[0].lookup(2, 20)
-        assert [(b.base_id, b.node_id) for b in answer.bases] == [(2, "n2")]
+        assert [(b.base_id, b.holders, b.node_id) for b in answer.bases] == [(2, ["n2"], "n2")]
         assert [h.node_id for h in answer.holders] == ["n2"]
 
         assert first.end(signal.SIGKILL)[0] == -signal.SIGKILL

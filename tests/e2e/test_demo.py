@@ -18,7 +18,7 @@ from tests.support.cluster import Cluster, wait_until
 
 CODE = """
 import os, random
-from medes.faas.hooks import register_after_restore
+from medes.runtimes.instance.hooks import register_after_restore
 data = [random.Random(n).randbytes(2000) for n in range(2000)]
 seen = set()
 woken = []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medes.demo.cluster import local_cluster
-from medes.faas import manifest
+from medes.runtimes import manifest
 from medes.types import SandboxState as S
 
 CODE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from medes import native
 from medes.client import MedesClient
+from medes.drivers.process.forks import Forks
+from medes.drivers.process.processes import start_time
 from medes.errors import NotFoundError
 from medes.types import SandboxState as S
 from tests.support.cluster import AgentProcess, Cluster, wait_until
@@ -79,7 +82,10 @@ class Family:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(30.0)
             connection.connect(self.path)
-            pid, digest = connection.recv(200).decode().split()
+            answer = connection.recv(200)
+            if not answer:
+                raise ConnectionResetError(self.path)
+            pid, digest = answer.decode().split()
         self.heir = int(pid)
         self.digest = self.digest or digest
         assert digest == self.digest
@@ -192,6 +198,9 @@ def test_a_child_that_nobody_can_find_is_not_left_waiting_by_a_purge(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
     agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    agent.kill()
+    agent.prefix = ["unshare", "--net"]  # where the kernel tells of no forks
+    agent.start()
     with family(tmp_path, "later", "leaves") as made:
         with agent.client() as client:
             client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
@@ -201,6 +210,81 @@ def test_a_child_that_nobody_can_find_is_not_left_waiting_by_a_purge(
             client.purge("a")
         with contextlib.suppress(ConnectionError):  # it was found while it had a parent, and killed
             made.ask()
+
+
+# When it is told, the root becomes a parent as daemon(3) does it, twice over, and ends.
+DAEMON = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print("ready", flush=True)
+signal.sigwait([signal.SIGUSR1])
+for _ in range(2):
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+if os.fork():
+    os._exit(0)
+print(os.getpid(), flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def tells_of_forks() -> None:
+    forks = Forks(start_time)
+    forks.follow("a", [(os.getpid(), start_time(os.getpid()))])
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found = child.pid in dict(forks.seen("a"))
+        child.kill()
+    forks.close()
+    if not found:
+        pytest.skip("the kernel does not tell of forks here")
+
+
+@pytest.mark.usefixtures("tells_of_forks")
+def test_a_daemon_of_an_instant_is_found_by_a_purge(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """Away from parents and session before anybody looked."""
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True) as root:
+        assert root.stdout is not None
+        assert root.stdout.readline() == "ready\n"
+        with agent.client() as client:
+            client.register("daemon", pids=[root.pid], sandbox_id="a", purge_kills=True)
+            root.send_signal(signal.SIGUSR1)
+            daemon = int(root.stdout.readline())
+            try:
+                client.purge("a")
+                wait_until(lambda: not native.is_alive(daemon), "the daemon has ended")
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(daemon, signal.SIGKILL)
+
+
+def test_a_purge_leaves_another_sandbox_of_the_same_tree_alone(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path) as made, agent.client() as client:
+        client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)
+        client.register("family", pids=[made.heir], sandbox_id="heir")
+        client.purge("a")
+        assert made.root.wait(30) < 0
+        assert [s.sandbox_id for s in client.list()] == ["heir"]
+        made.ask()
+
+
+def test_a_sandbox_below_another_sleeps_by_itself(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    with family(tmp_path) as made, agent.client() as client:
+        client.register("family", pids=[made.root.pid], sandbox_id="a")
+        client.register("family", pids=[made.heir], sandbox_id="heir")
+        client.dedup("a")
+        assert client.get("heir").state is S.WARM
+        client.dedup("heir")
+        client.restore("a", eager=True)
+        assert client.get("heir").state is S.DEDUP
+        client.restore("heir", eager=True)
+        made.ask()
 
 
 def test_another_sandbox_of_the_same_tree_is_left_alone(make_cluster: MakeCluster, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from medes.agent.fault_points import DEDUP_POINTS, RESTORE_POINTS
+from medes.agent.node.fault_points import DEDUP_POINTS, RESTORE_POINTS
 from medes.client import MedesClient
 from medes.errors import MedesError
 from medes.types import SandboxState as S
@@ -114,7 +114,7 @@ def test_a_fault_waits_for_the_next_agent(make_cluster: MakeCluster, make_app: M
     app.ask()
 
 
-@pytest.mark.parametrize("point", ["restore.read", "restore.child_kept", "restore.booked"])
+@pytest.mark.parametrize("point", ["restore.read", "restore.child_kept", "restore.committed"])
 def test_a_child_forked_while_pages_are_missing_waits_for_the_next_agent(
     make_cluster: MakeCluster, make_app: MakeApp, point: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent.journal import decode_line, encode_line
+from medes.agent.journal.journal import decode_line, encode_line
 from medes.client import MedesClient
 from medes.errors import LostError, MedesError, UnsupportedError, WrongStateError
 from medes.types import LifecycleSettings

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent import rights
+from medes.agent.node import rights
 from medes.client import MedesClient
 from medes.config import AgentSettings
 from medes.errors import MedesError

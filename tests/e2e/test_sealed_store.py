@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medes import native
-from medes.agent.store_key import KEY_NAME
+from medes.agent.store.store_key import KEY_NAME
 from medes.errors import MedesError
 from tests.support.cluster import AgentProcess
 from tests.support.counter_app import App

@@ -16,6 +16,7 @@ from medes.certs.identity import FileIdentity
 from medes.certs.parties import Role, node_server_name
 from medes.client import MedesClient
 from medes.errors import AgentUnreachableError, NotFoundError, PermissionDeniedError
+from medes.rpc.calls import SyncChannel
 from medes.rpc.channel import sync_channel
 from medes.rpc.tls import PLAINTEXT
 from medes.types import SandboxState
@@ -80,7 +81,7 @@ def _refused_at_the_peer_service(peer: str, ca: Authority) -> None:
     def stub(channel: object) -> PeerServiceStub:
         return PeerServiceStub(channel)
 
-    def channel(role: Role = Role.NODE, domains: str = "") -> object:
+    def channel(role: Role = Role.NODE, domains: str = "") -> SyncChannel:
         files = ca.issue(f"n{next(names)}", role, domains=domains)
         return sync_channel(peer, FileIdentity(files), server_name=node_server_name("n0"))
 

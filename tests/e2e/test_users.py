@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from medes.rpc.gen import agent_pb2
 
-from medes.agent import users
-from medes.agent.user_servicer import ALLOWED
+from medes.agent.api.user_servicer import ALLOWED
+from medes.agent.sandboxes import users
 from medes.client import MedesClient
 from medes.errors import MedesError, PermissionDeniedError
 from medes.places import user_socket_beside

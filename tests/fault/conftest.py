@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.freezer import Freezer, freezer_of
 from tests.support.live import Deduper, Program
 
 
@@ -20,4 +21,10 @@ def deduper(tmp_path: Path) -> Iterator[Deduper]:
 @pytest.fixture
 def program() -> Iterator[Program]:
     with Program() as made:
+        yield made
+
+
+@pytest.fixture(params=["v2", "v1"])
+def freezer(request: pytest.FixtureRequest) -> Iterator[Freezer]:
+    with freezer_of(request.param) as made:
         yield made

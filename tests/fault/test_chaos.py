@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent.journal import decode_line
+from medes.agent.journal.journal import decode_line
 from medes.client import MedesClient
 from medes.errors import MedesError
 from medes.types import SandboxState as S

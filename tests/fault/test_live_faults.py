@@ -59,8 +59,8 @@ RESTORE_POINTS = [
     "restore.place",
     "restore.unregister",
 ]
-# What the program did to its mappings is read, and being booked.
-BOOKING_POINTS = ["restore.read", "restore.booking", "restore.applied", "restore.booked"]
+# What the program did to its mappings is read, applied and committed.
+EVENT_POINTS = ["restore.read", "restore.applying", "restore.applied", "restore.committed"]
 CHILD_POINT = "restore.child_kept"
 MOVED_POINT = "evict.moved"  # of a program that may have pinned memory: test_live_uring.py
 FILL = "globals().update(m=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)) or m.write(b'medes!' * 170000)"
@@ -182,7 +182,7 @@ def test_memory_that_moved_before_the_kill_is_found(tmp_path: Path) -> None:
         server.close()
 
 
-@pytest.mark.parametrize("point", BOOKING_POINTS)
+@pytest.mark.parametrize("point", EVENT_POINTS)
 def test_killed_while_mappings_change(point: str, tmp_path: Path) -> None:
     with Program() as program:
         program.ask("exec " + FILL)
@@ -232,11 +232,11 @@ def _wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("point", [*BOOKING_POINTS, CHILD_POINT])
+@pytest.mark.parametrize("point", [*EVENT_POINTS, CHILD_POINT])
 def test_a_child_forked_while_pages_are_missing_outlives_the_agent(point: str, tmp_path: Path) -> None:
     with Program() as program:
         keeper = _fork_and_kill(program, tmp_path, point)
-        if point not in ("restore.read", "restore.booking"):
+        if point not in ("restore.read", "restore.applying"):
             assert len(list(tmp_path.glob("*.child-*"))) == 1
         time.sleep(0.05)  # the child may well read its memory before anyone serves it
         assert not _gone(keeper), "nobody holds the child's userfaultfd"
@@ -254,7 +254,7 @@ def test_a_child_forked_while_pages_are_missing_outlives_the_agent(point: str, t
 
 def test_a_forked_child_outlives_agent_after_agent(tmp_path: Path) -> None:
     with Program() as program:
-        keeper = _fork_and_kill(program, tmp_path, "restore.booked")
+        keeper = _fork_and_kill(program, tmp_path, "restore.committed")
         for _ in range(5):
             server, live = _adopt(tmp_path)
             server.close()  # most likely before the child's pages are in
@@ -302,7 +302,7 @@ def test_a_keeper_ends_with_the_agent_and_the_memory_it_kept(tmp_path: Path) -> 
     _wait_until_gone(keeper)
     (tmp_path / "again").mkdir(0o700)
     with Program() as program:
-        keeper = _fork_and_kill(program, tmp_path / "again", "restore.booked")
+        keeper = _fork_and_kill(program, tmp_path / "again", "restore.committed")
         subprocess.run(["pkill", "-KILL", "-P", str(program.pid)], check=True)
     _wait_until_gone(keeper)
 
@@ -358,7 +358,7 @@ def test_a_program_whose_userfaultfd_is_nowhere_any_more_is_lost(tmp_path: Path)
 
 def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Path) -> None:
     with Program() as program:
-        keeper = _fork_and_kill(program, tmp_path, "restore.booked")
+        keeper = _fork_and_kill(program, tmp_path, "restore.committed")
         (child,) = subprocess.check_output(["pgrep", "-P", str(program.pid)], text=True).split()
         os.kill(int(child), signal.SIGSTOP)  # so that it is there to be asked about
         os.kill(keeper, signal.SIGKILL)
@@ -371,6 +371,6 @@ def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Pa
 def test_every_point_of_the_source_is_killed_once() -> None:
     found = set()
     for source in (ROOT / "native").rglob("*.cc"):
-        if source.parent.name in ("live", "restore"):
+        if source.parent.name in ("tracing", "serving", "process", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *BOOKING_POINTS, CHILD_POINT, MOVED_POINT}
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *EVENT_POINTS, CHILD_POINT, MOVED_POINT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -27,8 +28,8 @@ for line in sys.stdin:
 FORKER = """
 import mmap, os, sys
 m = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for at in range(0, 64 << 20, 8):
-    m[at : at + 8] = (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little")
+for at in range(0, 64 << 20, 4096):
+    m[at : at + 4096] = (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little") * 512
 def state():
     for at in range(0, 64 << 20, 4096):
         if m[at : at + 8] != (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little"):
@@ -40,6 +41,14 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             os._exit(0 if state() == "intact" else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    elif line == "fork and write\\n":
+        child = os.fork()
+        if child == 0:
+            os.read(0, 3)
+            for at in range(0, 24 << 20, 4096):
+                m[at] = 1
+            os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     else:
         print(state(), flush=True)
@@ -105,3 +114,24 @@ def test_a_fork_after_the_wake_does_not_outgrow_the_limit(deduper: Deduper, grou
             program.tell("check")
             assert program.hear() == "intact"
             assert live.wait_complete(WAIT_S)
+
+
+def test_what_parent_and_child_may_write_is_left_room_for(deduper: Deduper, group: MemoryCgroup) -> None:
+    """They share what came back before the fork: the copy that a write makes of it is the program's to have, not ours."""
+    group.limit(100 * MIB)
+    with Program([sys.executable, "-c", FORKER]) as program:
+        group.add(program.pid)
+        live = deduper.dedup([program.pid])
+        live.restore(lazy=True, background_bytes_per_s=64 * MIB)
+        while live.stats()["pages_background"] < 40 * MIB // native.PAGE_BYTES:
+            time.sleep(0.002)
+        program.tell("fork and write")
+        while not live.stats()["short_of_memory"]:
+            assert not live.wait_complete(0.05), (
+                "parent and child were filled with what leaves no room for copies"
+            )
+        program.tell("go")
+        assert program.hear() == "0"
+        program.tell("check")
+        assert program.hear() == "intact"
+        assert live.wait_complete(WAIT_S)

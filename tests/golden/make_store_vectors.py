@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
-from medes.agent.working_sets import WorkingSetStore
+from medes.agent.sandboxes.working_sets import WorkingSetStore
 from medes.client import MedesClient
 
 VECTORS = Path(__file__).with_name("store_vectors.json")
@@ -42,7 +42,7 @@ def collect(folder: Path, shm: Path) -> dict[str, str]:
     address = f"unix:{sockets}/a.sock"
     settings = {
         "node-id": "golden",
-        "controller": "",
+        "controllers": "",
         "listen": address,
         "state-dir": folder / "state",
         "shm-dir": shm,

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from medes import native
-from medes.agent.bases import BaseMeta
-from medes.agent.journal import Journal
-from medes.agent.journal_state import DEDUP, JournalState
-from medes.agent.sandbox import SandboxSpec
-from medes.agent.store_key import KEY_BYTES, KEY_NAME
-from medes.agent.take_back import evicted_of, read_meta
-from medes.agent.working_sets import WorkingSetStore, unpack_pages
+from medes.agent.bases.bases import BaseMeta
+from medes.agent.journal.journal import Journal
+from medes.agent.journal.journal_state import JournalState
+from medes.agent.journal.records import DEDUP
+from medes.agent.ops.take_back import evicted_of, read_meta
+from medes.agent.sandboxes.sandbox import SandboxSpec
+from medes.agent.sandboxes.working_sets import WorkingSetStore, unpack_pages
+from medes.agent.store.store_key import KEY_BYTES, KEY_NAME
+from medes.drivers.process.subjects import ProcessSubjects
 from tests.golden.make_store_vectors import VECTORS
 
 GOLDEN = json.loads(VECTORS.read_text())
@@ -43,7 +45,8 @@ def test_sandboxes_can_be_restored_from_their_files(folder: Path) -> None:
         meta = read_meta(file)
         spec = SandboxSpec.from_json(meta["spec"])
         assert (path.name, spec.function, spec.driver) == (f"sandbox-{spec.sandbox_id}.medes", "f", "image")
-        assert list(spec.pids) == file.pids and list(spec.start_times) == file.start_times
+        subject = ProcessSubjects().from_json(spec.sandbox_id, meta["spec"])
+        assert subject.roots == list(zip(file.pids, file.start_times, strict=True))
         evicted = evicted_of(file, meta)
         assert evicted.pins == {"golden": [slab.base_id]}
         bases = native.BaseSet()

@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medes import native
-from medes.agent.bases import BaseMeta
-from medes.agent.journal import decode_line, encode_line
-from medes.agent.journal_state import JournalState
-from medes.agent.take_back import evicted_of, read_meta
+from medes.agent.bases.bases import BaseMeta
+from medes.agent.journal.journal import decode_line, encode_line
+from medes.agent.journal.journal_state import JournalState
+from medes.agent.ops.take_back import evicted_of, read_meta
 from medes.certs.authority import Authority, Pem, check_pem, details
 from medes.certs.parties import Party, Role, party_of
 from medes.config import AgentSettings, ControllerSettings, load
-from medes.controller.redis_store import _Record
+from medes.controller.registry.redis_store import _Record
 from medes.errors import CorruptError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.eval import report as evaluation
 from medes.types import AddressRange, BaseDescriptor
 
 DEEP = b"[" * 200_000  # nested deeper than any parser goes
@@ -132,7 +133,7 @@ META = {
     "readable_from": 1,
     "holder": "s1.a",
     "pins": {"n1": [5]},
-    "descriptors": [DESCRIPTOR],
+    "descriptors": [DESCRIPTOR, {**DESCRIPTOR, "holders": ["n1", "n2"]}],
     "endpoints": [{"node_id": "n1", "grpc_address": "h:1", "page_address": "h:2", "transports": ["tcp"]}],
 }
 
@@ -171,7 +172,8 @@ def test_meta_that_nests_without_end_is_refused() -> None:
 
 # --- Redis -------------------------------------------------------------------------------------------------
 KEY = (5).to_bytes(8, "little")
-RECORD = _Record(BaseDescriptor(5, "n1", "d", "f", 3, (AddressRange(0, 9),)), 7, "ready")
+RECORD = _Record(BaseDescriptor(5, ("n1",), "d", "f", 3, (AddressRange(0, 9),)), 7, "ready")
+TWO_HOLDERS = dataclasses.replace(RECORD, base=dataclasses.replace(RECORD.base, holders=("n1", "n2")))
 
 
 def unpacked(data: bytes) -> _Record | None:
@@ -181,7 +183,7 @@ def unpacked(data: bytes) -> _Record | None:
         return None
 
 
-@given(edited(json.loads(RECORD.pack())))
+@given(st.sampled_from([RECORD, TWO_HOLDERS]).flatmap(lambda r: edited(json.loads(r.pack()))))
 def test_a_record_of_redis_is_one_or_corrupt(fields: Any) -> None:
     record = unpacked(json.dumps(fields).encode())
     if record is not None:
@@ -246,6 +248,35 @@ def test_settings_that_nest_without_end_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="TOML"):
         (folder / "deep.toml").write_bytes(b"[agent]\nnode_id = " + DEEP[:20_000])
         load(AgentSettings, folder / "deep.toml", {})
+
+
+# --- what an evaluation case has measured ------------------------------------------------------------------
+MEASURED = [
+    {"format": "medes evaluation", "version": 1, "readable_from": 1, "case": "c", "options": {}, "host": {}},
+    {"figure": "a_ms", "value": 1.5, "labels": {"f": "g"}, "repetition": 0},
+    {"absent": "b_ms", "why": "no CRIU", "labels": {}, "repetition": 0},
+    {"ended": 0, "records": 2},
+]
+
+
+def read_back(data: bytes) -> None:
+    try:
+        parsed = evaluation.parse(data, "c.jsonl")
+    except MedesError as error:
+        assert error.object == "c.jsonl" and not error.transient
+    else:
+        evaluation.spreads(parsed)
+
+
+@given(edited(MEASURED))
+def test_any_lines_are_a_report_or_refused(lines: Any) -> None:
+    texts = lines if isinstance(lines, list) else [lines]
+    read_back(b"".join(json.dumps(line).encode() + b"\n" for line in texts))
+
+
+@given(st.binary(max_size=60) | damaged(b"".join(json.dumps(line).encode() + b"\n" for line in MEASURED)))
+def test_noise_as_a_report_is_refused(data: bytes) -> None:
+    read_back(data)
 
 
 # --- certificates ------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from medes.config import ControllerSettings
-from medes.controller import handlers
-from medes.controller.requests import (
+from medes.controller.api import handlers
+from medes.controller.api.requests import (
     AdviseBase,
     AnnounceSandboxes,
     Heartbeat,
@@ -21,8 +21,9 @@ from medes.controller.requests import (
     PublishBase,
     RetireBase,
 )
+from medes.controller.members import expiry
+from medes.controller.registry.store import MemoryStore
 from medes.controller.state import ControllerState
-from medes.controller.store import MemoryStore
 from medes.errors import AlreadyExistsError, NotFoundError, PermissionDeniedError
 from medes.types import BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord, SandboxState
 from tests.support.fingerprints import K, hashes, positions
@@ -51,7 +52,7 @@ class ControllerMachine(RuleBasedStateMachine):
 
     def forget(self, node: str) -> None:
         self.alive.pop(node, None)
-        self.bases = {i: b for i, b in self.bases.items() if b.node_id != node}
+        self.bases = {i: b for i, b in self.bases.items() if node not in b.holders}
         self.sandboxes = {k: r for k, r in self.sandboxes.items() if k[0] != node}
         self.reserved = {k: [r for r in held if r[0] != node] for k, held in self.reserved.items()}
 
@@ -86,7 +87,7 @@ class ControllerMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.1, 6))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
-        died = handlers.expire(self.state, self.now_s)
+        died = expiry.expire(self.state, self.now_s)
         expected = [n for n, (_, beat_s) in self.alive.items() if self.now_s - beat_s > LEASE_S]
         assert sorted(died) == sorted(expected)
         for node in expected:
@@ -94,7 +95,7 @@ class ControllerMachine(RuleBasedStateMachine):
 
     @rule(node=NODES, base_id=BASE_IDS, function=FUNCTIONS, domain=DOMAINS)
     def publish(self, node: str, base_id: int, function: str, domain: str) -> None:
-        base = BaseDescriptor(base_id, node, domain, function, 2)
+        base = BaseDescriptor(base_id, (node,), domain, function, 2)
         try:
             handlers.publish_base(PublishBase(base, K, hashes(base_id, 2), positions(2)), self.state)
         except NotFoundError:
@@ -115,9 +116,9 @@ class ControllerMachine(RuleBasedStateMachine):
         try:
             handlers.retire_base(RetireBase(base_id, node), self.state)
         except PermissionDeniedError:
-            assert self.bases[base_id].node_id != node
+            assert node not in self.bases[base_id].holders
         else:
-            assert base_id not in self.bases or self.bases[base_id].node_id == node
+            assert base_id not in self.bases or node in self.bases[base_id].holders
             self.bases.pop(base_id, None)
 
     @rule(
@@ -167,7 +168,7 @@ class ControllerMachine(RuleBasedStateMachine):
         answer = handlers.lookup_fingerprints(request, self.state, lambda: self.now_s)
         wanted = [b for b in self.bases.values() if b.base_id == base_id and b.domain == domain]
         assert list(answer.bases) == wanted
-        assert {h.node_id for h in answer.holders} == {b.node_id for b in wanted}
+        assert {h.node_id for h in answer.holders} == {h for b in wanted for h in b.holders}
 
     @invariant()
     def tables_agree(self) -> None:
@@ -176,7 +177,7 @@ class ControllerMachine(RuleBasedStateMachine):
         assert {(r.node_id, r.sandbox_id): r for r in listed} == self.sandboxes
         records = handlers.list_nodes(self.state, self.now_s)
         assert {r.endpoints.node_id for r in records if r.alive} == set(self.alive)
-        assert {b.node_id for b in self.bases.values()} <= set(self.alive)
+        assert {h for b in self.bases.values() for h in b.holders} <= set(self.alive)
         statistics = self.state.statistics()
         assert (statistics.bases, statistics.nodes_alive) == (len(self.bases), len(self.alive))
         assert statistics.registry_hashes == 2 * K * len(self.bases)

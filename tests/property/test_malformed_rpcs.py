@@ -14,9 +14,9 @@ from medes.rpc.gen import controller_pb2 as pb
 from medes.rpc.gen.controller_pb2_grpc import ControllerServiceStub, add_ControllerServiceServicer_to_server
 
 from medes.config import ControllerSettings
-from medes.controller.servicer import ControllerServicer
+from medes.controller.api.servicer import ControllerServicer
+from medes.controller.registry.store import MemoryStore
 from medes.controller.state import ControllerState
-from medes.controller.store import MemoryStore
 from medes.errors import InternalError, MedesError
 from medes.rpc.channel import sync_channel
 from tests.support.hostile import scramble

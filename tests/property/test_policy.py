@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medes.agent.sandboxes.periods import periods_in_force
+from medes.config import AgentSettings
 from medes.policy.demarcation import BASE_THRESHOLD, needs_base
 from medes.policy.keep_alive import Action, Periods, decide
-from medes.types import SandboxState
+from medes.types import LifecycleSettings, SandboxState
 
 seconds = st.floats(0, 1e6, allow_nan=False)
 periods = st.builds(Periods, seconds, seconds, seconds)
@@ -48,8 +50,8 @@ def test_waiting_as_long_as_told_leads_to_an_action(
         assert age_s >= (p.keep_alive_s if state is SandboxState.WARM else p.keep_dedup_s)
 
 
-def test_the_papers_periods() -> None:
-    p = Periods()
+def test_the_settings_periods_are_the_papers() -> None:
+    p = periods_in_force(LifecycleSettings(), AgentSettings().for_function("f"))
     assert decide(SandboxState.WARM, 59, p).due_in_s == 1
     assert decide(SandboxState.WARM, 60, p).action is Action.DEDUP
     assert decide(SandboxState.WARM, 60, p, dedup_possible=False).due_in_s == 540

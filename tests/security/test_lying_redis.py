@@ -4,21 +4,29 @@ base of another domain, and agents never run on wrong bytes for it."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medes.controller.redis_store import BASES, RECORD_BYTES_MAX, RedisStore, _function_key, _key, _tag
-from medes.controller.store import LOCATIONS_PER_HASH, NO_LOCATION
+from medes.controller.registry.redis_store import (
+    BASES,
+    RECORD_BYTES_MAX,
+    RedisStore,
+    _function_key,
+    _key,
+    _tag,
+)
+from medes.controller.registry.store import LOCATIONS_PER_HASH, NO_LOCATION
 from medes.errors import InternalError, MedesError
 from medes.types import SandboxState
+from tests.conformance.test_registry_stores import PAGES, base, publish
 from tests.support.cluster import Cluster, wait_until
 from tests.support.counter_app import App
 from tests.support.fingerprints import K, hashes
 from tests.support.redis_server import redis_server
-from tests.unit.test_registry_store import PAGES, base, publish
 
 MINE, OURS, THEIRS = 7, 8, 9
 TAG, THEIR_TAG = _tag("d"), _tag("theirs")
@@ -174,7 +182,7 @@ def test_every_call_answers_in_order_or_names_the_record(what: str, store: Redis
             location = found.locations[i : i + 8]
             assert location == NO_LOCATION or int.from_bytes(location[6:8], "little") < len(found.bases)
     listed = tried(store.bases)
-    assert listed is None or all(b.page_count > 0 and b.node_id for b in listed)
+    assert listed is None or all(b.page_count > 0 and b.holders for b in listed)
     tried(store.stats)
     tried(store.orphans)
     tried(lambda: store.base_count("f", "d"))
@@ -195,6 +203,30 @@ def test_a_base_whose_record_was_damaged_is_published_anew(store: RedisStore, cl
     assert [b.base_id for b in store.lookup("d", hashes(MINE, PAGES), K).bases] == []
     publish(store, base(MINE))
     assert [b.base_id for b in store.lookup("d", hashes(MINE, PAGES), K).bases] == [MINE]
+
+
+@pytest.mark.live
+def test_a_flushed_redis_is_filled_again(
+    redis_url: str, client: Any, make_cluster: Callable[..., Cluster], make_app: Callable[..., App]
+) -> None:
+    """By the nodes, which the controller tells; a node that never heard of the base finds it."""
+    cluster = make_cluster(nodes=2, controller_flags=(f"--store={redis_url}",))
+    holder, user = cluster.agents
+    first, app = make_app(4, seed=1), make_app(4, seed=2)
+    with holder.client() as one, user.client() as two:
+        one.register("f", pids=[first.pid], sandbox_id="a")
+        one.dedup("a")
+        wait_until(lambda: client.keys("medes:lease:*"), "leases are in Redis")
+        time.sleep(1.0)  # and the controller has seen them there
+        client.flushall()
+        wait_until(lambda: client.hkeys(BASES), "the base is announced again")
+        wait_until(lambda: "announcing everything again" in user.log_tail(), "the other node is told")
+        wait_until(lambda: two.node().controller_connected, "the other node has joined again")
+        two.register("f", pids=[app.pid], sandbox_id="b")
+        assert two.dedup("b").report.base_bytes_added == 0
+        assert "n1" in one.bases()[0].pins_by_node
+        two.restore("b", eager=True)
+        app.ask()
 
 
 @pytest.mark.live

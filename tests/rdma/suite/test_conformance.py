@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from medes.config import AgentSettings
+from medes.transport.rdma.rdma_transport import RdmaTransport
+from tests.conformance.transport_access import AccessConformance
+from tests.conformance.transport_faults import TRANSPARENT, FaultConformance, slabs
+from tests.conformance.transports import PeerConformance, TransportConformance
 from tests.support.page_links import Link, SlabWorld, rdma_link
-from tests.support.transport_conformance import PeerConformance, TransportConformance
-from tests.support.transport_faults import TRANSPARENT, FaultConformance, slabs
+from tests.support.transport_pair import Pair, transport_link
 
 pytestmark = pytest.mark.rdma
 
@@ -44,3 +48,25 @@ class TestFaults(FaultConformance):
         link = rdma_link(world, fallback=fallback)
         yield link
         link.close()
+
+
+def _open() -> RdmaTransport:
+    return RdmaTransport.open(AgentSettings(rdma_devices="rxe0"))
+
+
+class TestTransport(PeerConformance):
+    """As agents use it: what it tells peers as bytes, TCP behind."""
+
+    @pytest.fixture
+    def link(self, world: SlabWorld) -> Iterator[Link]:
+        link = transport_link(world, _open)
+        yield link
+        link.close()
+
+
+class TestAccess(AccessConformance):
+    @pytest.fixture
+    def pair(self, world: SlabWorld) -> Iterator[Pair]:
+        pair = Pair(world, _open)
+        yield pair
+        pair.close()

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from medes import errors, native
-from medes.transport.rdma import RdmaAnswer, RdmaNode
+from medes.transport.rdma.rdma_node import RdmaAnswer, RdmaNode
+from tests.conformance.transport_faults import Encoded
 from tests.support import rdma_peer
 from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, rdma_link, tcp_link
-from tests.support.transport_faults import Encoded
 
 pytestmark = pytest.mark.rdma
 
@@ -146,7 +146,7 @@ async def test_fall_back_and_a_broken_connection_are_said_in_the_log(
 
     reader = await reading.attach("n0", DOMAIN, tcp.reader, exchange)
     assert reader.read(LARGE, 0, 4096, 60.0) == world.expect(LARGE, 0, 4096)
-    with caplog.at_level("WARNING", "medes.transport.rdma_watch"):
+    with caplog.at_level("WARNING", "medes.transport.rdma.link_watch"):
         reading._look_at_links(0, 0.0)
         assert caplog.messages == []
         holder.release("n1", DOMAIN)

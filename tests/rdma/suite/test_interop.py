@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from medes import native
-from medes.transport.reference_peer import ReferencePeer
+from medes.transport.rdma.reference_peer import ReferencePeer
 from tests.support.page_links import DOMAIN, FOREIGN, LARGE, PAGES, SMALL, SlabWorld
 
 pytestmark = pytest.mark.rdma

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from medes import errors, native
-from medes.transport.rdma import RdmaAnswer, RdmaNode, open_rdma
+from medes.config import AgentSettings
+from medes.transport.choice import open_transports
+from medes.transport.rdma.rdma_node import RdmaAnswer, RdmaNode, open_rdma
 from tests.support.page_links import DOMAIN, LARGE, SMALL, SlabWorld, tcp_link
 
 pytestmark = pytest.mark.rdma
@@ -41,8 +43,7 @@ def tcp(world: SlabWorld) -> Iterator[native.PageReader]:
 
 
 def serve(world: SlabWorld, devices: str) -> RdmaNode:
-    node, why = open_rdma("rdma", devices, encrypted=False)
-    assert node is not None, why
+    node = open_rdma(devices)
     for base_id in (SMALL, LARGE):
         assert node.publish(world.slabs[base_id], DOMAIN)
     return node
@@ -69,13 +70,20 @@ def test_all_active_ports_are_used_unless_named() -> None:
         ("rxe1", ["rxe1:1"]),
         ("rxe1:1,rxe0", ["rxe1:1", "rxe0:1"]),
     ):
-        node, why = open_rdma("auto", devices, encrypted=False)
-        assert node is not None, why
+        node = open_rdma(devices)
         assert sorted(node.ports) == sorted(ports)
         node.close()
     with pytest.raises(errors.UnsupportedError):
-        open_rdma("rdma", "rxe7", encrypted=False)
-    assert open_rdma("auto", "rxe7", encrypted=False)[0] is None
+        open_rdma("rxe7")
+    by_itself = open_transports(AgentSettings(transport="auto", rdma_devices="rxe7"))
+    assert by_itself.running == () and "rxe7" in str(by_itself)
+    with pytest.raises(errors.UnsupportedError):
+        open_transports(AgentSettings(transport="rdma", rdma_devices="rxe7"))
+    unnamed = open_transports(AgentSettings())
+    assert unnamed.running == () and "does not encrypt" in str(unnamed)
+    named = open_transports(AgentSettings(rdma_devices="rxe1"))
+    assert [t.where for t in named.running] == ["rxe1:1"]
+    named.running[0].close()
 
 
 async def test_connections_take_turns_over_both_ports(world: SlabWorld, tcp: native.PageReader) -> None:

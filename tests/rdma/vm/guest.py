@@ -42,6 +42,7 @@ ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 type dummy
 ip link set dummy0 mtu 9000 up && ip addr add 10.9.0.1/24 dev dummy0
 rdma link add rxe0 type rxe netdev dummy0
 ulimit -l unlimited
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 cd {cwd}
 {exports}
 timeout -k 5 {timeout} {command} >/mnt/medes-vm/output 2>&1

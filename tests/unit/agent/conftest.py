@@ -11,9 +11,10 @@ import pytest
 
 from medes.agent import daemon as daemon_module
 from medes.agent.daemon import AgentDaemon
-from medes.agent.drivers import Driver
 from medes.config import AgentSettings, ControllerSettings
 from medes.controller.process import Controller
+from medes.drivers.driver import Driver
+from medes.drivers.registry import Drivers
 from tests.unit.agent.stand_ins import StandInDriver
 
 MakeAgent = Callable[..., Awaitable[AgentDaemon]]
@@ -38,12 +39,14 @@ async def make_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     ) -> AgentDaemon:
         driver = driver or StandInDriver()
         monkeypatch.setattr(
-            daemon_module, "make_drivers", lambda settings: ({"image": driver}, {"live driver": "in a test"})
+            daemon_module,
+            "make_drivers",
+            lambda settings: Drivers({"image": driver}, {"live": {"live driver": "in a test"}}),
         )
         folder = shm.setdefault(node, Path(f"/dev/shm/medes-test-{secrets.token_hex(6)}"))
         values: dict[str, object] = {
             "node_id": node,
-            "controller": controller,
+            "controllers": (controller,) if controller else (),
             "listen": f"unix:/tmp/medes-{secrets.token_hex(6)}.sock",
             "peer_address": "127.0.0.1:0",
             "state_dir": str(tmp_path / node),

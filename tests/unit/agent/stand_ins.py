@@ -7,6 +7,8 @@ import struct
 import threading
 
 from medes import native
+from medes.drivers.process.subject import ProcessSubject
+from medes.drivers.process.subjects import ProcessSubjects
 from medes.errors import CancelledError, LostError
 
 
@@ -89,6 +91,7 @@ class StandInDriver:
     """Captures for real; evicts nothing."""
 
     name = "image"
+    subjects = ProcessSubjects
     frees = True  # so its figures say
 
     def __init__(self) -> None:
@@ -98,17 +101,20 @@ class StandInDriver:
         self.hold_restores = False
         self.fail_restores = False
         self.fail_evict: Exception | None = None
+        self.fail_adopt: Exception | None = None
+        self.evict_gate: threading.Event | None = None
         self.capture_gate: threading.Event | None = None
         self.capturing = threading.Event()
 
-    def capture(self, pids: list[int], sharers_max: int | None = None) -> native.MemoryImage:
+    def capture(self, subject: ProcessSubject, fork_sharers_max: int | None = None) -> native.MemoryImage:
         self.capturing.set()
         if self.capture_gate is not None:
             self.capture_gate.wait(10.0)
-        return native.capture(pids)
+        return native.capture(subject.members())
 
     def evict(
         self,
+        subject: ProcessSubject,
         image: native.MemoryImage,
         file: native.SandboxFile,
         bases: native.BaseSet,
@@ -116,6 +122,8 @@ class StandInDriver:
         cancel: native.CancelFlag | None = None,
         working_set: bytes = b"",
     ) -> StandInHandle:
+        if self.evict_gate is not None:
+            self.evict_gate.wait(10.0)
         if self.fail_evict is not None:
             raise self.fail_evict
         if cancel is not None and cancel.cancelled:
@@ -124,7 +132,11 @@ class StandInDriver:
         handle.wake_prefetch = working_set
         return handle
 
-    def adopt(self, file: native.SandboxFile, bases: native.BaseSet) -> StandInHandle:
+    def adopt(
+        self, subject: ProcessSubject, file: native.SandboxFile, bases: native.BaseSet
+    ) -> StandInHandle:
+        if self.fail_adopt is not None:
+            raise self.fail_adopt
         return self._handle(file)
 
     def _handle(self, file: native.SandboxFile) -> StandInHandle:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent import handlers
-from medes.agent.registration import Registration
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.drivers.image import ImageDriver
 from medes.errors import MedesError
 from medes.types import SandboxState as S

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medes.agent.daemon import AgentDaemon
-from medes.agent.recovery import Recovered
+from medes.agent.recovery.recovery import Recovered
 from medes.config import AgentSettings
 from medes.errors import MedesError
 from tests.unit.agent.conftest import MakeAgent
@@ -27,7 +27,7 @@ def settings_in(folder: Path, **more: object) -> AgentSettings:
     """Everything lies in folders that do not exist yet."""
     made = AgentSettings(
         node_id="refused",
-        controller="",
+        controllers=(),
         listen=f"unix:{folder}/run/agent.sock",
         peer_address="127.0.0.1:0",
         state_dir=str(folder / "deep" / "state"),
@@ -121,7 +121,7 @@ def test_an_ordinary_user_is_told_which_options_help(open_folder: Path, exists: 
     if exists:
         state.mkdir(mode=0o700)
     script = (
-        "import os, medes.agent.daemon, medes.cli.agent\n"  # before: the interpreter may be root's alone
+        "import os, importlib.metadata, medes.agent.daemon, medes.cli.agent\n"  # before: the interpreter may be root's alone
         "from medes.cli.main import main\n"
         f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         f"main(['agent', '--state-dir', {str(state)!r}, '--shm-dir', {str(open_folder / 'shm')!r},"

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from medes.agent import rights
+from medes.agent.node import rights
 from medes.config import AgentSettings
 from medes.errors import IoError
 

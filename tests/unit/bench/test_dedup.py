@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from medes import native
 from medes.bench import dedup
-from medes.bench.dedup_baselines import KINDS, Paper, ksm, lz4, page_digests, zstd
+from medes.bench.dedup_baselines import Paper, ksm, lz4, page_digests, zstd
 from medes.cli.bench_dedup import cli
 from medes.errors import InvalidArgumentError
-from medes.faas import manifest
+from medes.runtimes import manifest
+from medes.types import PAGE_KINDS
 from tests.support import memory
 
 
@@ -38,7 +39,7 @@ def test_json_lines_of_every_scheme(one_function: Path) -> None:
     assert abs(saved["medes-untagged"] - saved["medes"]) < 0.0002  # a nonce and a word an image
     for case in lines:
         assert sum(case["pages"].values()) * native.PAGE_BYTES == case["warm_bytes"]
-        assert set(case["pages"]) == set(KINDS)
+        assert set(case["pages"]) == set(PAGE_KINDS)
         assert {"cpu", "kernel", "commit", "gb_per_s_per_core_encode", "apply_us_per_page"} <= set(case)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from medes.bench.registry import Sizes, make_base, make_image, verify
 from medes.cli.bench_registry import cli
-from medes.controller.store import MemoryStore
+from medes.controller.registry.store import MemoryStore
 from medes.errors import CorruptError
 
 TINY = Sizes(bases=3, pages=50, repeats=2)

@@ -6,7 +6,7 @@ import pytest
 
 from medes.bench import baselines, criu, criu_program, workloads, zram
 from medes.errors import InvalidArgumentError
-from medes.faas import manifest
+from medes.runtimes import manifest
 
 
 def test_functions_are_chosen_by_name() -> None:
@@ -14,13 +14,6 @@ def test_functions_are_chosen_by_name() -> None:
     assert len(workloads.select(None)) == 10
     with pytest.raises(InvalidArgumentError, match="no such function"):
         workloads.select(None, ["vanilla", "nobody"])
-
-
-def test_percentiles_are_nearest_rank() -> None:
-    values = [float(n) for n in range(100, 0, -1)]
-    assert [workloads.percentile(values, p) for p in (0, 1, 50, 99, 100)] == [1.0, 1.0, 50.0, 99.0, 100.0]
-    assert workloads.percentile([], 50) is None
-    assert workloads.percentile([1.23456], 99) == 1.235
 
 
 def test_a_baseline_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_a_renewed_certificate_says_the_same(tmp_path: Path) -> None:
         assert after.days == pytest.approx(30, abs=0.01)
         assert identity.refresh()
     assert os.stat(files.private_key).st_mode & 0o777 == 0o600  # noqa: PTH116
+
+
+def test_a_clock_that_was_set_back_has_certificates_issued_anew() -> None:
+    """They would be good from the time of their issue on, which is days away again."""
+    now = [10 * DAY_S]
+    signer = Signer.create()
+    start_s = signer.expires_s - 100 * DAY_S
+    identity = IssuedIdentity(signer, Party(Role.NODE, "n0"), days=8, now_s=lambda: start_s + now[0])
+    now[0] -= 600.0
+    assert not identity.refresh()
+    now[0] = 7 * DAY_S
+    assert identity.refresh()
+    assert not identity.refresh()
+    assert identity.expires_s == pytest.approx(start_s + 15 * DAY_S)
+    issued, now_s = details(signer.certificate_pem, "CA"), time.time()
+    assert issued.begins_s < now_s - 300 * DAY_S  # the CA is good by that clock, too
 
 
 @pytest.mark.parametrize(("days", "level"), [(20.0, None), (13.0, logging.WARNING), (-0.01, logging.ERROR)])

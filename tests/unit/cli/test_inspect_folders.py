@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medes import native
-from medes.agent.journal import encode_line
+from medes.agent.journal.journal import encode_line
 from medes.cli.main import run
 from medes.errors import CorruptError, NotFoundError
 

@@ -57,6 +57,39 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "controllers"),
+    [
+        ('controllers = ["a:1", "unix:/b"]', ("a:1", "unix:/b")),
+        ('controllers = "a:1, unix:/b"', ("a:1", "unix:/b")),
+        ('controller = "a:1"', ("a:1",)),
+        ("controllers = []", ()),
+        ('controller = ""', ()),
+        ("", ("127.0.0.1:7070",)),
+    ],
+)
+def test_controllers_of_a_file(tmp_path: Path, text: str, controllers: tuple[str, ...]) -> None:
+    assert load(AgentSettings, write(tmp_path, f"[agent]\n{text}\n"), {}).controllers == controllers
+
+
+def test_controllers_under_their_old_name_of_every_source(tmp_path: Path) -> None:
+    path = write(tmp_path, '[agent]\ncontroller = "file:1"\n')
+    old, new = {"MEDES_AGENT_CONTROLLER": "env:1"}, {"MEDES_AGENT_CONTROLLERS": "env:1,env:2"}
+    assert load(AgentSettings, path, old).controllers == ("env:1",)
+    assert load(AgentSettings, path, new).controllers == ("env:1", "env:2")
+    assert load(AgentSettings, path, old, {"controllers": "flag:1,flag:2"}).controllers == (
+        "flag:1",
+        "flag:2",
+    )
+    assert load(AgentSettings, path, new, {"controller": "flag:1"}).controllers == ("flag:1",)
+    with pytest.raises(InvalidArgumentError, match=r"MEDES_AGENT_CONTROLLERS.*old name"):
+        load(AgentSettings, path, {**old, **new})
+    with pytest.raises(InvalidArgumentError, match=r"--controllers.*old name"):
+        load(AgentSettings, path, {}, {"controller": "a:1", "controllers": "b:1"})
+    with pytest.raises(InvalidArgumentError, match=r"agent.controllers.*old name"):
+        load(AgentSettings, write(tmp_path, '[agent]\ncontroller = "a:1"\ncontrollers = ["b:1"]\n'), {})
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [
         ("[agent]\nidle_perod_s = 1", r"agent.idle_perod_s.*did you mean idle_period_s"),
@@ -71,7 +104,12 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
         ('[agent]\nlisten = "1.2.3.4:80"', r"unix socket"),
         ('[agent]\nshm_dir = "relative"', r"absolute folder"),
         ('[agent]\nstate_dir = "/a/../etc"', r"absolute folder"),
-        ('[agent]\ncontroller = "nowhere"', r"host:port"),
+        ('[agent]\ncontroller = "nowhere"', r"agent.controllers.*nowhere.*host:port"),
+        ('[agent]\ncontrollers = ["a:1", "nowhere"]', r"agent.controllers.*nowhere.*host:port"),
+        ('[agent]\ncontrollers = ["a:1", "b:1", "a:1"]', r"agent.controllers.*'a:1' is named twice"),
+        ("[agent]\ncontrollers = [5]", r"agent.controllers.*list of texts"),
+        ("[agent]\ncontrollers = 5", r"agent.controllers.*list of texts"),
+        ("[agent]\ncontrollers = " + repr([f"a:{i + 1}" for i in range(17)]), r"at most 16"),
         ('[agent]\nlog_json = "maybe"', r"true or false"),
         ('[agent]\nmemory_limit_bytes = "8 GiBi"', r"not a size"),
         ("[agent]\ntls = 5", r"must be a table"),

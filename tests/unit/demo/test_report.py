@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medes.demo.driver import Demo, FunctionRecord, InstanceRecord, p50
 from medes.demo.table import cluster_line, make_table
-from medes.faas.manifest import FunctionSpec
+from medes.runtimes.manifest import FunctionSpec
 from medes.types import DedupReport
 
 

@@ -14,8 +14,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from medes.errors import IoError
+from medes.obs.agent_metrics import AgentMetrics
 from medes.obs.logs import setup_logs
-from medes.obs.metrics import AgentMetrics, MetricsServer, RpcMetrics
+from medes.obs.metrics_server import MetricsServer
+from medes.obs.rpc_metrics import RpcMetrics
 from medes.obs.systemd import notify
 
 

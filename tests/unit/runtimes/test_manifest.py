@@ -1,5 +1,6 @@
 """function.toml: what is accepted, and that each fault is named."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from medes.errors import (
     MedesError,
     NotFoundError,
 )
-from medes.faas import manifest
+from medes.runtimes import manifest
 from medes.types import LifecycleSettings
 
 GOOD = 'name = "adder"\nhandler = "adder:handler"\nevent = { n = 1, seed = 3 }\nidempotent = true\n'
@@ -76,13 +77,20 @@ def test_an_event_may_be_a_json_file(tmp_path: Path) -> None:
         (("{ n = 1, seed = 3 }", '"nowhere.json"'), "No such file"),
         (("{ n = 1, seed = 3 }", '"../event.json"'), "outside the function's folder"),
         (("idempotent = true", "idempotent = "), "not TOML"),
+        (
+            ("idempotent = true", 'idempotent = true\ncontract = "nativ"'),
+            "'contract' is 'nativ', and there is none of that name (one of native)",
+        ),
+        (("idempotent = true", "idempotent = true\ncontract = 1"), "'contract' must be a string"),
+        (("idempotent = true", "idempotent = true\noptions = 1"), "'options' must be a table"),
+        (("idempotent = true", "idempotent = true\noptions = { port = 1 }"), "'options' has 'port'"),
     ],
 )
 def test_each_fault_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
     assert change[0] in GOOD
     folder = write(tmp_path / "adder", GOOD.replace(*change))
     (tmp_path / "event.json").write_text("{}")
-    with pytest.raises(InvalidArgumentError, match=complaint.replace(".", r"\.")) as caught:
+    with pytest.raises(InvalidArgumentError, match=re.escape(complaint)) as caught:
         manifest.load(folder)
     assert str(folder / "function.toml") in caught.value.object
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from medes.faas import manifest, standalone
+from medes.runtimes import manifest
+from medes.runtimes.host import standalone
 
 SPECS = manifest.load_all(manifest.bundled_directory())
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client import generate_latest
 
-from medes.agent import handlers
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.registration import Registration
 from medes.client import AsyncMedesClient, MedesClient
 from medes.client.messages import activity_request
 from medes.errors import (

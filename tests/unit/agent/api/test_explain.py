@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from medes.agent import bases_view, handlers, outcomes, waiting
-from medes.agent.base_op import retire_unneeded, retire_unused
+from medes.agent.api import bases_view, handlers
+from medes.agent.api.explain import explain
+from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.explain import explain
-from medes.agent.orphans import Orphan
-from medes.agent.registration import Registration
-from medes.agent.sandbox import OPS_REMEMBERED
+from medes.agent.ops import outcomes, waiting
+from medes.agent.ops.base_op import retire_unneeded, retire_unused
+from medes.agent.sandboxes.sandbox import OPS_REMEMBERED
+from medes.agent.store.orphans import Orphan
 from medes.cli.explanation import explanation, restored_text
 from medes.client import AsyncMedesClient
 from medes.errors import (
@@ -30,7 +31,7 @@ from medes.types import SandboxState as S
 from medes.units import bytes_text
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import register, until
+from tests.unit.agent.ops.test_agent_ops import register, until
 
 MakeApp = Callable[..., App]
 

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent import cgroups, registration
-from medes.agent.processes import ancestors, refuse_own
-from medes.agent.registration import Registration, checked_spec
-from medes.agent.sandbox import SandboxSpec
+from medes.agent.api.registration import Registration, checked_spec
+from medes.agent.sandboxes.sandbox import SandboxSpec
 from medes.config import AgentSettings
+from medes.drivers.image import ImageDriver
+from medes.drivers.process import cgroups, subjects
+from medes.drivers.process.processes import ancestors, refuse_own
+from medes.drivers.process.subject import ProcessSubject
+from medes.drivers.registry import Drivers
 from medes.errors import InvalidArgumentError, LimitExceededError, MedesError, NotFoundError
 from tests.support.counter_app import App
 from tests.support.memory_cgroup import MemoryCgroup, memory_cgroup
@@ -24,16 +27,26 @@ from tests.support.memory_cgroup import MemoryCgroup, memory_cgroup
 MakeApp = Callable[..., App]
 
 
+def made_of(**fields: object) -> tuple[SandboxSpec, ProcessSubject]:
+    drivers = Drivers({"image": ImageDriver()}, {})
+    spec, subject = checked_spec(AgentSettings(driver="image"), drivers, Registration(function="f", **fields))  # type: ignore[arg-type]
+    assert isinstance(subject, ProcessSubject)
+    return spec, subject
+
+
 def spec_of(**fields: object) -> SandboxSpec:
-    drivers: dict[str, object] = {"image": None}
-    return checked_spec(AgentSettings(driver="image"), drivers, {}, Registration(function="f", **fields))  # type: ignore[arg-type]
+    return made_of(**fields)[0]
+
+
+def subject_of(**fields: object) -> ProcessSubject:
+    return made_of(**fields)[1]
 
 
 def test_bounds_come_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*arguments: object) -> int:
         raise AssertionError("looked at a process")
 
-    monkeypatch.setattr(registration, "start_time", work)
+    monkeypatch.setattr(subjects, "start_time", work)
     monkeypatch.setattr(cgroups, "resolve", work)
     for fields in (
         {"pids": tuple(range(2, 100_002))},
@@ -151,7 +164,7 @@ def test_what_proc_and_engines_print_names_the_folder(group: tuple[MemoryCgroup,
         made.folder.name,
     ):
         assert cgroups.resolve(text) == str(made.folder), text
-    assert spec_of(cgroup=line).cgroup == str(made.folder)
+    assert subject_of(cgroup=line).cgroup == str(made.folder)
 
 
 def test_what_names_no_cgroup(group: tuple[MemoryCgroup, App]) -> None:
@@ -178,14 +191,14 @@ def test_a_cgroup_without_processes() -> None:
 
 def test_a_cgroup_with_the_agent_in_it_is_refused(group: tuple[MemoryCgroup, App]) -> None:
     made, _ = group
-    spec = spec_of(cgroup=str(made.folder), sandbox_id="s")
+    subject = subject_of(cgroup=str(made.folder), sandbox_id="s")
     home = made.folder.parent / "cgroup.procs"
     made.add(os.getpid())
     try:
         with pytest.raises(InvalidArgumentError, match="the agent itself"):
             spec_of(cgroup=str(made.folder))
         with pytest.raises(InvalidArgumentError, match="the agent itself is in this sandbox"):
-            spec.processes()  # it came in later
+            subject.members()  # it came in later
     finally:
         home.write_text(str(os.getpid()))
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from medes.agent import accounting, handlers
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
+from medes.agent.bases import accounting
 from medes.agent.daemon import AgentDaemon
-from medes.agent.registration import Registration
-from medes.agent.sandbox import SandboxEntry
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.controller.process import Controller
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import until
+from tests.unit.agent.ops.test_agent_ops import until
 
 MakeApp = Callable[..., App]
 
@@ -131,7 +132,9 @@ async def test_functions_beyond_the_bound_are_one_row(make_agent: MakeAgent, mak
     entry = daemon.agent.entries["s0"]
     for n in range(FUNCTION_ROWS_MAX + 5):
         spec = replace(entry.spec, sandbox_id=f"x{n}", function=f"f{n}")
-        daemon.agent.entries[f"x{n}"] = SandboxEntry(spec, "n0", S.WARM, daemon.agent.clock.now_s())
+        daemon.agent.entries[f"x{n}"] = SandboxEntry(
+            spec, entry.subject, "n0", S.WARM, daemon.agent.clock.now_s()
+        )
     rows = accounting.function_usage(daemon.agent)
     for n in range(FUNCTION_ROWS_MAX + 5):
         del daemon.agent.entries[f"x{n}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medes.agent.pins import PinTable
+from medes.agent.bases.pins import PinTable
 
 NODES, HOLDERS, BASES = ["n1", "n2"], ["h1", "h2"], [1, 2, 3]
 steps = st.lists(

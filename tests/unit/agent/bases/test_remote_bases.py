@@ -7,17 +7,18 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from medes import native
-from medes.agent import candidates, handlers
-from medes.agent.base_op import retire_base
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.agent.controller_client import Joined, Lookup
 from medes.agent.daemon import AgentDaemon
-from medes.agent.registration import Registration
+from medes.agent.ops import candidates
+from medes.agent.ops.base_op import retire_base
 from medes.controller.process import Controller
 from medes.types import DedupReport
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import until
+from tests.unit.agent.ops.test_agent_ops import until
 
 MakeApp = Callable[..., App]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from medes.agent.remote_index import RemoteIndex
+from medes.agent.bases.remote_index import RemoteIndex
 from medes.errors import NotFoundError
 from medes.types import BaseDescriptor
 from tests.support import fingerprints
@@ -20,7 +21,7 @@ ONE_BYTES, TWO_BYTES = PAGES * K * 12, 2 * PAGES * K * 12
 
 
 def base(base_id: int, domain: str = "d", node_id: str = "n0", pages: int = PAGES) -> BaseDescriptor:
-    return BaseDescriptor(base_id=base_id, node_id=node_id, domain=domain, function="f", page_count=pages)
+    return BaseDescriptor(base_id=base_id, holders=(node_id,), domain=domain, function="f", page_count=pages)
 
 
 class Holder:
@@ -124,6 +125,17 @@ async def test_the_least_recently_used_bases_leave_first() -> None:
     assert made.index.base_ids == [1, 3]
     assert made.index.used_bytes <= made.index.limit_bytes
     assert [await made.finds(i) for i in (1, 2, 3)] == [True, False, True]
+
+
+async def test_a_node_that_does_not_answer_leaves_the_holders_of_its_bases() -> None:
+    made = Made()
+    both = replace(base(2), holders=("n0", "n1"))
+    await made.learn(base(1), both, base(3, node_id="n1"))
+    made.index.forget_node("n0")
+    assert await made.settle() == []
+    assert [await made.finds(i) for i in (1, 2, 3)] == [False, True, True]
+    packed = await made.index.lookup("d", fingerprints.hashes(2, 10, K), K)
+    assert packed is not None and packed.bases == (base(2, node_id="n1"),)
 
 
 async def test_the_bound_is_one_for_all_domains() -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medes.agent import journal_writer
-from medes.agent.journal import Journal, Record, decode_line, encode_line
-from medes.agent.journal_state import DEDUP, DEDUPING, LOST, RESTORING, WARM, JournalState
-from medes.agent.journal_writer import JournalWriter
+from medes.agent.journal import journal_writer
+from medes.agent.journal.journal import Journal, Record, decode_line, encode_line
+from medes.agent.journal.journal_state import JournalState
+from medes.agent.journal.journal_writer import JournalWriter
+from medes.agent.journal.records import DEDUP, DEDUPING, LOST, RESTORING, WARM
 from medes.errors import AlreadyExistsError
 
 SPEC = {"sandbox_id": "s1", "function": "f", "pids": [1]}

@@ -10,15 +10,16 @@ from dataclasses import replace
 import pytest
 from medes.rpc.gen import agent_pb2
 
-from medes.agent import handlers
-from medes.agent.base_op import retire_unused
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.registration import Registration
-from medes.agent.view import view_of
+from medes.agent.ops.base_op import retire_unused
+from medes.agent.ops.view import view_of
 from medes.client import AsyncMedesClient
 from medes.controller.process import Controller
 from medes.errors import (
     AlreadyExistsError,
+    BusyError,
     CancelledError,
     InvalidArgumentError,
     LimitExceededError,
@@ -29,7 +30,7 @@ from medes.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from medes.policy.lifecycle import Action, decide
+from medes.policy.keep_alive import Action
 from medes.types import Activity, DedupReport, LifecycleSettings, NoteCode
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
@@ -99,6 +100,22 @@ async def test_registering_again_changes_settings_and_other_processes_are_refuse
         await register(daemon, other)
     with pytest.raises(AlreadyExistsError, match="belongs to sandbox s1"):
         await register(daemon, app, "s2")
+
+
+async def test_a_dedup_that_waits_for_a_restore_does_not_hold_the_agents_end(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, app = await make_agent(), make_app()
+    await register(daemon, app)
+    entry = daemon.agent.entries["s1"]
+    entry.completed.clear()  # as while its pages come in
+    waits = asyncio.create_task(handlers.dedup(daemon.agent, "s1"))
+    await until(lambda: daemon.agent.dedups_queued == 1, "the dedup waits")
+    await daemon.stop()
+    with pytest.raises(
+        BusyError, match="the agent is stopping"
+    ):  # and was not cut off by the end's own deadline
+        await waits
 
 
 # --- dedup and restore -------------------------------------------------------------------------------------
@@ -352,9 +369,9 @@ async def test_no_timer_forgets_a_sandbox_whose_processes_it_may_not_end(
     entry = daemon.agent.entries["s1"]
     await until(lambda: entry.state is S.DEDUP, "dedup'd")
     entry.since_s -= 1e6
-    assert decide(view_of(daemon.agent, entry)) is Action.NONE
+    assert daemon.agent.policy.outlook(view_of(daemon.agent, entry)).action is Action.NONE
     entry.spec = replace(entry.spec, purge_kills=True)
-    assert decide(view_of(daemon.agent, entry)) is Action.PURGE
+    assert daemon.agent.policy.outlook(view_of(daemon.agent, entry)).action is Action.PURGE
 
 
 async def test_a_runtime_that_died_between_begin_and_end_leaves_nothing_running(

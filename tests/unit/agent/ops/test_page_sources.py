@@ -13,18 +13,21 @@ from click.testing import CliRunner
 
 from medes import native
 from medes.agent import daemon as daemon_module
-from medes.agent import handlers, page_leases, page_sources, peer_handlers
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.fingerprint_service import FingerprintService
+from medes.agent.ops import page_sources
+from medes.agent.peer_api import page_leases, peer_handlers
+from medes.agent.peer_api.fingerprint_service import FingerprintService
+from medes.agent.peer_api.peer_handlers import PageAccessTable
 from medes.agent.peer_client import PageAccess
-from medes.agent.peer_handlers import PageAccessTable
-from medes.agent.registration import Registration
 from medes.certs.parties import Role, node_server_name
 from medes.cli.sandbox import cli
 from medes.config import AgentSettings, PeerOverrides
 from medes.controller.process import Controller
 from medes.errors import InvalidArgumentError, MedesError, NotFoundError, PeerUnreachableError
-from medes.transport.streams import automatic_streams
+from medes.transport.choice import Transports
+from medes.transport.tcp.streams import automatic_streams
 from medes.types import NodeEndpoints, Note, NoteCode
 from medes.types import SandboxState as S
 from tests.support.certificates import Authority, shown_as
@@ -277,19 +280,18 @@ async def test_a_certificate_for_another_node_is_refused_at_the_start(
     await make_agent("n0", tls=ca.issue("n0"))
 
 
-# --- RDMA regions ------------------------------------------------------------------------------------------
-class Regions:
-    """The part of RdmaNode that is told what is still read."""
+# --- what transports were told of bases --------------------------------------------------------------------
+class Told:
+    """The part of a transport that is told what is still read."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, set[int]]] = []
 
-    def keep_regions(self, node_id: str, base_ids: set[int]) -> int:
+    def keep_bases(self, node_id: str, base_ids: set[int]) -> None:
         self.kept.append((node_id, set(base_ids)))
-        return 0
 
 
-async def test_regions_of_bases_that_nobody_pins_any_more_are_forgotten(
+async def test_transports_may_forget_bases_that_nobody_pins_any_more(
     make_agent: MakeAgent, make_app: MakeApp, controller: Controller
 ) -> None:
     holder = await make_agent("n0", controller.address)
@@ -297,15 +299,15 @@ async def test_regions_of_bases_that_nobody_pins_any_more_are_forgotten(
     await dedup(holder, make_app(seed=1), "a")
     await dedup(user, make_app(seed=2), "b")
     (base_id,) = holder.agent.bases.bases
-    regions: Any = Regions()
-    user.agent.peers._rdma = regions
+    told: Any = Told()
+    before, user.agent.peers._transports = user.agent.peers._transports, Transports((told,))
     try:
-        user.agent.peers.forget_regions(lambda node: page_leases.pinned_at(user.agent, node))
+        user.agent.peers.forget_bases(lambda node: page_leases.pinned_at(user.agent, node))
         user.agent.pins_of_ops["op under way"] = ("default", {"n0": [77]})
-        user.agent.peers.forget_regions(lambda node: page_leases.pinned_at(user.agent, node))
+        user.agent.peers.forget_bases(lambda node: page_leases.pinned_at(user.agent, node))
         user.agent.pins_of_ops.clear()
         await handlers.restore(user.agent, "b", eager=True)
-        user.agent.peers.forget_regions(lambda node: page_leases.pinned_at(user.agent, node))
+        user.agent.peers.forget_bases(lambda node: page_leases.pinned_at(user.agent, node))
     finally:
-        user.agent.peers._rdma = None
-    assert regions.kept == [("n0", {base_id}), ("n0", {base_id, 77}), ("n0", set())]
+        user.agent.peers._transports = before
+    assert told.kept == [("n0", {base_id}), ("n0", {base_id, 77}), ("n0", set())]

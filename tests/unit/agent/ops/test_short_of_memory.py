@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from medes.agent import handlers, restore_op
+from medes.agent.api import handlers
+from medes.agent.ops import restore_op
 from medes.errors import BusyError, LimitExceededError
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import register, until
+from tests.unit.agent.ops.test_agent_ops import register, until
 
 MakeApp = Callable[..., App]
 

@@ -13,11 +13,12 @@ from medes.rpc.gen import peer_pb2 as pb
 from medes.rpc.gen import peer_pb2_grpc
 
 from medes import native
-from medes.agent import fingerprint_service, handlers
-from medes.agent.bases import LocalBase
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
+from medes.agent.bases.bases import LocalBase
 from medes.agent.daemon import AgentDaemon
+from medes.agent.peer_api import fingerprint_service
 from medes.agent.peer_client import PeerClient
-from medes.agent.registration import Registration
 from medes.errors import BusyError, CorruptError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from medes.types import BaseDescriptor
 from tests.support import fingerprints
@@ -25,7 +26,7 @@ from tests.support.certificates import of_run
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
 
-BASE = BaseDescriptor(base_id=7, node_id="n0", domain="d", function="f", page_count=5)
+BASE = BaseDescriptor(base_id=7, holders=("n0",), domain="d", function="f", page_count=5)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from medes import native
 from medes.agent.daemon import AgentDaemon
+from medes.agent.peer_api.peer_handlers import PageAccessTable
 from medes.agent.peer_client import PageAccess
-from medes.agent.peer_handlers import PageAccessTable
 from medes.certs.parties import node_server_name
 from medes.errors import UnauthenticatedError
 from tests.support.certificates import shown_as

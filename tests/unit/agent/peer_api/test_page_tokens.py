@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-from medes.agent import handlers, peer_handlers
+from medes.agent.api import handlers
+from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.page_tokens import PageTokens
-from medes.agent.registration import Registration
+from medes.agent.peer_api import peer_handlers
+from medes.agent.peer_api.page_tokens import PageTokens
 from medes.config import AgentSettings
 from medes.controller.process import Controller
 from medes.errors import InvalidArgumentError, PeerUnreachableError
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import until
-from tests.unit.agent.test_page_sources import connects
+from tests.unit.agent.ops.test_agent_ops import until
+from tests.unit.agent.ops.test_page_sources import connects
 
 MakeApp = Callable[..., App]
 SECRET = bytes(range(32))

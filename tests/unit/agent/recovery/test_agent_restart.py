@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medes.agent import handlers
-from medes.agent.base_op import retire_unused
+from medes.agent.api import handlers
+from medes.agent.ops.base_op import retire_unused
 from medes.controller.process import Controller
 from medes.errors import (
     CancelledError,
@@ -22,7 +22,7 @@ from medes.errors import (
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import holder_and_user, register, until
+from tests.unit.agent.ops.test_agent_ops import holder_and_user, register, until
 
 MakeApp = Callable[..., App]
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from medes.agent import candidates, handlers, hooks
+from medes.agent.api import handlers
 from medes.agent.daemon import AgentDaemon
+from medes.agent.ops import candidates, hooks
 from medes.controller.process import Controller
 from medes.errors import CancelledError
 from medes.types import Activity
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
 from tests.unit.agent.conftest import MakeAgent
-from tests.unit.agent.test_agent_ops import register, until
+from tests.unit.agent.ops.test_agent_ops import register, until
 
 MakeApp = Callable[..., App]
 

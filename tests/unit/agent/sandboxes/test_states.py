@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from medes.agent.sandbox import SandboxEntry, SandboxSpec
-from medes.agent.states import (
+from medes.agent.sandboxes.sandbox import SandboxEntry, SandboxSpec
+from medes.agent.sandboxes.states import (
     TRANSITIONS,
     may_follow,
     require_dedup_allowed,
     require_restore_possible,
 )
+from medes.drivers.process.subjects import ProcessSubjects
 from medes.errors import InternalError, LostError, WrongStateError
 from medes.types import SandboxState as S
 
 
 def entry(state: S = S.WARM) -> SandboxEntry:
-    return SandboxEntry(SandboxSpec("s1", "f"), "node", state, 10.0)
+    subject = ProcessSubjects().from_json("s1", {})
+    return SandboxEntry(SandboxSpec("s1", "f"), subject, "node", state, 10.0)
 
 
 def test_every_state_but_unspecified_is_in_the_table() -> None:
@@ -83,7 +85,7 @@ def test_kept_bytes_show_only_while_something_is_kept() -> None:
 
 
 def test_a_spec_survives_its_journal_form() -> None:
-    spec = SandboxSpec("s1", "f", "t", "d", (5, 6), (7, 8), hook_address="/h", purge_kills=True)
+    spec = SandboxSpec("s1", "f", "t", "d", hook_address="/h", purge_kills=True)
     assert SandboxSpec.from_json(spec.to_json()) == spec
     newer = {**spec.to_json(), "added_later": 1}
     assert SandboxSpec.from_json(newer) == spec

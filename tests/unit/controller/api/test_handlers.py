@@ -11,8 +11,9 @@ import pytest
 
 from medes import errors, limits
 from medes.config import ControllerSettings
-from medes.controller import checks, handlers
-from medes.controller.requests import (
+from medes.controller import checks
+from medes.controller.api import handlers
+from medes.controller.api.requests import (
     AdviseBase,
     AnnounceSandboxes,
     Heartbeat,
@@ -22,6 +23,7 @@ from medes.controller.requests import (
     PublishBase,
     RetireBase,
 )
+from medes.controller.members import expiry
 from medes.controller.state import ControllerState
 from medes.types import AddressRange, BaseDescriptor, NodeEndpoints, NodeUsage, SandboxRecord, SandboxState
 from tests.support.fingerprints import K, hashes, located, positions
@@ -50,7 +52,7 @@ def join(
 
 
 def publish(state: ControllerState, base_id: int, node: str = "n1", function: str = "f") -> None:
-    base = BaseDescriptor(base_id, node, "d", function, 2, (AddressRange(0, 4096),))
+    base = BaseDescriptor(base_id, (node,), "d", function, 2, (AddressRange(0, 4096),))
     handlers.publish_base(PublishBase(base, K, hashes(base_id, 2), positions(2)), state)
 
 
@@ -94,9 +96,9 @@ class TestMembership:
         announce(state, "n1", dedupd(1))
         beat = Heartbeat("n2", "i1", NodeUsage(warm_bytes=7))
         assert not handlers.heartbeat(beat, state, LEASE_S).join_again
-        assert handlers.expire(state, LEASE_S) == []
-        assert handlers.expire(state, LEASE_S + 0.1) == ["n1"]
-        assert handlers.expire(state, LEASE_S + 0.1) == []
+        assert expiry.expire(state, LEASE_S) == []
+        assert expiry.expire(state, LEASE_S + 0.1) == ["n1"]
+        assert expiry.expire(state, LEASE_S + 0.1) == []
         assert [b.base_id for b in state.store.bases()] == [2]
         assert handlers.list_sandboxes(ListSandboxes("", ""), state) == []
         by_id = {r.endpoints.node_id: r for r in handlers.list_nodes(state, LEASE_S + 0.1)}
@@ -176,7 +178,7 @@ class TestMembership:
 
         store.retire_node = slow  # type: ignore[method-assign]
         now_s = 2 * LEASE_S
-        death = threading.Thread(target=handlers.expire, args=(state, now_s))
+        death = threading.Thread(target=expiry.expire, args=(state, now_s))
         death.start()
         assert retiring.wait(30)
         answered = threading.Event()
@@ -204,9 +206,9 @@ class TestMembership:
 
     def test_the_long_dead_are_forgotten(self, state: ControllerState) -> None:
         join(state)
-        handlers.expire(state, LEASE_S + 1)
+        expiry.expire(state, LEASE_S + 1)
         assert len(handlers.list_nodes(state, 0.0)) == 1
-        handlers.expire(state, 200 * LEASE_S)
+        expiry.expire(state, 200 * LEASE_S)
         assert handlers.list_nodes(state, 0.0) == []
 
     def test_bases_of_nodes_that_no_controller_hears_leave_a_lasting_store(
@@ -215,22 +217,33 @@ class TestMembership:
         class LastingStore(ModelStore):
             leases: ClassVar[dict[str, float]] = {}
 
-            def renew(self, node_ids: Iterable[str], lease_s: float) -> None:
+            def renew(self, node_ids: Iterable[str], lease_s: float) -> set[str]:
+                new = set(node_ids) - self.leases.keys()
                 self.leases.update(dict.fromkeys(node_ids, lease_s))
+                return new
 
             def orphans(self) -> set[str]:
-                return {b.node_id for b in self.bases()} - self.leases.keys()
+                return {h for b in self.bases() for h in b.holders} - self.leases.keys()
 
         state.store = LastingStore()
         for base_id, node in ((1, "ours"), (2, "another-controllers"), (3, "dead")):
             state.store.publish(
-                BaseDescriptor(base_id, node, "d", "f", 2), hashes(base_id, 2), positions(2), K
+                BaseDescriptor(base_id, (node,), "d", "f", 2), hashes(base_id, 2), positions(2), K
             )
         state.store.renew(["another-controllers"], 1)
         state.membership.join(NodeEndpoints("ours"), "i", 0, 0.0)
-        handlers.expire(state, 1.0)
-        assert {b.node_id for b in state.store.bases()} == {"ours", "another-controllers"}
+        expiry.expire(state, 1.0)
+        assert {h for b in state.store.bases() for h in b.holders} == {"ours", "another-controllers"}
         assert LastingStore.leases["ours"] == 2 * LEASE_S
+        before = state.incarnation
+        expiry.expire(state, 1.5)
+        assert state.incarnation == before
+        LastingStore.leases.clear()  # flushed
+        expiry.expire(state, 2.0)
+        assert state.incarnation != before  # so that nodes announce what they have
+        again = state.incarnation
+        expiry.expire(state, 2.5)
+        assert state.incarnation == again
 
 
 class TestRegistry:
@@ -258,7 +271,7 @@ class TestRegistry:
         insert = store.publish
 
         def die_meanwhile(*arguments: object) -> None:
-            handlers.expire(state, 10 * LEASE_S)
+            expiry.expire(state, 10 * LEASE_S)
             insert(*arguments)  # type: ignore[arg-type]
 
         store.publish = die_meanwhile  # type: ignore[method-assign]
@@ -298,19 +311,21 @@ class TestRegistry:
             {"page_count": 0},
             {"domain": ""},
             {"function": ""},
-            {"node_id": ""},
+            {"holders": ("",)},
+            {"holders": ("n1", "n2")},
+            {"holders": ("n1", "n1")},
             {"ranges": (AddressRange(5, 5),)},
             {"ranges": (AddressRange(0, 1),) * 9},
         ],
     )
     def test_malformed_bases(self, state: ControllerState, change: dict[str, object]) -> None:
         join(state)
-        base = replace(BaseDescriptor(1, "n1", "d", "f", 2), **change)  # type: ignore[arg-type]
+        base = replace(BaseDescriptor(1, ("n1",), "d", "f", 2), **change)  # type: ignore[arg-type]
         with pytest.raises((errors.InvalidArgumentError, errors.LimitExceededError)):
             handlers.publish_base(PublishBase(base, K, hashes(1, 2), positions(2)), state)
         with pytest.raises(errors.InvalidArgumentError, match="positions"):
             handlers.publish_base(
-                PublishBase(BaseDescriptor(1, "n1", "d", "f", 2), K, hashes(1, 2), positions(1)), state
+                PublishBase(BaseDescriptor(1, ("n1",), "d", "f", 2), K, hashes(1, 2), positions(1)), state
             )
         assert state.store.bases() == []
 
@@ -357,7 +372,7 @@ class TestDirectory:
         assert handlers.list_sandboxes(ListSandboxes("other", ""), state) == []
 
     def test_bounds(self, state: ControllerState, monkeypatch: pytest.MonkeyPatch) -> None:
-        from medes.controller import directory
+        from medes.controller.members import directory
 
         join(state)
         monkeypatch.setattr(directory, "SANDBOXES_PER_NODE_MAX", 2)

@@ -9,16 +9,16 @@ import pytest
 
 from medes.certs.parties import Party, Role
 from medes.config import ControllerSettings
-from medes.controller import handlers
-from medes.controller.requests import (
+from medes.controller.api import handlers
+from medes.controller.api.requests import (
     AdviseBase,
     AnnounceSandboxes,
     JoinNode,
     LookupFingerprints,
     PublishBase,
 )
+from medes.controller.registry.store import MemoryStore
 from medes.controller.state import ControllerState
-from medes.controller.store import MemoryStore
 from medes.errors import PermissionDeniedError
 from medes.types import BaseDescriptor, NodeEndpoints, SandboxRecord, SandboxState
 from tests.support.fingerprints import K, hashes, positions
@@ -34,7 +34,7 @@ def state() -> ControllerState:
         endpoints = NodeEndpoints(name, f"{name}:1", f"{name}:2", ("tcp",))
         handlers.join_node(JoinNode(endpoints, 1 << 30, name), made, 0.0)
         announce(made, name, name)
-        base = BaseDescriptor(base_id, name, name, "f", PAGES)
+        base = BaseDescriptor(base_id, (name,), name, "f", PAGES)
         request = PublishBase(base, K, hashes(base_id, PAGES), positions(PAGES))
         handlers.publish_base(request, made, node(name))
     return made
@@ -94,7 +94,7 @@ def test_a_certificate_keeps_a_node_out_of_domains_that_it_claims(state: Control
     announce(state, "shop", "bank")  # and where it once had a wider certificate
     assert found(state, narrow, "bank", 1) == []
     with pytest.raises(PermissionDeniedError, match="does not admit domain bank"):
-        base = BaseDescriptor(9, "shop", "bank", "f", PAGES)
+        base = BaseDescriptor(9, ("shop",), "bank", "f", PAGES)
         handlers.publish_base(PublishBase(base, K, hashes(9, PAGES), positions(PAGES)), state, narrow)
     assert found(state, narrow, "shop", 2) == [2]
 

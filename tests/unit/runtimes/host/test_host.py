@@ -21,15 +21,16 @@ from medes.errors import (
     PeerUnreachableError,
     ProcessGoneError,
 )
-from medes.faas import control, manifest, nodes
-from medes.faas.answers import HandlerError, InstanceFailedError
-from medes.faas.host import FunctionHost
+from medes.runtimes import manifest
+from medes.runtimes.contracts.contract import HandlerError, InstanceFailedError
+from medes.runtimes.host import control, nodes
+from medes.runtimes.host.host import FunctionHost
 from medes.types import DedupResult, NodeStatus, PurgeCause, RestoreReport, Sandbox, SandboxEvent
 from medes.types import SandboxState as S
 
 CODE = """
 import os, time
-from medes.faas.hooks import register_after_restore
+from medes.runtimes.instance.hooks import register_after_restore
 woken = []
 register_after_restore(woken.append, 1)
 def handler(event, context):
@@ -326,7 +327,7 @@ async def test_the_log_says_who_ended_an_instance(
 
 
 async def test_busy_when_every_place_is_taken(host: FunctionHost, spec, monkeypatch) -> None:
-    monkeypatch.setattr("medes.faas.host.INSTANCES_PER_FUNCTION_MAX", 1)
+    monkeypatch.setattr("medes.runtimes.host.host.INSTANCES_PER_FUNCTION_MAX", 1)
     (one,) = await host.deploy(spec, 1)
     running = asyncio.create_task(host.invoke("probe", {"sleep": 1}))
     await asyncio.sleep(0.1)
@@ -379,6 +380,13 @@ async def test_the_control_socket(host: FunctionHost, spec, tmp_path: Path) -> N
         (b"POST /functions HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]", "invalid_argument"),
         (b"POST /functions HTTP/1.1\r\nContent-Length: 1\r\n\r\n{", "invalid_argument"),
         (b"GET /functions HTTP/1.1\r\n" + b"X: y\r\n" * 9000, "limit_exceeded"),
+        (b"GET /functions HTTP/1.1\r\nContent-Length: 0\r\ncontent-length: 2\r\n\r\n", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\nno colon\r\n\r\n", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\nContent-Length : 2\r\n\r\n{}", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\nA: b\r\n c\r\n\r\n", "invalid_argument"),
+        (b"GET /functions HTTP/1.1\r\n: b\r\n\r\n", "invalid_argument"),
         (b"GET /functions", "invalid_argument"),
     ],
 )
@@ -392,6 +400,7 @@ async def test_malformed_control_requests(
         await writer.drain()
     answer = await reader.read()
     writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == code
 
 

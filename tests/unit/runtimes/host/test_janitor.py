@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from medes.faas import janitor
+from medes.runtimes.host import janitor
 
 DRIVER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from medes.faas.janitor import JanitorClient
+from medes.runtimes.host.janitor import JanitorClient
 keeper = JanitorClient()
 group = ["sh", "-c", "sleep 600 & sleep 600"]
 one, two = (subprocess.Popen(group, start_new_session=True) for _ in range(2))

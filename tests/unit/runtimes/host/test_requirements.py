@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from medes.errors import UnsupportedError
-from medes.faas import manifest, requirements
+from medes.runtimes import manifest
+from medes.runtimes.host import requirements
 
 CODE = """
 import json, nosuchthing.part

@@ -5,16 +5,24 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from medes.errors import DeadlineExceededError, FunctionError
-from medes.faas import hooks, wire
-from medes.faas.answers import HandlerError
-from medes.faas.ledger import Ledger, StateDamagedError
-from medes.faas.manifest import FunctionSpec, load
-from medes.faas.standalone import StandaloneInstance, running_instances
+from medes.errors import (
+    DeadlineExceededError,
+    FunctionError,
+    InvalidArgumentError,
+    LimitExceededError,
+    MedesError,
+    UnsupportedError,
+)
+from medes.runtimes.contracts.contract import HandlerError, InstanceFailedError
+from medes.runtimes.host.standalone import StandaloneInstance, running_instances
+from medes.runtimes.instance import hooks, wire
+from medes.runtimes.instance.ledger import Ledger, StateDamagedError
+from medes.runtimes.manifest import FunctionSpec, load
 
 CODE = """
 import os, sys, time
@@ -103,6 +111,19 @@ def test_an_answer_that_cannot_be_sent_is_an_error(instance: StandaloneInstance,
     assert instance.invoke({}) == []
 
 
+def test_an_event_that_cannot_be_sent_leaves_the_instance_usable(instance: StandaloneInstance) -> None:
+    with pytest.raises(LimitExceededError, match="too large"):
+        instance.invoke({"text": "x" * (13 << 20)})
+    with pytest.raises(InvalidArgumentError, match="not JSON"):
+        instance.invoke({"set": {1}})
+    assert instance.invoke({}) == []
+
+
+def test_another_contract_needs_the_host(spec: FunctionSpec) -> None:
+    with pytest.raises(UnsupportedError, match="only the function host"):
+        StandaloneInstance(replace(spec, contract="other"), "probe-0")
+
+
 def test_the_context_is_lambdas(instance: StandaloneInstance) -> None:
     name, memory, request_id, remaining, arn = instance.invoke({"do": "context"}, timeout_s=20)
     assert (name, memory, request_id) == ("probe", 77, "probe-0-1")
@@ -125,7 +146,8 @@ def test_the_sandbox_imports_nothing_of_the_host(instance: StandaloneInstance) -
     foreign = {"grpc", "medes.native", "asyncio", "ctypes", "subprocess", "google", "click", "rich"}
     assert not foreign & set(modules)
     assert {name for name in modules if name.startswith("medes")} == {
-        "medes", "medes.faas", "medes.faas.hooks", "medes.faas.wire",
+        "medes", "medes.runtimes", "medes.runtimes.instance",
+        "medes.runtimes.instance.hooks", "medes.runtimes.instance.wire",
     }  # fmt: skip
 
 
@@ -172,7 +194,7 @@ def _ended(pid: int) -> bool:
 
 def test_an_instance_ends_when_its_host_does(spec: FunctionSpec) -> None:
     program = (
-        "import os, sys; from medes.faas.manifest import load; from medes.faas.standalone import StandaloneInstance\n"
+        "import os, sys; from medes.runtimes.manifest import load; from medes.runtimes.host.standalone import StandaloneInstance\n"
         f"i = StandaloneInstance(load({str(spec.folder)!r}), 'probe-2'); i.load()\n"
         "print(i.pid, flush=True); os._exit(0)"
     )
@@ -280,3 +302,16 @@ def test_a_ledger_refuses_another_answer_to_the_same_event() -> None:
 def test_ledgers_of_two_instances_differ() -> None:
     one, two = (Ledger("test", 1024) for _ in range(2))
     assert one.finish(one.begin(1), 1)["state_digest"] != two.finish(two.begin(1), 1)["state_digest"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HandlerError("f", {"type": "KeyError", "message": "no", "traceback": ["one"]}),
+        InstanceFailedError("it broke", object="f", hint="look", begun=True),
+    ],
+)
+def test_an_error_that_is_kept_says_the_same(error: MedesError) -> None:
+    kept = error.alone()
+    assert kept is not error and type(kept) is type(error)
+    assert (vars(kept), str(kept)) == (vars(error), str(error))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from medes.transport.rdma import RdmaNode
-from medes.transport.rdma_watch import QUIET_S, LinkWatch
+from medes.transport.rdma.link_watch import QUIET_S, LinkWatch
+from medes.transport.rdma.rdma_node import RdmaNode
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medes.errors import BusyError, InvalidArgumentError
-from medes.transport.rdma import IPV4_MAPPED, RdmaNode, nearness, open_rdma, parse_devices
+from medes.transport.rdma.rdma_node import IPV4_MAPPED, RdmaNode, nearness, open_rdma, parse_devices
 
 
 def v4(*octets: int) -> bytes:
@@ -70,13 +70,7 @@ def test_ports_of_a_setting() -> None:
         with pytest.raises(InvalidArgumentError):
             parse_devices(wrong)
     with pytest.raises(InvalidArgumentError):
-        open_rdma("tcp", "a:b", encrypted=False)
-
-
-def test_a_fabric_is_trusted_only_when_it_is_named() -> None:
-    """RDMA does not encrypt: by itself no page leaves TLS for it."""
-    node, why = open_rdma("auto", "", encrypted=True)
-    assert node is None and "name rdma_devices" in why
+        open_rdma("a:b")
 
 
 def test_nearness_counts_common_bits_and_keeps_address_families_apart() -> None:
