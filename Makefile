@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where `make install` puts things; see deploy/install.sh.
 export PREFIX DESTDIR UNITDIR SYSCONFDIR EXTRAS PYTHON FORCE
 
-.PHONY: all build wheels install uninstall demo test test-fast test-native test-rdma lint format bench clean system
+.PHONY: all build wheels install uninstall demo tables test test-fast test-native test-rdma lint format bench pictures clean system
 
 all: build
 
@@ -28,7 +28,15 @@ $(STAMP)/venv: pyproject.toml deploy/client/pyproject.toml deploy/setup-venv.sh 
 	@touch $@
 
 NATIVE_SOURCES := $(shell find native proto -name '*.cc' -o -name '*.h' -o -name '*.proto' -o -name 'CMakeLists.txt' -o -name generate.py)
-$(STAMP)/build: $(STAMP)/venv $(NATIVE_SOURCES)
+# Which modules there are: an editable installation knows each by its path, so one that moved needs a new installation.
+$(STAMP)/modules: FORCE
+	@mkdir -p $(STAMP)
+	@find medes -name '*.py' | sort >$@.new && cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+.PHONY: FORCE
+FORCE:
+
+$(STAMP)/build: $(STAMP)/venv $(STAMP)/modules $(NATIVE_SOURCES)
 	$(VENV)/bin/pip install -q --no-build-isolation --no-deps -e deploy/client -e .
 	@touch $@
 
@@ -74,6 +82,19 @@ format: $(STAMP)/venv
 	$(VENV)/bin/ruff check --fix medes tests proto deploy || true
 	$(VENV)/bin/ruff format medes tests proto deploy
 	find native -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
+
+# The tables of docs/ that the code says: settings, errors, exit codes, metrics.
+tables: build
+	$(PY) -m tests.support.docs_tables
+
+# docs/pictures: the quick start as a recording, the alternatives as they are measured (some twenty minutes; an
+# interrupted run goes on, another commit begins anew).
+pictures: MEASURED = build/pictures/$(shell git describe --always --dirty)
+pictures: build $(STAMP)/system-test
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m medes.eval docs/pictures
+	$(VENV)/bin/medes eval run idle-memory first-answer --out $(MEASURED)
+	cp $(MEASURED)/*.jsonl docs/pictures
+	$(VENV)/bin/medes eval draw docs/pictures
 
 bench: build $(STAMP)/system-test
 	$(VENV)/bin/medes bench all $(ARGS)

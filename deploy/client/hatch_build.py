@@ -14,6 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FILES = (
     "__init__.py",
     "errors.py",
+    "folders.py",
     "limits.py",
     "places.py",
     "types.py",
