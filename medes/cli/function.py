@@ -195,8 +195,8 @@ async def _serve(path: Path, agents: tuple[str, ...], log_dir: Path | None) -> N
         )
         server = ControlServer(host, path)
         try:
-            await server.start()
             await host.start()
+            await server.start()  # last: where the socket is, a deployment finds its nodes
             click.echo(f"function host on {path}, nodes {', '.join(sorted(host.nodes))}", err=True)
             await stop.wait()
         finally:

@@ -76,8 +76,8 @@ async def local_cluster(
         )
         server = ControlServer(host, control_path)
         try:
-            await server.start()
             async with host:
+                await server.start()
                 yield Cluster(host, folder, agents, controller, daemons)
         finally:
             await server.close()
