@@ -13,6 +13,7 @@ import asyncio
 import json
 from typing import Any, Literal
 
+from medes import http1
 from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.agent.sandboxes.users import owner_of
 from medes.errors import DeadlineExceededError, FunctionError, MedesError
@@ -42,7 +43,7 @@ async def call(
         )
     except TimeoutError:
         raise DeadlineExceededError(f"the {phase} hook did not answer", object=hook_address) from None
-    except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+    except (OSError, ValueError, MedesError, asyncio.IncompleteReadError) as error:
         raise FunctionError(f"the {phase} hook: {error}", object=hook_address) from error
     if not 200 <= status < 300 and status != 404:
         raise FunctionError(f"the {phase} hook answered {status}", object=hook_address)
@@ -53,17 +54,9 @@ async def _post(socket_path: str, path: str, body: bytes, owner: int | None) -> 
     try:
         if owner is not None and peer_of(writer.get_extra_info("socket")).uid != owner:
             raise ValueError(f"who listens there is not user {owner}")
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: hooks\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
+        writer.write(http1.request("POST", path, body))
         await writer.drain()
-        line = await reader.readline()
-        fields = line.split(b" ", 2)
-        if len(fields) < 2 or not fields[0].startswith(b"HTTP/1."):
-            raise ValueError("not an HTTP response")
-        return int(fields[1])
+        return (await http1.read_status(reader))[0]
     finally:
         writer.close()
 

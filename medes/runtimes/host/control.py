@@ -18,11 +18,11 @@ import contextlib
 import dataclasses
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from medes import http1
 from medes.errors import (
     DeadlineExceededError,
     HostUnreachableError,
@@ -46,8 +46,6 @@ BODY_BYTES_MAX = wire.FRAME_BYTES_MAX
 REQUEST_READ_TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 1024
 CALL_TIMEOUT_S = manifest.TIMEOUT_S_MAX + 60
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-STATUS = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}
 
 
 class ControlServer:
@@ -96,9 +94,7 @@ class ControlServer:
         finally:
             self._connections -= 1
         with contextlib.suppress(ConnectionError):
-            data = json.dumps(answer).encode()
-            head = f"HTTP/1.1 {status} {STATUS[status]}\r\nContent-Type: application/json\r\n"
-            writer.write(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
+            writer.write(http1.response(status, json.dumps(answer).encode()))
             await writer.drain()
         writer.close()
 
@@ -174,14 +170,12 @@ async def call(path: Path, method: str, target: str, body: dict[str, Any] | None
         async with asyncio.timeout(CALL_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(str(path), limit=HEAD_BYTES_MAX)
             try:
-                data = json.dumps(body or {}).encode()
-                writer.write(
-                    f"{method} {target} HTTP/1.1\r\nHost: medes\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                    + data
-                )
+                writer.write(http1.request(method, target, json.dumps(body or {}).encode()))
                 await writer.drain()
-                _, headers = await _read_head(reader)
-                answer = json.loads(await reader.readexactly(_content_length(headers)))
+                _, length = await http1.read_status(reader)
+                if length > BODY_BYTES_MAX:
+                    raise LimitExceededError(f"an answer of {length} bytes; at most {BODY_BYTES_MAX}")
+                answer = json.loads(await reader.readexactly(length))
             finally:
                 writer.close()
     except PermissionError:
@@ -209,45 +203,14 @@ def function_target(name: str, *rest: str) -> str:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, Any]]:
-    line, headers = await _read_head(reader)
-    fields = line.split(" ")
-    if len(fields) != 3 or not fields[2].startswith("HTTP/1."):
-        raise InvalidArgumentError("not an HTTP request")
-    data = await reader.readexactly(_content_length(headers))
+    method, target, data = await http1.read_request(reader, BODY_BYTES_MAX)
     try:
         body = json.loads(data) if data else {}
     except ValueError as error:
         raise InvalidArgumentError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidArgumentError("the body must be a JSON object")
-    return fields[0], fields[1], body
-
-
-async def _read_head(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]]:
-    try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    except asyncio.LimitOverrunError:
-        raise LimitExceededError(f"HTTP head is larger than {HEAD_BYTES_MAX} bytes") from None
-    line, *rows = head[:-4].split("\r\n")
-    headers: dict[str, str] = {}
-    for row in rows:
-        name, colon, value = row.partition(":")
-        if not colon or not _HEADER_NAME.fullmatch(name):
-            raise InvalidArgumentError(f"not a header: {row[:100]!r}")
-        # Which of two counts is where readers of HTTP differ, and nobody here has a reason to send two.
-        if name.lower() in headers:
-            raise InvalidArgumentError(f"header {name[:100]} is there twice")
-        headers[name.lower()] = value.strip()
-    if "transfer-encoding" in headers:
-        raise InvalidArgumentError("a body has a Content-Length here, and no Transfer-Encoding")
-    return line, headers
-
-
-def _content_length(headers: dict[str, str]) -> int:
-    text = headers.get("content-length", "0")
-    if not text.isascii() or not text.isdigit() or int(text) > BODY_BYTES_MAX:
-        raise LimitExceededError(f"Content-Length {text[:20]!r}; at most {BODY_BYTES_MAX}")
-    return int(text)
+    return method, target, body
 
 
 def _text(body: dict[str, Any], key: str) -> str:

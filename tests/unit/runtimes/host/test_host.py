@@ -371,6 +371,7 @@ async def test_the_control_socket(host: FunctionHost, spec, tmp_path: Path) -> N
     assert (await control.call(path, "GET", "/functions"))["functions"] == []
 
 
+@pytest.mark.parametrize("host_header", [b"", b"Host: h\r\n"])
 @pytest.mark.parametrize(
     ("request_bytes", "code"),
     [
@@ -391,8 +392,9 @@ async def test_the_control_socket(host: FunctionHost, spec, tmp_path: Path) -> N
     ],
 )
 async def test_malformed_control_requests(
-    host: FunctionHost, tmp_path: Path, request_bytes: bytes, code: str
+    host: FunctionHost, tmp_path: Path, request_bytes: bytes, code: str, host_header: bytes
 ) -> None:
+    request_bytes = request_bytes.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\n" + host_header, 1)
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "host.sock"))
     with contextlib.suppress(ConnectionError):
         writer.write(request_bytes)
