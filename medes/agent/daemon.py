@@ -23,14 +23,7 @@ from prometheus_client import CollectorRegistry
 from medes import native
 from medes.agent.agent import Agent
 from medes.agent.api import handlers
-from medes.agent.api.servicer import (
-    AGENT_SERVICE,
-    API_ACCESS,
-    PEER_ACCESS,
-    PEER_SERVICE,
-    AgentServicer,
-    PeerServicer,
-)
+from medes.agent.api.servicer import AGENT_SERVICE, API_ACCESS, AgentServicer
 from medes.agent.api.user_servicer import UserServicer
 from medes.agent.controller_client import ControllerClient
 from medes.agent.journal.journal import Journal
@@ -43,6 +36,7 @@ from medes.agent.ops import restore_op
 from medes.agent.ops.base_op import retire_unneeded
 from medes.agent.peer_api import page_leases
 from medes.agent.peer_api.peer_handlers import PageAccessTable
+from medes.agent.peer_api.peer_servicer import PEER_ACCESS, PEER_SERVICE, PeerServicer
 from medes.agent.peer_client import PageAccess
 from medes.agent.peers.peers import ReaderFactory
 from medes.agent.recovery import recovery

@@ -21,7 +21,6 @@ from medes import native
 from medes.agent.agent import Agent
 from medes.agent.api import handlers
 from medes.agent.api.registration import Registration
-from medes.agent.api.servicer import PeerServicer
 from medes.agent.controller_client import ControllerClient
 from medes.agent.journal.journal import Journal
 from medes.agent.journal.journal_writer import JournalWriter
@@ -33,6 +32,7 @@ from medes.agent.node.workers import Workers
 from medes.agent.ops import restore_op
 from medes.agent.peer_api import page_leases
 from medes.agent.peer_api.peer_handlers import PageAccessTable
+from medes.agent.peer_api.peer_servicer import PeerServicer
 from medes.agent.peer_client import PEER_TIMEOUT_S, PageAccess, PeerClient
 from medes.agent.recovery import recovery
 from medes.agent.store.folder_lock import Owner
