@@ -136,3 +136,16 @@ def unpin(agent: Agent, holder: str, pins: dict[str, list[int]]) -> None:
     for node_id, ids in pins.items():
         if node_id != agent.node_id and ids:
             agent.spawn(agent.peers.unpin(node_id, holder, ids), f"unpin {holder} at {node_id}")
+
+
+def own_pins_at(agent: Agent, node_id: str) -> dict[str, tuple[str, list[int]]]:
+    """Holder → (domain, base ids) of everything this node needs at a peer, dedup ops under way included."""
+    found = {}
+    for entry in agent.entries.values():
+        known = entry.pins()
+        if known is not None and known[1].get(node_id):
+            found[known[0]] = (entry.spec.domain, known[1][node_id])
+    for holder, (domain, pins) in agent.pins_of_ops.items():
+        if pins.get(node_id):
+            found[holder] = (domain, pins[node_id])
+    return found

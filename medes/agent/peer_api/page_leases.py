@@ -6,8 +6,8 @@ import functools
 import logging
 
 from medes.agent.agent import Agent
+from medes.agent.ops.op_pins import own_pins_at
 from medes.agent.peer_api.peer_handlers import PageAccessTable
-from medes.agent.recovery.recovery import own_pins_at
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from medes.agent.journal.journal_state import JournalSandbox
 from medes.agent.journal.store_identity import same_store
 from medes.agent.ops import members, take_back, waiting
 from medes.agent.ops.base_op import base_record, free_base
+from medes.agent.ops.op_pins import own_pins_at
 from medes.agent.sandboxes.sandbox import Pending, SandboxEntry, SandboxSpec, to_record
 from medes.agent.store import orphans
 from medes.agent.store.orphans import Orphan
@@ -443,19 +444,6 @@ async def _recover_evicted(
 
 
 # --- pins at peers -----------------------------------------------------------------------------------------
-def own_pins_at(agent: Agent, node_id: str) -> dict[str, tuple[str, list[int]]]:
-    """Holder → (domain, base ids) of everything this node needs at a peer, dedup ops under way included."""
-    found = {}
-    for entry in agent.entries.values():
-        known = entry.pins()
-        if known is not None and known[1].get(node_id):
-            found[known[0]] = (entry.spec.domain, known[1][node_id])
-    for holder, (domain, pins) in agent.pins_of_ops.items():
-        if pins.get(node_id):
-            found[holder] = (domain, pins[node_id])
-    return found
-
-
 async def reconcile_pins(agent: Agent) -> None:
     """Tells every known peer once which pins this node holds there; tries again until each has answered."""
     waiting = set(agent.peers.endpoints)
