@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medes import native, plugins
-from medes.agent.bases import accounting
+from medes.agent.bases.accounting import Accounting, Made
 from medes.agent.bases.bases import BaseStore, LocalBase
 from medes.agent.bases.pins import PinTable
 from medes.agent.bases.remote_index import RemoteIndex
@@ -48,6 +48,7 @@ from medes.types import (
     NodeEndpoints,
     NodeUsage,
     PurgeCause,
+    Sandbox,
     SandboxEvent,
     SandboxRecord,
 )
@@ -131,6 +132,9 @@ class Agent:
         self.peers = self._make_peers(make_peer, make_reader, transports)
         self.remote_index = self._make_index()
         memory_bytes = settings.memory_limit_bytes or machine_bytes()
+        self.accounting = Accounting(
+            self.entries, self.bases, self.remote_index, self.peers.base_uses, memory_bytes
+        )
         self.controller = ControllerLink(controllers, self, self.clock, memory_bytes, lambda: self.endpoints)
 
     def _make_peers(
@@ -251,6 +255,10 @@ class Agent:
     def sandbox_path(self, sandbox_id: str) -> Path:
         return self.settings.shm_path / f"sandbox-{sandbox_id}.medes"
 
+    def view(self, entry: SandboxEntry, made: Made | None = None) -> Sandbox:
+        """The sandbox as the restore API shows it to who looks. `made`: see Accounting.unpinned_by_maker."""
+        return entry.view(self.clock.now_s(), self.accounting.share_bytes(entry, made))
+
     def driver_of(self, entry: SandboxEntry) -> Driver:
         return self.drivers.running[entry.spec.driver]
 
@@ -301,17 +309,6 @@ class Agent:
         self.move(entry, S.LOST, reason)
 
     # --- memory --------------------------------------------------------------------------------------------
-    @property
-    def patch_store_bytes(self) -> int:
-        dedupd = sum(e.evicted.file.file_bytes for e in self.entries.values() if e.evicted is not None)
-        return dedupd + self.previous_bytes
-
-    @property
-    def previous_bytes(self) -> int:
-        """Kept of warm sandboxes to make their next dedup op cheaper."""
-        held = [e.previous for e in list(self.entries.values())]
-        return sum(previous.file.file_bytes for previous in held if previous is not None)
-
     def drop_previous(self) -> None:
         """Memory is short: the next dedup ops encode everything again."""
         for entry in self.entries.values():
@@ -324,37 +321,13 @@ class Agent:
         by_transport[transport] = by_transport.get(transport, 0) + pages
         self.observer.remote_pages(transport, pages)
 
-    def used_bytes(self) -> int:
-        """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
-        usage = self.usage()
-        stores = usage.base_bytes + self.previous_bytes + self.remote_index.used_bytes
-        return usage.warm_bytes + usage.kept_bytes + stores
-
-    @property
-    def index_bytes(self) -> int:
-        """Fingerprints, of this node's bases and of other nodes'."""
-        return self.bases.index_bytes + self.remote_index.used_bytes
-
+    # --- what the controller link asks for -----------------------------------------------------------------
     def usage(self) -> NodeUsage:
-        entries = list(self.entries.values())
-        states = [e.state for e in entries]
-        held = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)
-        return NodeUsage(
-            memory_bytes=self.settings.memory_limit_bytes or machine_bytes(),
-            warm_bytes=sum(e.warm_bytes for e in entries if e.state in held),
-            kept_bytes=sum(e.kept_bytes for e in entries if e.state is S.DEDUP),
-            base_bytes=self.bases.used_bytes,
-            sandboxes_running=states.count(S.RUNNING),
-            sandboxes_warm=states.count(S.WARM),
-            sandboxes_dedup=states.count(S.DEDUP),
-            gross_saved_bytes=sum(e.warm_bytes - e.kept_bytes for e in entries if e.state is S.DEDUP),
-            saved_bytes=sum(e.freed_bytes for e in entries) - self.bases.used_bytes - self.index_bytes,
-        )
+        return self.accounting.usage()
 
     def function_usage(self) -> tuple[FunctionUsage, ...]:
-        return accounting.function_usage(self)
+        return self.accounting.function_usage()
 
-    # --- what the controller link asks for -----------------------------------------------------------------
     def record(self, sandbox_id: str) -> SandboxRecord | None:
         entry = self.entries.get(sandbox_id)
         if entry is None:

@@ -7,7 +7,6 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from medes.agent.agent import Agent
-from medes.agent.bases import accounting
 from medes.agent.node.observer import Observer
 from medes.agent.ops import page_sources
 from medes.agent.peer_api.peer_handlers import PageAccessTable
@@ -23,11 +22,11 @@ def _count(agent: Agent, state: SandboxState) -> float:
 
 
 def _memory(agent: Agent, field: str) -> float:
-    return float(getattr(agent.usage(), field))
+    return float(getattr(agent.accounting.usage(), field))
 
 
 def _owner(agent: Agent, owner: str) -> float:
-    return float(accounting.shares_by_owner(agent)[owner])
+    return float(agent.accounting.shares_by_owner()[owner])
 
 
 def _transport_connections(pages: PageAccessTable, name: str, field: str) -> float:
@@ -47,13 +46,13 @@ class AgentObserver(Observer):
             metrics.sandboxes.labels(state.label).set_function(partial(_count, agent, state))
         for kind in ("warm", "kept", "base"):
             metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
-        metrics.memory_bytes.labels("previous").set_function(lambda: float(agent.previous_bytes))
-        metrics.memory_bytes.labels("index").set_function(lambda: float(agent.index_bytes))
+        metrics.memory_bytes.labels("previous").set_function(lambda: float(agent.accounting.previous_bytes))
+        metrics.memory_bytes.labels("index").set_function(lambda: float(agent.accounting.index_bytes))
         metrics.node_saved_bytes.set_function(partial(_memory, agent, "saved_bytes"))
         metrics.gross_saved_bytes.set_function(partial(_memory, agent, "gross_saved_bytes"))
         for owner in ("sandboxes", "peers", "nobody"):
             metrics.base_owner_bytes.labels(owner).set_function(partial(_owner, agent, owner))
-        metrics.saved.rows = partial(accounting.function_usage, agent)
+        metrics.saved.rows = agent.accounting.function_usage
         metrics.bases.set_function(lambda: len(agent.bases.bases))
         metrics.pins.set_function(lambda: sum(agent.pins.count(b) for b in list(agent.bases.bases)))
         metrics.sandboxes_waiting.set_function(
@@ -72,7 +71,7 @@ class AgentObserver(Observer):
             sources = partial(page_sources.sandboxes_by_source, agent, transport)
             metrics.base_sources.labels(transport).set_function(sources)
         limit = agent.settings.memory_limit_bytes
-        metrics.memory_pressure.set_function(lambda: agent.used_bytes() / limit if limit else 0.0)
+        metrics.memory_pressure.set_function(lambda: agent.accounting.used_bytes() / limit if limit else 0.0)
 
     def watch_pages(self, agent: Agent, pages: PageAccessTable) -> None:
         """The same for what peers read here and what is read from peers."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from medes.agent.agent import Agent
-from medes.agent.bases import accounting
 from medes.agent.ops.view import view_of
 from medes.agent.sandboxes.periods import activity_lease_s, periods_in_force
 from medes.agent.sandboxes.sandbox import SandboxEntry
@@ -16,12 +15,12 @@ from medes.types import SandboxState as S
 def explain(agent: Agent, sandbox_id: str) -> Explanation:
     """Raises not_found."""
     entry = agent.entry(sandbox_id)
-    shares = accounting.base_shares(agent, entry)
+    shares = agent.accounting.base_shares(entry)
     patch_bytes, table_bytes, resident_bytes = _kept(entry)
     previous = entry.previous
     action, in_s, why = _next(agent, entry)
     return Explanation(
-        sandbox=accounting.view(agent, entry),
+        sandbox=agent.view(entry),
         reason=entry.lost_reason or entry.reason,
         patch_bytes=patch_bytes,
         table_bytes=table_bytes,

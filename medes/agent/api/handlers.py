@@ -9,7 +9,6 @@ from dataclasses import replace
 from medes import native
 from medes.agent.agent import Agent
 from medes.agent.api.registration import Registration, checked_spec
-from medes.agent.bases import accounting
 from medes.agent.journal import records
 from medes.agent.node.waits import first_of
 from medes.agent.ops import departure, members, outcomes, restore_op
@@ -187,7 +186,7 @@ async def dedup(
     report = await agent.to_its_end(
         _dedup(agent, entry, make_base, hold_frozen, reason), f"dedup {sandbox_id}"
     )
-    return DedupResult(accounting.view(agent, entry), report)
+    return DedupResult(agent.view(entry), report)
 
 
 async def _dedup(
@@ -296,7 +295,7 @@ async def _restore(agent: Agent, entry: SandboxEntry, eager: bool, deadline_ms: 
         if entry.state is S.PURGED:
             raise ProcessGoneError("its processes have exited", object=entry.id)
     report = (entry.last_restore or RestoreReport()) if was_dedup else RestoreReport()
-    return RestoreResult(accounting.view(agent, entry), replace(report, was_dedup=was_dedup))
+    return RestoreResult(agent.view(entry), replace(report, was_dedup=was_dedup))
 
 
 def _refuse_stalled(entry: SandboxEntry, evicted: Evicted | None) -> None:
@@ -381,13 +380,13 @@ def _until_unneeded(live: Handle, clock: Clock) -> None:
 # --- looking -----------------------------------------------------------------------------------------------
 def get(agent: Agent, sandbox_id: str) -> Sandbox:
     """Raises not_found."""
-    return accounting.view(agent, agent.entry(sandbox_id))
+    return agent.view(agent.entry(sandbox_id))
 
 
 def list_sandboxes(agent: Agent, function: str = "") -> list[Sandbox]:
-    made = accounting.unpinned_by_maker(agent)
+    made = agent.accounting.unpinned_by_maker()
     wanted = [e for e in agent.entries.values() if not function or e.spec.function == function]
-    return [accounting.view(agent, e, made) for e in wanted]
+    return [agent.view(e, made) for e in wanted]
 
 
 async def list_orphans(agent: Agent) -> list[OrphanFile]:
@@ -402,7 +401,7 @@ async def remove_orphan(agent: Agent, name: str) -> None:
 
 
 def node_status(agent: Agent) -> NodeStatus:
-    usage = agent.usage()
+    usage = agent.accounting.usage()
     return NodeStatus(
         node_id=agent.node_id,
         warm_bytes=usage.warm_bytes,
@@ -421,7 +420,7 @@ def node_status(agent: Agent) -> NodeStatus:
         page_server_bytes=agent.page_server_bytes(),
         gross_saved_bytes=usage.gross_saved_bytes,
         saved_bytes=usage.saved_bytes,
-        functions=accounting.function_usage(agent),
+        functions=agent.accounting.function_usage(),
     )
 
 

@@ -12,83 +12,151 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-from medes.agent.bases.bases import LocalBase
+from medes.agent.bases.bases import BaseStore, LocalBase
+from medes.agent.bases.remote_index import RemoteIndex
 from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.native import PAGE_BYTES
-from medes.types import BaseShare, FunctionUsage, Sandbox
+from medes.types import BaseShare, FunctionUsage, NodeUsage
 from medes.types import SandboxState as S
 
-if TYPE_CHECKING:
-    from medes.agent.agent import Agent
-
 OTHERS = "(others)"  # no name of a function or tenant
+HELD = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)  # all of their memory
+Made = Mapping[str, list[LocalBase]]  # sandbox id → the bases it made that nobody pins
 
 
-def unpinned_by_maker(agent: Agent) -> dict[str, list[LocalBase]]:
-    """Sandbox id → the bases it made that nobody pins."""
-    found: dict[str, list[LocalBase]] = defaultdict(list)
-    for base in list(agent.bases.bases.values()):
-        if base.sandbox_id and not agent.pins.users(base.base_id):
-            found[base.sandbox_id].append(base)
-    return found
+class Accounting:
+    """Reads what the agent holds; keeps nothing of its own. All of it may be called from any thread."""
+
+    def __init__(
+        self,
+        entries: Mapping[str, SandboxEntry],
+        bases: BaseStore,
+        remote_index: RemoteIndex,
+        base_uses: Mapping[tuple[str, int], tuple[int, int]],
+        memory_bytes: int,
+    ) -> None:
+        """`base_uses`: (node, base id) → bytes and users of a peer's base, as its holder told. `memory_bytes`: what the
+        node may use."""
+        self._entries = entries
+        self._bases = bases
+        self._remote_index = remote_index
+        self._base_uses = base_uses
+        self._memory_bytes = memory_bytes
+
+    # --- sums ----------------------------------------------------------------------------------------------
+    @property
+    def patch_store_bytes(self) -> int:
+        """Of all sandbox files."""
+        evicted = [e.evicted for e in list(self._entries.values())]
+        return sum(e.file.file_bytes for e in evicted if e is not None) + self.previous_bytes
+
+    @property
+    def previous_bytes(self) -> int:
+        """Kept of warm sandboxes to make their next dedup op cheaper."""
+        held = [e.previous for e in list(self._entries.values())]
+        return sum(previous.file.file_bytes for previous in held if previous is not None)
+
+    @property
+    def index_bytes(self) -> int:
+        """Fingerprints, of this node's bases and of other nodes'."""
+        return self._bases.index_bytes + self._remote_index.used_bytes
+
+    def used_bytes(self) -> int:
+        """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
+        usage = self.usage()
+        stores = usage.base_bytes + self.previous_bytes + self._remote_index.used_bytes
+        return usage.warm_bytes + usage.kept_bytes + stores
+
+    def usage(self) -> NodeUsage:
+        """The node's sums."""
+        entries = list(self._entries.values())
+        states = [e.state for e in entries]
+        return NodeUsage(
+            memory_bytes=self._memory_bytes,
+            warm_bytes=sum(e.warm_bytes for e in entries if e.state in HELD),
+            kept_bytes=sum(e.kept_bytes for e in entries if e.state is S.DEDUP),
+            base_bytes=self._bases.used_bytes,
+            sandboxes_running=states.count(S.RUNNING),
+            sandboxes_warm=states.count(S.WARM),
+            sandboxes_dedup=states.count(S.DEDUP),
+            gross_saved_bytes=sum(e.warm_bytes - e.kept_bytes for e in entries if e.state is S.DEDUP),
+            saved_bytes=sum(e.freed_bytes for e in entries) - self._bases.used_bytes - self.index_bytes,
+        )
+
+    # --- shares --------------------------------------------------------------------------------------------
+    def unpinned_by_maker(self) -> Made:
+        """Sandbox id → the bases it made that nobody pins. Whoever asks for the shares of many passes it on as `made`."""
+        found: dict[str, list[LocalBase]] = defaultdict(list)
+        for base in list(self._bases.bases.values()):
+            if base.sandbox_id and not self._bases.pins.users(base.base_id):
+                found[base.sandbox_id].append(base)
+        return found
+
+    def base_shares(self, entry: SandboxEntry, made: Made | None = None) -> list[BaseShare]:
+        """The bases whose memory a sandbox answers for."""
+        made = self.unpinned_by_maker() if made is None else made
+        shares = [
+            BaseShare(b.base_id, self._bases.node_id, b.slab.file_bytes, 0, b.slab.file_bytes)
+            for b in made.get(entry.id, ())
+        ]
+        pins = entry.pins()
+        if pins is not None:
+            for node_id, base_ids in list(pins[1].items()):
+                shares += [self._share(entry, node_id, base_id) for base_id in base_ids]
+        return shares
+
+    def share_bytes(self, entry: SandboxEntry, made: Made | None = None) -> int:
+        """The sum of a sandbox's shares."""
+        return sum(share.share_bytes for share in self.base_shares(entry, made))
+
+    def _share(self, entry: SandboxEntry, node_id: str, base_id: int) -> BaseShare:
+        if node_id == self._bases.node_id:
+            base = self._bases.bases.get(base_id)
+            size, users = (base.slab.file_bytes, self._bases.pins.users(base_id)) if base else (0, 0)
+        else:
+            evicted = entry.evicted
+            descriptor = evicted.descriptors.get(base_id) if evicted is not None else None
+            pages = descriptor.page_count if descriptor is not None else 0
+            size, users = self._base_uses.get((node_id, base_id), (pages * PAGE_BYTES, 1))
+        return BaseShare(base_id, node_id, size, users, size // max(1, users))
+
+    def shares_by_owner(self) -> dict[str, int]:
+        """Bytes of the bases held here by who answers for them: sandboxes here, other nodes (and ops under way), nobody."""
+        made = self.unpinned_by_maker()
+        here = 0
+        for entry in list(self._entries.values()):
+            shares = self.base_shares(entry, made)
+            here += sum(s.share_bytes for s in shares if s.node_id == self._bases.node_id)
+        known = set(self._entries)
+        unused = sum(
+            b.slab.file_bytes
+            for b in list(self._bases.bases.values())
+            if not self._bases.pins.users(b.base_id) and b.sandbox_id not in known
+        )
+        peers = max(0, self._bases.used_bytes - here - unused)
+        return {"sandboxes": here, "peers": peers, "nobody": unused}
+
+    # --- functions -----------------------------------------------------------------------------------------
+    def function_usage(self) -> tuple[FunctionUsage, ...]:
+        """By function and tenant, the largest first and the smallest in one row where there are too many."""
+        made = self.unpinned_by_maker()
+        rows: dict[tuple[str, str], FunctionUsage] = {}
+        for entry in list(self._entries.values()):
+            key = (entry.spec.function, entry.spec.tenant)
+            one = _one(entry, self.share_bytes(entry, made))
+            rows[key] = _sum(key, (rows[key], one)) if key in rows else one
+        ordered = sorted(
+            rows.values(), key=lambda r: (-abs(r.saved_bytes), -r.sandboxes, r.function, r.tenant)
+        )
+        if len(ordered) > FUNCTION_ROWS_MAX:
+            first, rest = ordered[: FUNCTION_ROWS_MAX - 1], ordered[FUNCTION_ROWS_MAX - 1 :]
+            ordered = [*first, _sum((OTHERS, OTHERS), rest)]
+        return tuple(ordered)
 
 
-def base_shares(
-    agent: Agent, entry: SandboxEntry, made: Mapping[str, list[LocalBase]] | None = None
-) -> list[BaseShare]:
-    """The bases whose memory a sandbox answers for. May be called from any thread."""
-    made = unpinned_by_maker(agent) if made is None else made
-    shares = [
-        BaseShare(b.base_id, agent.node_id, b.slab.file_bytes, 0, b.slab.file_bytes)
-        for b in made.get(entry.id, ())
-    ]
-    pins = entry.pins()
-    if pins is not None:
-        for node_id, base_ids in list(pins[1].items()):
-            shares += [_share(agent, entry, node_id, base_id) for base_id in base_ids]
-    return shares
-
-
-def _share(agent: Agent, entry: SandboxEntry, node_id: str, base_id: int) -> BaseShare:
-    if node_id == agent.node_id:
-        base = agent.bases.bases.get(base_id)
-        size, users = (base.slab.file_bytes, agent.pins.users(base_id)) if base is not None else (0, 0)
-    else:
-        evicted = entry.evicted
-        descriptor = evicted.descriptors.get(base_id) if evicted is not None else None
-        pages = descriptor.page_count if descriptor is not None else 0
-        size, users = agent.peers.base_uses.get((node_id, base_id), (pages * PAGE_BYTES, 1))
-    return BaseShare(base_id, node_id, size, users, size // max(1, users))
-
-
-def view(agent: Agent, entry: SandboxEntry, made: Mapping[str, list[LocalBase]] | None = None) -> Sandbox:
-    """The sandbox as the restore API shows it to who looks."""
-    share = sum(s.share_bytes for s in base_shares(agent, entry, made))
-    return entry.view(agent.clock.now_s(), share)
-
-
-def function_usage(agent: Agent) -> tuple[FunctionUsage, ...]:
-    """By function and tenant, the largest first and the smallest in one row where there are too many.
-
-    May be called from any thread."""
-    made = unpinned_by_maker(agent)
-    rows: dict[tuple[str, str], FunctionUsage] = {}
-    for entry in list(agent.entries.values()):
-        key = (entry.spec.function, entry.spec.tenant)
-        one = _one(agent, entry, made)
-        rows[key] = _sum(key, (rows[key], one)) if key in rows else one
-    ordered = sorted(rows.values(), key=lambda r: (-abs(r.saved_bytes), -r.sandboxes, r.function, r.tenant))
-    if len(ordered) > FUNCTION_ROWS_MAX:
-        first, rest = ordered[: FUNCTION_ROWS_MAX - 1], ordered[FUNCTION_ROWS_MAX - 1 :]
-        ordered = [*first, _sum((OTHERS, OTHERS), rest)]
-    return tuple(ordered)
-
-
-def _one(agent: Agent, entry: SandboxEntry, made: Mapping[str, list[LocalBase]]) -> FunctionUsage:
-    share = sum(s.share_bytes for s in base_shares(agent, entry, made))
+def _one(entry: SandboxEntry, share_bytes: int) -> FunctionUsage:
     dedupd = entry.state is S.DEDUP
     return FunctionUsage(
         entry.spec.function,
@@ -97,8 +165,8 @@ def _one(agent: Agent, entry: SandboxEntry, made: Mapping[str, list[LocalBase]])
         int(dedupd),
         entry.warm_bytes if dedupd else 0,
         entry.kept_bytes if dedupd else 0,
-        share,
-        entry.freed_bytes - share,
+        share_bytes,
+        entry.freed_bytes - share_bytes,
     )
 
 
@@ -113,18 +181,3 @@ def _sum(key: tuple[str, str], rows: Iterable[FunctionUsage]) -> FunctionUsage:
         sum(r.base_share_bytes for r in parts),
         sum(r.saved_bytes for r in parts),
     )
-
-
-def shares_by_owner(agent: Agent) -> dict[str, int]:
-    """Bytes of the bases held here by who answers for them: sandboxes here, other nodes (and ops under way), nobody."""
-    made = unpinned_by_maker(agent)
-    here = 0
-    for entry in list(agent.entries.values()):
-        here += sum(s.share_bytes for s in base_shares(agent, entry, made) if s.node_id == agent.node_id)
-    known = set(agent.entries)
-    unused = sum(
-        b.slab.file_bytes
-        for b in list(agent.bases.bases.values())
-        if not agent.pins.users(b.base_id) and b.sandbox_id not in known
-    )
-    return {"sandboxes": here, "peers": max(0, agent.bases.used_bytes - here - unused), "nobody": unused}

@@ -141,7 +141,7 @@ class Timers:
 
     def _look_at_memory(self) -> None:
         agent = self._agent
-        agent.pressure = self._read_pressure(agent.used_bytes(), agent.settings.memory_limit_bytes)
+        agent.pressure = self._read_pressure(agent.accounting.used_bytes(), agent.settings.memory_limit_bytes)
         if agent.pressure.high:
             agent.drop_previous()
 

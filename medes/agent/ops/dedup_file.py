@@ -53,10 +53,10 @@ def figures(entry: SandboxEntry) -> dict[str, object]:
 def _require_room(agent: Agent, blob_bytes: int) -> None:
     """What warm sandboxes keep for their next op goes first."""
     limit = agent.settings.patch_store_limit_bytes
-    used = agent.patch_store_bytes
-    if used + blob_bytes > limit and agent.previous_bytes:
+    used = agent.accounting.patch_store_bytes
+    if used + blob_bytes > limit and agent.accounting.previous_bytes:
         agent.drop_previous()
-        used = agent.patch_store_bytes
+        used = agent.accounting.patch_store_bytes
     if used + blob_bytes > limit:
         raise StoreFullError(
             f"{bytes_text(blob_bytes)} of patches do not fit: {bytes_text(used)} of {bytes_text(limit)} are used",

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 
 from medes import native
 from medes.agent.agent import Agent
-from medes.agent.bases import accounting
 from medes.agent.journal import records
 from medes.agent.node.fault_points import point
 from medes.agent.ops import hooks, page_sources
@@ -381,7 +380,7 @@ class DedupOp:
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
         page_sources.count(agent, self.remote_pages)
         gross = warm_bytes - patch_bytes - table_bytes - resident
-        share = sum(s.share_bytes for s in accounting.base_shares(agent, entry))
+        share = agent.accounting.share_bytes(entry)
         report = DedupReport(
             warm_bytes=warm_bytes,
             patch_bytes=patch_bytes,

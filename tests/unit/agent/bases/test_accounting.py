@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from medes.agent.api import handlers
 from medes.agent.api.registration import Registration
-from medes.agent.bases import accounting
 from medes.agent.daemon import AgentDaemon
 from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.controller.process import Controller
@@ -38,17 +37,20 @@ def check_books(daemon: AgentDaemon) -> None:
     """What each function saves, with what the node holds for others and for nobody, is what the node saves."""
     agent = daemon.agent
     usage = agent.usage()
-    owners = accounting.shares_by_owner(agent)
+    owners = agent.accounting.shares_by_owner()
     assert sum(owners.values()) == agent.bases.used_bytes
     entries = list(agent.entries.values())
     elsewhere = sum(
-        s.share_bytes for e in entries for s in accounting.base_shares(agent, e) if s.node_id != agent.node_id
+        s.share_bytes for e in entries for s in agent.accounting.base_shares(e) if s.node_id != agent.node_id
     )
-    told = sum(row.saved_bytes for row in accounting.function_usage(agent))
-    assert usage.saved_bytes == told + elsewhere - owners["peers"] - owners["nobody"] - agent.index_bytes
+    told = sum(row.saved_bytes for row in agent.accounting.function_usage())
+    assert (
+        usage.saved_bytes
+        == told + elsewhere - owners["peers"] - owners["nobody"] - agent.accounting.index_bytes
+    )
     assert gauge(daemon, "node_saved_bytes") == usage.saved_bytes
     assert gauge(daemon, "node_gross_saved_bytes") == usage.gross_saved_bytes
-    for row in accounting.function_usage(agent):
+    for row in agent.accounting.function_usage():
         labels = {"function": row.function, "tenant": row.tenant}
         assert gauge(daemon, "saved_bytes", **labels) == row.saved_bytes
         assert gauge(daemon, "base_share_bytes", **labels) == row.base_share_bytes
@@ -76,7 +78,7 @@ async def test_one_sandbox_alone_saves_nothing_and_each_further_one_more(
     shares = [s.base_share_bytes for s in handlers.list_sandboxes(daemon.agent)]
     assert shares == [daemon.agent.bases.used_bytes // 3] * 3
     assert gauge(daemon, "node_saved_bytes") > alone.warm_bytes
-    assert {(r.function, r.tenant, r.sandboxes) for r in accounting.function_usage(daemon.agent)} == {
+    assert {(r.function, r.tenant, r.sandboxes) for r in daemon.agent.accounting.function_usage()} == {
         ("f", "t0", 2),
         ("f", "t1", 1),
     }
@@ -112,7 +114,9 @@ async def test_a_base_of_another_node_is_shared_with_that_nodes_sandboxes(
     assert gauge(holder, "base_owner_bytes", owner="peers") >= 2 * third
     # The controller hears of both, and sums what nodes save with all their base pages in it.
     expected = {
-        (n, r.saved_bytes) for n, d in enumerate((holder, reader)) for r in accounting.function_usage(d.agent)
+        (n, r.saved_bytes)
+        for n, d in enumerate((holder, reader))
+        for r in d.agent.accounting.function_usage()
     }
 
     def told() -> set[tuple[int, int]]:
@@ -135,7 +139,7 @@ async def test_functions_beyond_the_bound_are_one_row(make_agent: MakeAgent, mak
         daemon.agent.entries[f"x{n}"] = SandboxEntry(
             spec, entry.subject, "n0", S.WARM, daemon.agent.clock.now_s()
         )
-    rows = accounting.function_usage(daemon.agent)
+    rows = daemon.agent.accounting.function_usage()
     for n in range(FUNCTION_ROWS_MAX + 5):
         del daemon.agent.entries[f"x{n}"]
     assert len(rows) == FUNCTION_ROWS_MAX

@@ -114,10 +114,10 @@ async def test_later_ops_of_the_node_find_the_base_without_the_controller(make_n
 async def test_pages_that_are_kept_of_others_count_as_memory_of_the_node(make_node: MakeNode) -> None:
     holder, user = await make_node("n0"), await make_node("n1")
     await learn(holder, user)
-    with_it = user.agent.used_bytes()
+    with_it = user.agent.accounting.used_bytes()
     size = user.agent.remote_index.used_bytes
     user.agent.remote_index.clear()
-    assert user.agent.used_bytes() == with_it - size
+    assert user.agent.accounting.used_bytes() == with_it - size
 
 
 async def test_the_nodes_own_base_comes_first(make_agent: MakeAgent, make_app: MakeApp) -> None:

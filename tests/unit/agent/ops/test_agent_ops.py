@@ -185,7 +185,7 @@ async def test_a_second_dedup_takes_over_what_did_not_change(
     for _ in range(2):
         await handlers.restore(user.agent, "b", eager=True)
         assert entry.previous is not None
-        assert user.agent.patch_store_bytes == entry.previous.file.file_bytes
+        assert user.agent.accounting.patch_store_bytes == entry.previous.file.file_bytes
         again = (await handlers.dedup(user.agent, "b")).report
         assert _taken_over(again) > sum(again.pages_by_kind) // 2
         assert again.patch_bytes < 1.1 * first.patch_bytes
