@@ -32,7 +32,7 @@ from medes.agent.journal.store_identity import store_identity
 from medes.agent.lifecycle.timers import DriverEvents, Timers
 from medes.agent.metrics import AgentObserver
 from medes.agent.node import rights
-from medes.agent.ops import restore_op
+from medes.agent.ops import purge_op, restore_op
 from medes.agent.ops.base_op import retire_unneeded
 from medes.agent.peer_api import page_leases
 from medes.agent.peer_api.peer_handlers import PageAccessTable
@@ -60,7 +60,7 @@ from medes.rpc.server import RpcServer
 from medes.rpc.user_socket import UserSocket
 from medes.transport.choice import Transports, open_transports
 from medes.transport.tcp.streams import automatic_streams
-from medes.types import NodeEndpoints, NodeStatus
+from medes.types import NodeEndpoints, NodeStatus, PurgeCause
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -359,7 +359,10 @@ class AgentDaemon:
 
     async def _purge_all(self) -> None:
         results = await asyncio.gather(
-            *(handlers.purge(self.agent, i, "the agent ends") for i in list(self.agent.entries)),
+            *(
+                purge_op.purge(self.agent, entry, "the agent ends", PurgeCause.ASKED)
+                for entry in list(self.agent.entries.values())
+            ),
             return_exceptions=True,
         )
         for error in results:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from medes.agent.agent import Agent
-from medes.agent.api import handlers
 from medes.agent.lifecycle.activity import end_expired
 from medes.agent.node.pressure import Pressure, read_pressure
-from medes.agent.ops import departure, members, restore_op
+from medes.agent.ops import departure, members, purge_op, restore_op, turns
 from medes.agent.ops.base_op import needed_functions, retire_unneeded, retire_unused
 from medes.agent.ops.view import view_of
 from medes.agent.sandboxes.sandbox import SandboxEntry
@@ -120,10 +119,10 @@ class Timers:
         task.add_done_callback(lambda _: self._busy.discard(entry.id))
 
     async def _dedup(self, entry: SandboxEntry, reason: str) -> None:
-        await handlers.dedup(self._agent, entry.id, reason=reason)
+        await turns.dedup(self._agent, entry, reason=reason)
 
     async def _purge(self, entry: SandboxEntry, reason: str) -> None:
-        await handlers.purge(self._agent, entry.id, reason, PurgeCause.TIMER)
+        await purge_op.purge(self._agent, entry, reason, PurgeCause.TIMER)
 
     async def _forget_gone(self) -> None:
         agent = self._agent

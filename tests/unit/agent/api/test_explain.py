@@ -11,7 +11,7 @@ from medes.agent.api import bases_view, handlers
 from medes.agent.api.explain import explain
 from medes.agent.api.registration import Registration
 from medes.agent.daemon import AgentDaemon
-from medes.agent.ops import outcomes, waiting
+from medes.agent.ops import outcomes, turns, waiting
 from medes.agent.ops.base_op import retire_unneeded, retire_unused
 from medes.agent.sandboxes.sandbox import OPS_REMEMBERED
 from medes.agent.store.orphans import Orphan
@@ -91,7 +91,7 @@ async def test_a_refused_dedup_is_told_counted_and_logged(
     daemon.driver.fail_evict = TracedError("held by gdb", object="pid 5", hint="detach it")  # type: ignore[attr-defined]
     for _ in range(OPS_REMEMBERED + 2):
         with pytest.raises(TracedError):
-            await handlers.dedup(daemon.agent, "s1", reason="idle period over")
+            await turns.dedup(daemon.agent, daemon.agent.entry("s1"), reason="idle period over")
     found = explain(daemon.agent, "s1")
     assert len(found.ops) == OPS_REMEMBERED
     assert (found.ops[0].outcome, found.ops[0].message, found.ops[0].hint) == (
