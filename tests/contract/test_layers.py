@@ -1,4 +1,5 @@
-"""The folders of native/ and of medes/ include and import downward only, in the order in which docs/design.md lists them."""
+"""The folders of native/, medes/ and medes/agent/ include and import downward only, in the order in which docs/design.md
+lists them."""
 
 from __future__ import annotations
 
@@ -29,39 +30,64 @@ def test_native_includes_point_at_what_the_map_lists_before() -> None:
     assert upward == []
 
 
-def medes_rows() -> list[list[str]]:
+def rows_after(sentence: str) -> dict[str, int]:
+    """Name → number of its row in the drawing below a sentence of docs/design.md; the topmost is 0."""
     text = (ROOT / "docs" / "design.md").read_text()
-    rows = text.split("Imports of `medes/` point downward", 1)[1].split("```\n", 2)[1]
-    return [line.split() for line in rows.splitlines()]
+    rows = text.split(sentence, 1)[1].split("```\n", 2)[1]
+    return {name: number for number, row in enumerate(rows.splitlines()) for name in row.split()}
 
 
-def imported(file: Path) -> set[str]:
-    """What lies directly in medes/ and is imported by this file."""
+def parts_of(folder: Path) -> set[str]:
+    """The modules and rooms that lie directly in a package."""
+    there = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    return there - {"__init__", "__main__"}
+
+
+def files_of(folder: Path, part: str) -> list[Path]:
+    files = [folder / f"{part}.py", *(folder / part).rglob("*.py")]
+    return [file for file in files if file.exists() and "gen" not in file.parts]
+
+
+def imported(file: Path, package: str = "medes") -> set[str]:
+    """What lies directly in the package and is imported by this file, for type checkers only as well."""
     found = set()
+    below = f"{package}."
+    depth = below.count(".")
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "medes":
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medes."):
-            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(below):
+            found.add(node.module.split(".")[depth])
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("medes.")}
+            found |= {alias.name.split(".")[depth] for alias in node.names if alias.name.startswith(below)}
     return found - {"__version__"}
 
 
 def test_imports_of_medes_point_downward() -> None:
-    row_of = {name: number for number, row in enumerate(medes_rows()) for name in row}
-    tops = (ROOT / "medes").iterdir()
-    there = {path.stem for path in tops if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert set(row_of) == there - {"__init__", "__main__"}
+    row_of = rows_after("Imports of `medes/` point downward")
+    assert set(row_of) == parts_of(ROOT / "medes")
     upward = [
         f"{file.relative_to(ROOT)}: {target}"
         for name, row in row_of.items()
-        for file in [ROOT / "medes" / f"{name}.py", *(ROOT / "medes" / name).rglob("*.py")]
-        if file.exists() and "gen" not in file.parts
+        for file in files_of(ROOT / "medes", name)
         for target in imported(file)
         if row_of[target] < row
     ]
     assert upward == []
+
+
+def test_imports_of_the_agents_rooms_point_at_a_lower_row() -> None:
+    folder = ROOT / "medes" / "agent"
+    row_of = rows_after("Inside `medes/agent` every import points at a row below its own")
+    assert set(row_of) == parts_of(folder)
+    others = [
+        f"{file.relative_to(ROOT)}: {target}"
+        for name, row in row_of.items()
+        for file in files_of(folder, name)
+        for target in imported(file, "medes.agent")
+        if target != name and row_of[target] <= row
+    ]
+    assert others == []
 
 
 def test_a_transport_includes_what_all_share_and_no_other_transport() -> None:
