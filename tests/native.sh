@@ -13,9 +13,9 @@ mkdir -p build
 run_variant() { # name, sanitizers, command prefix...
   local name=$1 sanitize=$2 dir=build/native-$1
   shift 2
-  cmake -S native -B "$dir" -G Ninja -DMEDES_TESTS=ON -DMEDES_SANITIZE="$sanitize" \
-    -DCMAKE_BUILD_TYPE="$([ -n "$sanitize" ] && echo RelWithDebInfo || echo Release)" >/dev/null
-  ninja -C "$dir" -j "$jobs" medes_tests >"$dir/build.out" 2>&1 || { tail -40 "$dir/build.out"; return 1; }
+  cmake -S native -B "$dir" -G Ninja -DMEDES_TESTS=ON -DMEDES_FUZZ="${FUZZ:-OFF}" -DMEDES_SANITIZE="$sanitize" \
+    -DCMAKE_BUILD_TYPE="$([ -n "$sanitize" ] && echo Sanitized || echo Release)" >/dev/null
+  ninja -C "$dir" -j "$jobs" >"$dir/build.out" 2>&1 || { tail -40 "$dir/build.out"; return 1; }
   "$@" "$dir/medes_tests" --gtest_brief=1 >"$dir/test.out" 2>&1 || { tail -60 "$dir/test.out"; return 1; }
   printf 'native %-18s %s, %s skipped\n' "$name" \
     "$(grep -oE '[0-9]+ tests? from [0-9]+ test suites? ran' "$dir/test.out" | tail -1)" \
@@ -27,18 +27,16 @@ export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
 
 run_variant plain ""
-run_variant address-undefined address,undefined
 # Newer kernels place mappings where GCC 12's thread sanitizer cannot have them; without ASLR they fit.
 run_variant thread thread setarch "$(uname -m)" -R
-
 if ! command -v clang++ >/dev/null; then
+  run_variant address-undefined address,undefined
   echo 'fuzz targets skipped: clang++ is not installed'
   exit 0
 fi
-dir=build/native-fuzz
-CXX=clang++ cmake -S native -B "$dir" -G Ninja -DMEDES_FUZZ=ON -DMEDES_SANITIZE=address,undefined,fuzzer-no-link \
-  -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
-ninja -C "$dir" -j "$jobs" >"$dir/build.out" 2>&1 || { tail -40 "$dir/build.out"; exit 1; }
+# The tests and the fuzz targets share one build of the core.
+dir=build/native-address-undefined
+CXX=clang++ FUZZ=ON run_variant address-undefined address,undefined,fuzzer-no-link
 for source in native/fuzz/fuzz_*.cc; do
   name=$(basename "$source" .cc)
   rm -rf "$dir/seeds-$name"
