@@ -1,4 +1,7 @@
-"""Chance, as the agent sees it; passed in, so that a simulation runs the same way again."""
+"""Chance, as agent and controller see it: ids come from here; passed in, so that a simulation runs the same way again.
+
+Secrets do not: a simulation's chance can be guessed.
+"""
 
 from __future__ import annotations
 

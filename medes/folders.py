@@ -10,6 +10,7 @@ daemon's user could have put it. Checked once at start; `open_private` checks th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pwd
 import stat
@@ -22,6 +23,12 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
 _OTHER = "name a folder of the daemon's own"
+
+
+def free_name(path: Path) -> Path:
+    """PATH-1, PATH-2, …: the first that nothing has yet. For a folder that nobody else writes into. Blocks."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def make_private_folder(path: Path, made: list[Path] | None = None, *, other: str = _OTHER) -> None:

@@ -135,7 +135,9 @@ class Agent:
         self.accounting = Accounting(
             self.entries, self.bases, self.remote_index, self.peers.base_uses, memory_bytes
         )
-        self.controller = ControllerLink(controllers, self, self.clock, memory_bytes, lambda: self.endpoints)
+        self.controller = ControllerLink(
+            controllers, self, self.clock, self.chance, memory_bytes, lambda: self.endpoints
+        )
 
     def _make_peers(
         self,

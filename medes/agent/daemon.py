@@ -45,6 +45,7 @@ from medes.agent.store.store_key import KEY_NAME, forget_store_key, use_store_ke
 from medes.certs.identity import Identity
 from medes.certs.parties import Party, Role, node_server_name
 from medes.certs.sources import daemon_identity, keep_fresh, warn_of_plaintext
+from medes.chance import Chance
 from medes.config import AgentSettings, group_id
 from medes.drivers.registry import make_drivers
 from medes.errors import InvalidArgumentError, MedesError
@@ -135,7 +136,7 @@ class AgentDaemon:
         self._lock_shm(Owner(settings.node, os.getpid(), str(Path(settings.state_dir).resolve())))
         journal = self._journal = self._open_journal(Path(settings.state_dir))
         self._use_store_key()
-        self._store = await store_identity(journal, Path(settings.state_dir))
+        self._store = await store_identity(journal, Path(settings.state_dir), Chance())
         observer = AgentObserver(self.registry)
         self.agent = self._make_agent(journal, _reader_factory(settings, shown), observer)
         pages = self._pages = _page_server(self.agent, transports, shown)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 
+from medes.chance import Chance
 from medes.config import ControllerSettings
 from medes.controller.members.directory import Directory
 from medes.controller.members.hosting import Hosting
@@ -36,12 +36,15 @@ class Refusals:
 class ControllerState:
     """Owns nothing but soft state; the store is the caller's to close. Thread-safe."""
 
-    def __init__(self, settings: ControllerSettings, store: RegistryStore, incarnation: str = "") -> None:
+    def __init__(
+        self, settings: ControllerSettings, store: RegistryStore, chance: Chance | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.chance = chance or Chance()
         # A store that outlives the controller keeps its bases; the directory does not, so agents announce again
         # whenever this value changes, as it does when the store has lost what it held.
-        self.incarnation = incarnation or secrets.token_hex(8)
+        self.incarnation = self.chance.hex(8)
         self.renewed: set[str] = set()  # nodes whose leases are in the store; under node_changes
         self.membership = Membership(settings.lease_ms / 1000)
         self.refusals = Refusals()  # under node_changes

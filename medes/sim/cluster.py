@@ -130,7 +130,7 @@ class SimNode:
         agent.on_taken_back = functools.partial(restore_op.go_on, agent)
         self._server = native.PageServer("127.0.0.1", 0)
         pages = PageAccessTable(agent, self._server, self._server.address)
-        store = await store_identity(journal, state_dir)
+        store = await store_identity(journal, state_dir, agent.chance)
         agent.endpoints = NodeEndpoints(self.name, f"{self.name}:1", pages.address, ("tcp",), store)
         self._tasks = [cluster.loop.create_task(_told(cluster, self.name, agent), name=f"watch {self.name}")]
         await asyncio.sleep(0)  # the watch begins
@@ -202,6 +202,7 @@ class SimCluster:
         self.nodes = {f"n{i}": SimNode(self, f"n{i}", folder) for i in range(nodes)}
         self._executor: Executor = Inline()
         self._expiry: asyncio.Task[None] | None = None
+        self._controller_starts = 0
 
     async def start(self) -> None:
         self.start_controller()
@@ -213,7 +214,9 @@ class SimCluster:
     def start_controller(self) -> None:
         """A new one, that knows nothing yet; in the place of the one before."""
         self.stop_controller()
-        self.controller = ControllerState(self.controller_settings, MemoryStore())
+        self._controller_starts += 1
+        chance = SeededChance(f"{self.seed} {CONTROLLER} {self._controller_starts}")
+        self.controller = ControllerState(self.controller_settings, MemoryStore(), chance)
         servicer = ControllerServicer(self.controller, self._executor, self.clock.now_s)
         self.network.serve(CONTROLLER, CONTROLLER, servicer)
         self._expiry = self.loop.create_task(self._expire())

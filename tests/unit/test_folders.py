@@ -15,7 +15,14 @@ import pytest
 
 from medes import native
 from medes.errors import CorruptError, IoError, MedesError, PermissionDeniedError
-from medes.folders import make_private_folder, make_socket_folder, open_private, read_private, write_private
+from medes.folders import (
+    free_name,
+    make_private_folder,
+    make_socket_folder,
+    open_private,
+    read_private,
+    write_private,
+)
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes folders of other users: needs root")
@@ -242,3 +249,11 @@ def test_the_core_opens_nothing_that_others_could_have_put(top: Path, how: str) 
         with pytest.raises(PermissionDeniedError):
             native.Slab.create(str(folder / "base-2.slab"), 2, image)
         assert native.Slab.open(str(path), ours=False).base_id == 1  # `medes inspect` looks at anybody's
+
+
+def test_a_free_name_is_one_that_nothing_has(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    assert free_name(path).name == "kept-1"
+    (tmp_path / "kept-1").touch()
+    (tmp_path / "kept-2").symlink_to("nothing")
+    assert free_name(path).name == "kept-3"

@@ -45,7 +45,7 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
     permission_denied (a domain that this node's certificate does not admit).
     """
     # Many pids, or a cgroup to look for, are work of milliseconds: not in the event loop.
-    spec, subject = await agent.in_ops(checked_spec, agent.settings, agent.drivers, request)
+    spec, subject = await agent.in_ops(checked_spec, agent.settings, agent.drivers, request, agent.chance)
     agent.require_own_domain(spec.domain)
     known = agent.entries.get(spec.sandbox_id)
     if known is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medes.agent.sandboxes.periods import refuse_contradiction
 from medes.agent.sandboxes.sandbox import SandboxSpec
+from medes.chance import Chance
 from medes.config import AgentSettings
 from medes.drivers.registry import Drivers
 from medes.drivers.subject import Asked, Subject
@@ -38,8 +38,13 @@ class Registration:
     purge_kills: bool = False
 
 
+def new_sandbox_id(function: str, chance: Chance) -> str:
+    """For a sandbox whose runtime has no name for it."""
+    return f"{function[:100]}-{chance.hex(6)}"
+
+
 def checked_spec(
-    settings: AgentSettings, drivers: Drivers, request: Registration
+    settings: AgentSettings, drivers: Drivers, request: Registration, chance: Chance
 ) -> tuple[SandboxSpec, Subject]:
     """The sandbox that a caller asks for; every bound is checked before any work. Blocks: its driver
     looks at it.
@@ -53,7 +58,7 @@ def checked_spec(
     tenant = request.tenant or DEFAULT_TENANT
     override = settings.for_function(request.function)
     domain = request.domain or override.domain or tenant
-    sandbox_id = request.sandbox_id or f"{request.function[:100]}-{secrets.token_hex(6)}"
+    sandbox_id = request.sandbox_id or new_sandbox_id(request.function, chance)
     for what, name in (
         ("function", request.function),
         ("tenant", tenant),

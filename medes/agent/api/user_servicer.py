@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from medes.agent.agent import Agent
-from medes.agent.api.registration import require_one_name
+from medes.agent.api.registration import new_sandbox_id, require_one_name
 from medes.agent.api.servicer import AGENT_SERVICE, AgentServicer
 from medes.agent.sandboxes import users
 from medes.drivers.subject import Asked
@@ -72,9 +71,8 @@ class UserServicer(AgentServicer):
     async def Register(self, request: Any, context: Any) -> Any:
         with self._call(context) as uid:
             await self._check_registration(uid, request)
-            request.sandbox_id = users.prefix_of(uid) + (
-                request.sandbox_id or f"{request.function[:100]}-{secrets.token_hex(6)}"
-            )
+            name = request.sandbox_id or new_sandbox_id(request.function, self._agent.chance)
+            request.sandbox_id = users.prefix_of(uid) + name
             return _shown(await self._register(request), uid)
 
     async def _check_registration(self, uid: int, request: Any) -> None:

@@ -12,12 +12,12 @@ import asyncio
 import contextlib
 import logging
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from medes import native
 from medes.agent.controller_client import ControllerClient, Joined, Lookup
+from medes.chance import Chance
 from medes.clock import Clock
 from medes.errors import AlreadyExistsError, ControllerUnreachableError, InvalidArgumentError, MedesError
 from medes.types import BaseDescriptor, FunctionUsage, NodeEndpoints, NodeUsage, SandboxRecord, SandboxState
@@ -56,6 +56,7 @@ class ControllerLink:
         clients: Sequence[ControllerClient],
         announcer: Announcer,
         clock: Clock,
+        chance: Chance,
         memory_bytes: int,
         endpoints: Callable[[], NodeEndpoints],
     ) -> None:
@@ -64,7 +65,8 @@ class ControllerLink:
         self._joined: ControllerClient | None = None  # the last that took this node
         self._announcer = announcer
         self._clock = clock
-        self._incarnation = secrets.token_hex(8)
+        self._chance = chance
+        self._incarnation = self._chance.hex(8)
         self._memory_bytes = memory_bytes
         self._endpoints = endpoints
         self._dirty: set[str] = set()
@@ -168,7 +170,7 @@ class ControllerLink:
     async def _join(self, client: ControllerClient) -> Joined:
         if self._joined not in (None, client):
             # What this controller may have known of the node before is void: it went on elsewhere.
-            self._incarnation = secrets.token_hex(8)
+            self._incarnation = self._chance.hex(8)
         joined = await client.join(self._endpoints(), self._memory_bytes, self._incarnation, CALL_TIMEOUT_S)
         await self._announcer.joined(joined)
         self._joined = client

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from medes import native
 from medes.agent.store.folder_lock import FolderLock, Owner
 from medes.errors import IoError, MedesError
-from medes.folders import open_private
+from medes.folders import free_name, open_private
 
 Record = dict[str, Any]
 
@@ -108,7 +107,7 @@ class Journal:
 
     def _set_aside(self) -> None:
         """Slabs and sandbox files say what is needed of it."""
-        aside = self.path.with_name(f"journal.newer-{time.time_ns()}")
+        aside = free_name(self.path.with_name("journal.newer"))
         try:
             self.path.rename(aside)
         except OSError as error:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from pathlib import Path
 
 from medes.agent.journal import records
 from medes.agent.journal.journal_writer import JournalWriter
+from medes.chance import Chance
 from medes.errors import MedesError
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ PLACE_CHARS = 16
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-async def store_identity(journal: JournalWriter, state_dir: Path) -> str:
+async def store_identity(journal: JournalWriter, state_dir: Path, chance: Chance) -> str:
     """This agent's; made and journalled where there is none."""
     store = str(journal.state.node.get("store", ""))
     if len(store) != 2 * STORE_BYTES or not store.isalnum():
-        store = secrets.token_hex(STORE_BYTES)
+        store = chance.hex(STORE_BYTES)
         try:
             await journal.write(records.node(store=store), sync=True)
         except MedesError as error:  # a full disk must not keep an agent from its sandboxes

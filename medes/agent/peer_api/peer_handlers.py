@@ -231,7 +231,7 @@ class PageAccessTable:
     async def _load_secret(self) -> None:
         known = self._agent.journal.state.node.get("secret", "")
         if len(known) != 2 * SECRET_BYTES:
-            known = secrets.token_hex(SECRET_BYTES)
+            known = secrets.token_hex(SECRET_BYTES)  # not of a Chance: nobody may guess it
             try:
                 await self._agent.journal.write(records.node(secret=known), sync=True)
             except MedesError as error:  # readers open anew after the next restart

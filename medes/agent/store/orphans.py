@@ -7,11 +7,11 @@ is. Any of them may hold the only copy of a living process's pages.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from medes.errors import IoError, MedesError, NotFoundError
+from medes.folders import free_name
 from medes.limits import ORPHANS_LISTED_MAX
 from medes.types import OrphanFile
 
@@ -52,7 +52,7 @@ def set_aside(path: Path) -> None:
         if not path.exists():
             return
         aside.mkdir(mode=0o700, exist_ok=True)
-        path.rename(aside / f"{path.name}.{time.time_ns()}")
+        path.rename(free_name(aside / path.name))
     except OSError as error:
         raise IoError(str(error), object=str(path)) from error
 

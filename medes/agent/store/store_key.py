@@ -35,6 +35,7 @@ def use_store_key(state_dir: Path, shm_dir: Path) -> list[Path]:
     known = next((f for f in found if f), b"")
     if found[0] and found[1] and found[0][:KEY_BYTES] != found[1][:KEY_BYTES]:
         log.warning("%s and %s differ: the files of shm_dir are checked with its own", *places)
+    # Not of a Chance: nobody may guess it.
     key = known[:KEY_BYTES] or secrets.token_bytes(KEY_BYTES)
     sealing = not known or _SEALING in (f[KEY_BYTES:] for f in found)
     if sealing:

@@ -6,7 +6,6 @@ Functions of state and time (seconds of a monotonic clock), as in medes.controll
 from __future__ import annotations
 
 import logging
-import secrets
 
 from medes.controller.state import ControllerState
 
@@ -36,7 +35,7 @@ def _sweep(state: ControllerState) -> None:
     if without & state.renewed:
         # Flushed, or another one in its place: what it held, nodes know.
         log.warning("the registry store has lost what it held: nodes announce everything again")
-        state.incarnation = secrets.token_hex(8)
+        state.incarnation = state.chance.hex(8)
     state.renewed = alive
     for node_id in state.store.orphans() - alive:
         retired = state.store.retire_node(node_id)

@@ -263,7 +263,7 @@ class RedisStore(RegistryStore):
                 client = redis.cluster.RedisCluster.from_url(url, **options)
         self._redis: Any = client
         self._closed = False
-        self._owner = secrets.token_bytes(8)  # of leases
+        self._owner = secrets.token_bytes(8)  # of leases; no Chance: a store is opened by its address alone
 
     @contextlib.contextmanager
     def _mapped(self, what: str = "registry store") -> Iterator[None]:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medes import plugins
+from medes.clock import Clock
 from medes.errors import (
     AlreadyExistsError,
     BusyError,
@@ -78,6 +78,7 @@ class FunctionHost:
         driver: str = "",
         log_dir: Path | None = None,
         on_process: Callable[[int, bool], None] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """agents: addresses of the nodes' restore APIs, all on this machine. runtime_dir is this host's alone, its path short,
         as instances may have sockets in it; the caller removes it. Logs go to log_dir, else to `logs` in there.
@@ -95,6 +96,7 @@ class FunctionHost:
         self._log_dir = log_dir or runtime_dir / "logs"
         self._on_process = on_process or (lambda pid, alive: None)
         self._by_id: dict[str, HostedInstance] = {}
+        self._clock = clock or Clock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._folders = itertools.count()  # numbers, as the path of a socket is short
@@ -132,7 +134,9 @@ class FunctionHost:
         node = self._least_used()
         function.starting += 1
         function.started += 1
-        instance = HostedInstance(function.spec, f"{function.spec.name}-{function.started}", node.node_id)
+        instance = HostedInstance(
+            function.spec, f"{function.spec.name}-{function.started}", node.node_id, self._clock
+        )
         self._by_id[instance.instance_id] = instance
         try:
             log_path = self._log_dir / f"{instance.instance_id}.log"
@@ -171,11 +175,11 @@ class FunctionHost:
         function = self._function(name)
         event = function.spec.event if event is None else event
         timeout_s = timeout_s or function.spec.timeout_s
-        begun = time.perf_counter()
+        begun_s = self._clock.now_s()
         for attempt in range(1, STARTS_MAX + 1):
             instance, cold = await self._acquire(function, instance_id, timeout_s)
             try:
-                return await self._serve(instance, event, timeout_s, begun, cold)
+                return await self._serve(instance, event, timeout_s, begun_s, cold)
             except (LostError, ProcessGoneError) as error:
                 function.lost += 1
                 self._forget(instance)
@@ -240,7 +244,7 @@ class FunctionHost:
 
     # --- one request -----------------------------------------------------------------------------------------
     async def _serve(
-        self, instance: HostedInstance, event: Any, timeout_s: float, begun: float, cold: bool
+        self, instance: HostedInstance, event: Any, timeout_s: float, begun_s: float, cold: bool
     ) -> Invocation:
         report = await self._wake(instance)
         self._requests += 1
@@ -261,7 +265,7 @@ class FunctionHost:
             instance_id=instance.instance_id,
             node_id=instance.node_id,
             start="cold" if cold else "dedup" if report is not None else "warm",
-            total_ms=(time.perf_counter() - begun) * 1000,
+            total_ms=(self._clock.now_s() - begun_s) * 1000,
             handler_ms=handler_ms,
             restore=report,
         )
@@ -340,7 +344,7 @@ class FunctionHost:
         task.add_done_callback(self._tasks.discard)
 
     async def _free(self, function: Function, instance: HostedInstance) -> None:
-        instance.last_used_s = time.monotonic()
+        instance.last_used_s = self._clock.now_s()
         instance.busy = instance.finishing = False
         async with function.freed:
             function.freed.notify_all()

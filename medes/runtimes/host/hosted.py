@@ -7,12 +7,12 @@ import contextlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medes import plugins
+from medes.clock import Clock
 from medes.errors import (
     DeadlineExceededError,
     FunctionError,
@@ -45,7 +45,10 @@ OnExit = Callable[["HostedInstance"], None]
 class HostedInstance:
     """Belongs to one event loop. `busy` is the host's reservation: one request at a time."""
 
-    def __init__(self, spec: FunctionSpec, instance_id: str, node_id: str) -> None:
+    def __init__(
+        self, spec: FunctionSpec, instance_id: str, node_id: str, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or Clock()
         self.spec = spec
         self.instance_id = instance_id
         self.node_id = node_id
@@ -57,7 +60,7 @@ class HostedInstance:
         self.load_ms = 0.0
         self.cold_start_ms = 0.0
         self.restore_hooks = 0
-        self.last_used_s = time.monotonic()
+        self.last_used_s = self._clock.now_s()
         self.exited = False
         self.snapshot_hooks = 0
         self._spawned: spawn.Spawned | None = None
@@ -78,7 +81,7 @@ class HostedInstance:
         """Starts the process and waits until the function is loaded. `folder` is made, and removed with the instance.
         on_exit is called once when the process ends by itself. Raises HandlerError, FunctionError, DeadlineExceededError
         and what the contract's launch() raises; the process is gone then."""
-        begun = time.perf_counter()
+        begun_s = self._clock.now_s()
         try:
             folder.mkdir(mode=0o700, parents=True)
             self._folder = folder
@@ -90,7 +93,7 @@ class HostedInstance:
             raise
         self.load_ms = ready.load_us / 1000
         self.restore_hooks, self.snapshot_hooks = ready.restore_hooks, ready.snapshot_hooks
-        self.cold_start_ms = (time.perf_counter() - begun) * 1000
+        self.cold_start_ms = (self._clock.now_s() - begun_s) * 1000
         self._on_exit = on_exit
 
     async def invoke(self, event: Any, request_id: str, timeout_s: float) -> tuple[Any, float]:

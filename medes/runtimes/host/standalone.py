@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medes.clock import Clock
 from medes.errors import DeadlineExceededError, FunctionError, UnsupportedError
 from medes.runtimes import manifest
 from medes.runtimes.contracts import native
@@ -21,7 +21,13 @@ LOAD_TIMEOUT_S = 120.0
 class StandaloneInstance:
     """One warm process of a function. Not thread-safe; close() ends the process and its children."""
 
-    def __init__(self, spec: manifest.FunctionSpec, instance_id: str, log_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        spec: manifest.FunctionSpec,
+        instance_id: str,
+        log_path: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         """Starts the process; load() waits for it, so that several can load side by side. Raises unsupported for a function
         of another contract: those need the host's event loop."""
         if spec.contract != manifest.CONTRACT_DEFAULT:
@@ -32,7 +38,8 @@ class StandaloneInstance:
             )
         self.spec = spec
         self.instance_id = instance_id
-        self._begun = time.perf_counter()
+        self._clock = clock or Clock()
+        self._begun_s = self._clock.now_s()
         command, self._sock = native.command_of(spec, instance_id)
         try:
             self._spawned = spawn.spawn(command, spec, log_path)
@@ -58,7 +65,7 @@ class StandaloneInstance:
             error.hint = error.hint or self._spawned.log_tail().strip()[-500:]
             raise
         self.load_ms = ready.load_us / 1000
-        self.start_ms = (time.perf_counter() - self._begun) * 1000
+        self.start_ms = (self._clock.now_s() - self._begun_s) * 1000
 
     def invoke(self, event: Any = None, timeout_s: float | None = None) -> Any:
         """The function's answer to an event (default: that of function.toml). Raises HandlerError when it raises."""

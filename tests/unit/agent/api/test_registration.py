@@ -14,6 +14,7 @@ import pytest
 
 from medes.agent.api.registration import Registration, checked_spec
 from medes.agent.sandboxes.sandbox import SandboxSpec
+from medes.chance import Chance
 from medes.config import AgentSettings
 from medes.drivers.image import ImageDriver
 from medes.drivers.process import cgroups, subjects
@@ -29,7 +30,9 @@ MakeApp = Callable[..., App]
 
 def made_of(**fields: object) -> tuple[SandboxSpec, ProcessSubject]:
     drivers = Drivers({"image": ImageDriver()}, {})
-    spec, subject = checked_spec(AgentSettings(driver="image"), drivers, Registration(function="f", **fields))  # type: ignore[arg-type]
+    spec, subject = checked_spec(
+        AgentSettings(driver="image"), drivers, Registration(function="f", **fields), Chance()
+    )
     assert isinstance(subject, ProcessSubject)
     return spec, subject
 
