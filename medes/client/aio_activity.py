@@ -164,6 +164,7 @@ class AioActivityCalls:
             pb.ActivityRequest, number=next(self._numbers), sandbox_id=sandbox_id, activity=number
         )
         self._channel.check()
+        self._channel.require_size(message.ByteSize())  # one that is refused would end the stream of all
         if not self._one_by_one:
             try:
                 stream = await self._open()

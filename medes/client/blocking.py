@@ -13,6 +13,7 @@ from medes.client.messages import (
     register_request,
     request,
 )
+from medes.limits import API_REQUEST_BYTES_MAX
 from medes.places import DEFAULT_AGENT_ADDRESS
 from medes.rpc.convert import from_proto
 from medes.rpc.gen import agent_pb2 as pb
@@ -42,6 +43,7 @@ class MedesClient(BlockingConnection):
     DEFAULT_ADDRESS = DEFAULT_AGENT_ADDRESS
     HAS_USER_SOCKET = True
     STUB = AgentServiceStub
+    REQUEST_BYTES_MAX = API_REQUEST_BYTES_MAX
     ROLE = Role.RUNTIME
 
     def _made(self) -> None:

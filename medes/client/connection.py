@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from medes.certs.parties import Role
 from medes.certs.sources import TlsSource, client_identity
 from medes.errors import AgentUnreachableError, MedesError
-from medes.limits import RPC_TIMEOUT_S
+from medes.limits import GRPC_MESSAGE_BYTES_MAX, RPC_TIMEOUT_S
 from medes.places import user_socket_beside
 from medes.rpc.address import parse_address
 from medes.rpc.channel import aio_channel, sync_channel
@@ -22,6 +22,7 @@ class _Connection:
     STUB: ClassVar[Any]  # the service's generated calls
     UNREACHABLE: ClassVar[type[MedesError]] = AgentUnreachableError
     HAS_USER_SOCKET: ClassVar[bool] = False
+    REQUEST_BYTES_MAX: ClassVar[int] = GRPC_MESSAGE_BYTES_MAX  # that the daemon takes
     ROLE: ClassVar[Role]
     SERVER_NAME: ClassVar[str] = ""  # whom the server's certificate must be for; empty: its host
     _open: ClassVar[Any]
@@ -45,6 +46,7 @@ class _Connection:
             server_name=own_name or self.SERVER_NAME,
             unreachable=self.UNREACHABLE,
             timeout_s=timeout_s,
+            request_bytes_max=self.REQUEST_BYTES_MAX,
         )
         self.stub: Any = self.STUB(self._channel)
         self._made()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -23,7 +23,8 @@ from medes.errors import (
     PermissionDeniedError,
     WrongStateError,
 )
-from medes.rpc.status import error_from_rpc
+from medes.limits import GRPC_MESSAGE_BYTES_MAX
+from medes.rpc.status import error_from_rpc, packed, require_size
 
 
 def _forbidden(path: str) -> bool:
@@ -39,11 +40,19 @@ def _forbidden(path: str) -> bool:
 class _Channel:
     """What both kinds share. `unreachable` is raised when nobody answers at `peer`."""
 
-    def __init__(self, channel: Any, unreachable: type[MedesError], peer: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        channel: Any,
+        unreachable: type[MedesError],
+        peer: str,
+        timeout_s: float,
+        request_bytes_max: int = GRPC_MESSAGE_BYTES_MAX,
+    ) -> None:
         self._channel = channel
         self._unreachable = unreachable
         self.peer = peer
         self.timeout_s = timeout_s
+        self._request_bytes_max = request_bytes_max
         self._process = os.getpid()
         self.closed = False
 
@@ -57,6 +66,14 @@ class _Channel:
                 object=self.peer,
                 hint="make a client after the fork",
             )
+
+    def require_size(self, size_bytes: int) -> None:
+        """Raises limit_exceeded for a request that the server would not take."""
+        require_size(size_bytes, self._request_bytes_max, self.peer)
+
+    def packed(self, request: Any, serialize: Callable[[Any], bytes] | None) -> bytes:
+        """A request as it is sent. Raises limit_exceeded."""
+        return packed(request, serialize, self._request_bytes_max, self.peer)
 
     def error(self, error: grpc.RpcError, timeout_s: float | None = None) -> MedesError:
         """The catalogue error of a failed call. Raises wrong_state itself for one that a close() has ended."""
@@ -94,14 +111,14 @@ class _Channel:
 class SyncChannel(_Channel):
     """Blocking and thread-safe."""
 
-    def unary_unary(self, method: str, **options: Any) -> Any:
+    def unary_unary(self, method: str, request_serializer: Any = None, **options: Any) -> Any:
         call = self._channel.unary_unary(method, **options)
 
         def invoke(request: Any, timeout: float | None = None) -> Any:
             timeout_s = self.timeout_s if timeout is None else timeout
             self.check()
             try:
-                return call(request, timeout=timeout_s)
+                return call(self.packed(request, request_serializer), timeout=timeout_s)
             except grpc.RpcError as error:
                 raise self.error(error, timeout_s) from None
             except ValueError as error:
@@ -109,13 +126,13 @@ class SyncChannel(_Channel):
 
         return invoke
 
-    def unary_stream(self, method: str, **options: Any) -> Any:
+    def unary_stream(self, method: str, request_serializer: Any = None, **options: Any) -> Any:
         call = self._channel.unary_stream(method, **options)
 
         def invoke(request: Any, timeout: float | None = None) -> _SyncStream:
             self.check()
             try:
-                return _SyncStream(call(request, timeout=timeout), self)
+                return _SyncStream(call(self.packed(request, request_serializer), timeout=timeout), self)
             except ValueError as error:
                 raise self.refused(error, method) from None
 
@@ -157,14 +174,14 @@ class _SyncStream:
 class AioChannel(_Channel):
     """For asyncio: belongs to the event loop that it was made in."""
 
-    def unary_unary(self, method: str, **options: Any) -> Any:
+    def unary_unary(self, method: str, request_serializer: Any = None, **options: Any) -> Any:
         call = self._channel.unary_unary(method, **options)
 
         async def invoke(request: Any, timeout: float | None = None) -> Any:
             timeout_s = self.timeout_s if timeout is None else timeout
             self.check()
             try:
-                return await call(request, timeout=timeout_s)
+                return await call(self.packed(request, request_serializer), timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 raise self.error(error, timeout_s) from None
             except asyncio.CancelledError:
@@ -177,13 +194,13 @@ class AioChannel(_Channel):
 
         return invoke
 
-    def unary_stream(self, method: str, **options: Any) -> Any:
+    def unary_stream(self, method: str, request_serializer: Any = None, **options: Any) -> Any:
         call = self._channel.unary_stream(method, **options)
 
         def invoke(request: Any, timeout: float | None = None) -> _AioStream:
             self.check()
             try:
-                return _AioStream(call(request, timeout=timeout), self)
+                return _AioStream(call(self.packed(request, request_serializer), timeout=timeout), self)
             except (grpc.aio.UsageError, ValueError) as error:
                 raise self.refused(error, method) from None
 

@@ -52,13 +52,14 @@ def aio_channel(
     server_name: str = "",
     unreachable: type[MedesError] = PeerUnreachableError,
     timeout_s: float = RPC_TIMEOUT_S,
+    request_bytes_max: int = GRPC_MESSAGE_BYTES_MAX,
 ) -> AioChannel:
     """An asyncio channel; it connects on first use. The caller closes it.
 
     With an identity TCP is mutual TLS, and the server's certificate must be for `server_name` (empty: the address's
     host); without, and on unix sockets, it is plain. Calls raise catalogue errors: the server's own, `unreachable`
-    when it does not answer, deadline_exceeded after timeout_s unless the call names its own timeout. Create it inside
-    the event loop that uses it.
+    when it does not answer, deadline_exceeded after timeout_s unless the call names its own timeout, limit_exceeded for a
+    request above request_bytes_max: what the server takes. Create it inside the event loop that uses it.
     """
     parsed = parse_address(address)
     if identity and not parsed.is_unix:
@@ -66,7 +67,7 @@ def aio_channel(
         channel = grpc.aio.secure_channel(parsed.target, credentials, _options(server_name))
     else:
         channel = grpc.aio.insecure_channel(parsed.target, _options())
-    return AioChannel(channel, unreachable, parsed.target, timeout_s)
+    return AioChannel(channel, unreachable, parsed.target, timeout_s, request_bytes_max)
 
 
 def sync_channel(
@@ -76,6 +77,7 @@ def sync_channel(
     server_name: str = "",
     unreachable: type[MedesError] = PeerUnreachableError,
     timeout_s: float = RPC_TIMEOUT_S,
+    request_bytes_max: int = GRPC_MESSAGE_BYTES_MAX,
 ) -> SyncChannel:
     """The blocking twin of aio_channel."""
     parsed = parse_address(address)
@@ -83,7 +85,7 @@ def sync_channel(
         channel = grpc.secure_channel(parsed.target, channel_credentials(identity), _options(server_name))
     else:
         channel = grpc.insecure_channel(parsed.target, _options())
-    return SyncChannel(channel, unreachable, parsed.target, timeout_s)
+    return SyncChannel(channel, unreachable, parsed.target, timeout_s, request_bytes_max)
 
 
 class Calls(Protocol):

@@ -42,7 +42,7 @@ class RpcServer:
         access: Access | None = None,
         receive_bytes_max: int = GRPC_MESSAGE_BYTES_MAX,
     ) -> None:
-        """A request of more than `receive_bytes_max` is refused (limit_exceeded) before it is parsed."""
+        """gRPC refuses a request of more than `receive_bytes_max` before it is parsed; give clients the same bound."""
         self._grpc = grpc.aio.server(
             # so_reuseport off: a second daemon on the same port must fail instead of sharing its calls.
             options=[

@@ -13,9 +13,10 @@ import grpc
 import grpc.aio
 
 from medes.errors import InternalError, InvalidArgumentError, MedesError, UnsupportedError
+from medes.limits import GRPC_MESSAGE_BYTES_MAX
 from medes.rpc.callers import Callers
 from medes.rpc.identity import Access
-from medes.rpc.status import error_metadata, status_of
+from medes.rpc.status import error_metadata, packed, status_of
 
 if TYPE_CHECKING:
     from medes.certs.identity import Identity
@@ -113,14 +114,12 @@ class Services:
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream),
+                self._stream(method, handler.unary_stream, handler.response_serializer),
                 _tolerant(handler.request_deserializer),
-                handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
+            self._unary(method, handler.unary_unary, handler.response_serializer),
             _tolerant(handler.request_deserializer),
-            handler.response_serializer,
         )
 
     def _no_such_method(self, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -141,13 +140,20 @@ class Services:
 
         return refuse
 
-    def _unary(self, method: str, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    def _unary(
+        self,
+        method: str,
+        behaviour: Callable[[Any, Any], Awaitable[Any]],
+        serialize: Callable[[Any], bytes] | None = None,
+    ) -> Any:
         async def call(request: Any, context: Any) -> Any:
             start_s = time.monotonic()
             try:
                 self._admit(method, context)
                 refuse_malformed(request, method)
-                response = await behaviour(request, context)
+                response = packed(
+                    await behaviour(request, context), serialize, GRPC_MESSAGE_BYTES_MAX, method
+                )
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError):
                 raise
             except Exception as error:
@@ -159,7 +165,12 @@ class Services:
 
         return call
 
-    def _stream(self, method: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    def _stream(
+        self,
+        method: str,
+        behaviour: Callable[[Any, Any], AsyncIterator[Any]],
+        serialize: Callable[[Any], bytes] | None,
+    ) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             start_s = time.monotonic()
             try:
@@ -167,7 +178,7 @@ class Services:
                 refuse_malformed(request, method)
                 with self._streaming(context):
                     async for response in behaviour(request, context):
-                        yield response
+                        yield packed(response, serialize, GRPC_MESSAGE_BYTES_MAX, method)
             except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.CancelledError, GeneratorExit):
                 raise
             except Exception as error:

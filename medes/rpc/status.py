@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -36,6 +36,8 @@ ERROR_METADATA_KEY = "medes-error-bin"
 ACTIVITIES_TAKEN = "medes-activities"  # initial metadata of the Activities call: the agent reads
 
 # What a bare status means when the peer (or gRPC itself) sent no detail. UNAVAILABLE and CANCELLED: see below.
+# RESOURCE_EXHAUSTED: gRPC refuses calls above RPCS_CONCURRENT_MAX with it. And messages that are too long, which is why both
+# ends look at their own before gRPC does (`packed`).
 _BY_STATUS: dict[grpc.StatusCode, type[MedesError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
@@ -112,9 +114,6 @@ def error_from_status(
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         what, hint = _ABSENT.get(unreachable, ("does not answer", "is it running there?"))
         return unreachable(f"{what}: {_reason(text)}", object=peer, hint=hint)
-    # gRPC itself refuses a message over the size limit with RESOURCE_EXHAUSTED: permanent, unlike busy.
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
-        return LimitExceededError(text, object=peer)
     return _BY_STATUS.get(status, InternalError)(text, object=peer)
 
 
@@ -122,6 +121,19 @@ def _reason(text: str) -> str:
     """What gRPC says of a connection that failed, without its own words around it."""
     said = re.split(r"last error: |\berror: ", text)[-1].strip()
     return re.sub(r"^[A-Z_]+: (?:ipv[46]|unix):\S+: ", "", said)[:ERROR_TEXT_CHARS_MAX]
+
+
+def packed(message: Any, serialize: Callable[[Any], bytes] | None, bytes_max: int, what: str) -> bytes:
+    """A message as it is sent. Raises limit_exceeded where the other end would refuse it, which gRPC tells like busy."""
+    data: bytes = serialize(message) if serialize else message
+    require_size(len(data), bytes_max, what)
+    return data
+
+
+def require_size(size_bytes: int, bytes_max: int, what: str) -> None:
+    """Raises limit_exceeded."""
+    if size_bytes > bytes_max:
+        raise LimitExceededError(f"a message of {size_bytes} bytes; at most {bytes_max}", object=what)
 
 
 def error_from_rpc(

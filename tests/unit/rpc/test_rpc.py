@@ -13,6 +13,7 @@ import pytest
 from medes.rpc.gen import agent_pb2, agent_pb2_grpc
 
 from medes import errors
+from medes.rpc import services
 from medes.rpc.address import parse_address
 from medes.rpc.channel import aio_channel, sync_channel
 from medes.rpc.server import RpcServer
@@ -124,6 +125,43 @@ async def test_malformed_request_is_the_callers_fault(served: Any) -> None:
             await raw(b"\xff\xff\xff")
         with pytest.raises(errors.UnsupportedError):
             await channel.unary_unary("/medes.v1.AgentService/Nothing")(b"")
+
+
+async def test_a_request_that_is_too_long_is_not_even_sent(served: Any) -> None:
+    address, seen = served
+    stub = agent_pb2_grpc.AgentServiceStub
+    request = agent_pb2.GetRequest(sandbox_id="x" * 1000)
+
+    async with aio_channel(address, request_bytes_max=1000) as channel:
+        with pytest.raises(errors.LimitExceededError, match="at most 1000"):
+            await stub(channel).Get(request)
+        with pytest.raises(errors.LimitExceededError, match="at most 1000"):
+            async for _ in stub(channel).Watch(agent_pb2.WatchRequest(function="x" * 1000)):
+                pass
+
+    def blocking() -> None:
+        with sync_channel(address, request_bytes_max=1000) as channel:
+            with pytest.raises(errors.LimitExceededError, match="at most 1000"):
+                stub(channel).Get(request)
+            with pytest.raises(errors.LimitExceededError, match="at most 1000"):
+                list(stub(channel).Watch(agent_pb2.WatchRequest(function="x" * 1000)))
+
+    await asyncio.to_thread(blocking)
+    assert seen == []
+
+
+async def test_an_answer_that_is_too_long_is_refused_by_its_server(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, seen = served
+    monkeypatch.setattr(services, "GRPC_MESSAGE_BYTES_MAX", 1000)
+    async with aio_channel(address) as channel:
+        stub = agent_pb2_grpc.AgentServiceStub(channel)
+        assert (await stub.Get(agent_pb2.GetRequest(sandbox_id="x" * 900))).sandbox_id == "x" * 900
+        with pytest.raises(errors.LimitExceededError, match="at most 1000") as caught:
+            await stub.Get(agent_pb2.GetRequest(sandbox_id="x" * 1000))
+    assert caught.value.object == "/medes.v1.AgentService/Get"
+    assert [code for _, code in seen] == ["OK", "OUT_OF_RANGE"]
 
 
 async def test_unreachable_is_what_the_channel_says(tmp_path: Path) -> None:

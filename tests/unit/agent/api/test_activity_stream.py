@@ -20,9 +20,11 @@ from medes.errors import (
     AgentUnreachableError,
     DeadlineExceededError,
     InvalidArgumentError,
+    LimitExceededError,
     NotFoundError,
     WrongStateError,
 )
+from medes.limits import API_REQUEST_BYTES_MAX
 from medes.types import Activity
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
@@ -104,6 +106,23 @@ async def test_one_that_waits_holds_up_no_other(
         assert slow.state is S.RUNNING
         await caller.end("slow")
     assert (slow.requests, slow.state) == (0, S.WARM)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_name_that_is_too_long_breaks_no_others_stream(
+    make_agent: MakeAgent, make_app: MakeApp, blocking: bool
+) -> None:
+    daemon = await with_sandboxes(make_agent, make_app, "slow")
+    slow = daemon.agent.entries["slow"]
+    async with Caller(daemon, blocking) as caller:
+        async with slow.lock:  # an op is at it
+            waiting = asyncio.create_task(caller.begin("slow"))
+            await until(lambda: slow.requests == 1, "begun")
+            with pytest.raises(LimitExceededError):
+                await caller.begin("x" * API_REQUEST_BYTES_MAX)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 20)
+        await caller.end("slow")
 
 
 @pytest.mark.parametrize("blocking", [True, False])
