@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medes.bench.host import host
+from medes.bench.machine import machine
 from medes.client import MedesClient
 from medes.client.messages import activity_request
 from medes.errors import InternalError, IoError
@@ -75,7 +75,7 @@ def _measure(medes: MedesClient, agent_pid: int, pairs: int) -> Iterator[dict[st
             "us_p99": round(quantile(samples, 0.99), 1),
             "client_cpu_us": round(cpu_us[case][0] / len(samples), 1),
             "agent_cpu_us": round(cpu_us[case][1] / len(samples), 1),
-            **host(),
+            **machine(),
         }
 
 

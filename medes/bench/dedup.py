@@ -19,7 +19,7 @@ from medes import native
 from medes.agent.store.store_key import KEY_BYTES
 from medes.bench import dedup_baselines as baselines
 from medes.bench.dedup_baselines import Outcome
-from medes.bench.measure import cpu_timed
+from medes.bench.results import cpu_timed
 from medes.bench.workloads import select
 from medes.errors import InvalidArgumentError, IoError
 from medes.runtimes import manifest

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from medes.bench.host import host
+from medes.bench.machine import machine
 from medes.config import ControllerSettings
 from medes.controller.process import Controller
 from medes.controller.registry.store import Found, RegistryStore
@@ -109,7 +109,7 @@ def _line(case: str, sizes: Sizes, seconds: list[float], **more: Any) -> dict[st
         "us_p99": quantile(seconds, 0.99) * 1e6,
         "us_per_page_p50": p50 * 1e6 / sizes.pages,
         **more,
-        **host(),
+        **machine(),
     }
 
 

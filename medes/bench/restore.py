@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from medes.bench import baselines, criu, throughput, zram
-from medes.bench.host import host as machine
+from medes.bench.machine import machine
 from medes.bench.throughput import Pair, settled
 from medes.demo.cluster import Cluster, local_cluster
 from medes.demo.driver import COMPLETE_TIMEOUT_S, POLL_S
 from medes.errors import CorruptError, DeadlineExceededError, LostError
 from medes.quantiles import quantile_or_none
 from medes.runtimes.host.host import FunctionHost
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.runtimes.manifest import FunctionSpec
 from medes.types import RestoreReport, Sandbox, SandboxState
 

@@ -15,7 +15,7 @@ from typing import Any
 from medes.demo.driver import POLL_S
 from medes.quantiles import median
 from medes.runtimes.host.host import FunctionHost
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 
 ROUNDS = 15  # a measurement
 ORDERS = ("TUUTUTTU", "UTTUTUUT")

@@ -23,8 +23,8 @@ from typing import Any
 
 from medes import native, plugins
 from medes.bench import perftest
-from medes.bench.measure import spread
 from medes.bench.plugged_transport import Connector
+from medes.bench.results import spread
 from medes.certs.identity import FileIdentity, Identity, IssuedIdentity
 from medes.certs.parties import Party, Role
 from medes.errors import UnsupportedError

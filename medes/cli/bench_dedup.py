@@ -9,7 +9,7 @@ import click
 
 from medes import native
 from medes.bench import dedup
-from medes.bench.measure import line
+from medes.bench.results import line
 from medes.cli.options import json_lines_option
 
 HEADING = (

@@ -63,7 +63,7 @@ def cli(
     device at the same read sizes, where it is installed.
     """
     from medes.bench import transport
-    from medes.bench.measure import line
+    from medes.bench.results import line
     from medes.rpc.tls import TlsFiles
 
     if peers:

@@ -69,7 +69,7 @@ class Controller:
             self.state.statistics,
             self.state.directory.state_counts,
             lambda: self.state.cluster_bytes(self.clock.now_s()),
-            lambda: self.state.hosting.withheld,
+            lambda: self.state.domain_access.withheld,
         )
 
     async def start(self) -> None:

@@ -7,7 +7,7 @@ import threading
 from medes.chance import Chance
 from medes.config import ControllerSettings
 from medes.controller.members.directory import Directory
-from medes.controller.members.hosting import Hosting
+from medes.controller.members.domain_access import DomainAccess
 from medes.controller.members.latency import RecentLatencies
 from medes.controller.members.membership import Membership
 from medes.controller.placement.advisor import Advisor
@@ -49,7 +49,7 @@ class ControllerState:
         self.membership = Membership(settings.lease_ms / 1000)
         self.refusals = Refusals()  # under node_changes
         self.directory = Directory()
-        self.hosting = Hosting(self.directory)
+        self.domain_access = DomainAccess(self.directory)
         self.advisor = Advisor(settings.base_threshold, settings.base_reservation_s)
         self.latencies = RecentLatencies()
         # Held over a change of membership and what follows from it: a node that comes back at the moment it is

@@ -11,7 +11,7 @@ from typing import Any
 from medes.demo.cluster import Cluster
 from medes.errors import DeadlineExceededError, MedesError
 from medes.quantiles import median_or_none
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.runtimes.manifest import FunctionSpec
 from medes.types import DedupReport, SandboxState
 

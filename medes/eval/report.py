@@ -41,7 +41,7 @@ SUFFIX = ".jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`options`: of the case, as JSON has them. `host`: medes.bench.host, as the file was begun."""
+    """`options`: of the case, as JSON has them. `host`: medes.bench.machine, as the file was begun."""
 
     case: str
     options: Mapping[str, Any]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medes import plugins
-from medes.bench.host import host
+from medes.bench.machine import machine
 from medes.errors import InternalError, MedesError, UnsupportedError
 from medes.eval.case import Case, Context, Figure, Options, Record
 from medes.eval.report import SUFFIX, Header
@@ -117,7 +117,7 @@ def _text_of(error: Exception) -> str:
 
 
 def _header(name: str, options: Options) -> Header:
-    return Header(name, json.loads(json.dumps(dataclasses.asdict(options))), host())  # type: ignore[call-overload]
+    return Header(name, json.loads(json.dumps(dataclasses.asdict(options))), machine())  # type: ignore[call-overload]
 
 
 def _repetition(case: Case, options: Options, writer: Writer, progress: Progress) -> None:

@@ -30,7 +30,7 @@ from medes.runtimes.contracts.contract import HandlerError, InstanceFailedError
 from medes.runtimes.host import host as host_module
 from medes.runtimes.host.control import ControlServer
 from medes.runtimes.host.host import FunctionHost
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.types import SandboxState as S
 from tests.conformance.function_contract_cases import ContractCase, cases
 from tests.support.cluster import AgentProcess, wait_until

@@ -132,7 +132,7 @@ def lookup_fingerprints(
     checks.name(request.domain, "domain")
     checks.samples(request.samples_per_page, state.settings.samples_per_page)
     pages = checks.hashes(request.hashes, request.samples_per_page)
-    if not state.hosting.hears(party, request.domain):
+    if not state.domain_access.hears(party, request.domain):
         return Lookup(*_nothing(pages * request.samples_per_page), ())
     start_s = clock()
     found = state.store.lookup(request.domain, request.hashes, request.samples_per_page)
@@ -148,7 +148,7 @@ def _nothing(samples: int) -> tuple[bytes, tuple[BaseDescriptor, ...]]:
 
 def publish_base(request: PublishBase, state: ControllerState, party: Party | None = None) -> None:
     """A live node offers a base. Repeating it is harmless."""
-    state.hosting.require(party, request.base.domain)
+    state.domain_access.require(party, request.base.domain)
     checks.samples(request.samples_per_page, state.settings.samples_per_page)
     pages = checks.hashes(request.hashes, request.samples_per_page)
     checks.base(request.base, pages, request.positions, request.samples_per_page)
@@ -177,7 +177,7 @@ def advise_base(
     for what in ("node_id", "function", "domain", "sandbox_id"):
         checks.name(getattr(request, what), what)
     state.membership.require(request.node_id)
-    if not state.hosting.hears(party, request.domain):
+    if not state.domain_access.hears(party, request.domain):
         return Advice(True, FIRST_BASE)  # what it would hear of an empty domain; nothing is reserved
     make, reason = state.advisor.advise(
         request.function,
@@ -198,7 +198,7 @@ def announce_sandboxes(
     checks.name(request.node_id, "node_id")
     checks.sandboxes(request.sandboxes, request.node_id)
     state.membership.require(request.node_id)
-    sandboxes = state.hosting.admitted(party, request.sandboxes)
+    sandboxes = state.domain_access.admitted(party, request.sandboxes)
     records = tuple(replace(r, node_id=request.node_id) for r in sandboxes)
     state.directory.announce(request.node_id, records, full=request.full)
 

@@ -63,7 +63,7 @@ class Directory:
             if record.state is SandboxState.DEDUP:
                 self._dedup_counts[(record.function, record.domain)] += 1
 
-    def hosts(self, node_id: str, domain: str) -> bool:
+    def has_sandboxes(self, node_id: str, domain: str) -> bool:
         """Whether a node has a sandbox in a domain."""
         with self._lock:
             return (node_id, domain) in self._hosted

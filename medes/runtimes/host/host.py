@@ -28,7 +28,7 @@ from medes.errors import (
 )
 from medes.plugins import Kind
 from medes.runtimes.contracts.contract import Contract, InstanceFailedError, Phase
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.runtimes.host.nodes import NodeLink
 from medes.runtimes.manifest import FunctionSpec
 from medes.types import PurgeCause, RestoreReport, Sandbox, SandboxState

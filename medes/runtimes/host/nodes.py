@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from medes.client import AsyncMedesClient
 from medes.errors import MedesError, NotFoundError
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.types import (
     DedupResult,
     Explanation,

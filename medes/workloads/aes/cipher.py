@@ -9,13 +9,13 @@ from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 RECORDS = 9_000
 SEALED_MAX = 32
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-ledger = Ledger("aes", buffer_bytes=1 << 20)
+state = CheckedState("aes", buffer_bytes=1 << 20)
 signing_key = ec.derive_private_key(0x1F2E3D4C5B6A79881726354433221100, ec.SECP256R1())
 public_key = signing_key.public_key()
 key_ring = {f"user-{number}": hashlib.sha256(f"key {number}".encode()).digest() for number in range(RECORDS)}
@@ -31,7 +31,7 @@ def _counter_mode(key: bytes, nonce: bytes) -> Cipher:
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     generator = random.Random(int(event["seed"]))
     message = "".join(generator.choices(ALPHABET, k=min(int(event["length"]), 1 << 20))).encode()
     user = f"user-{generator.randrange(RECORDS)}"
@@ -50,4 +50,4 @@ def handler(event, context):
     public_key.verify(signature, encrypted, ec.ECDSA(hashes.SHA256()))
     if profiles[user]["key"] != key_ring[user].hex():
         raise RuntimeError("the key ring and the profiles disagree")
-    return ledger.finish(key, {"user": user, "encrypted": digest(encrypted), "tag": tag.finalize().hex()})
+    return state.finish(key, {"user": user, "encrypted": digest(encrypted), "tag": tag.finalize().hex()})

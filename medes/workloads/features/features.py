@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 FITTED_REVIEWS = 2_000
 GOOD = ["good", "great", "tasty", "excellent", "fresh", "lovely", "perfect", "crisp", "sweet", "favourite"]
@@ -47,7 +47,7 @@ def reviews(count: int, seed: object) -> pd.DataFrame:
     return pd.DataFrame({"score": scores, "text": texts, "length": [len(text) for text in texts]})
 
 
-ledger = Ledger("features", buffer_bytes=1 << 20)
+state = CheckedState("features", buffer_bytes=1 << 20)
 corpus = reviews(FITTED_REVIEWS, "corpus")
 vectoriser = TfidfVectorizer(ngram_range=(1, 2), min_df=2)
 fitted = vectoriser.fit_transform(corpus["text"])
@@ -55,7 +55,7 @@ idf_digest = digest(vectoriser.idf_.tobytes())
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     frame = reviews(min(int(event["reviews"]), FITTED_REVIEWS), int(event["seed"]))
     matrix = vectoriser.transform(frame["text"])
     grouped = frame.groupby("score")["length"].agg(["mean", "max", "count"])
@@ -68,4 +68,4 @@ def handler(event, context):
         "by_score": digest(grouped.to_csv()),
         "nearest": nearest.tolist(),
     }
-    return ledger.finish(key, result)
+    return state.finish(key, result)

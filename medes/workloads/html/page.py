@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import jinja2
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 PRODUCTS = 14_000
 PAGES_MAX = 32
@@ -24,7 +24,7 @@ TEMPLATE = """<!doctype html>
 <p>{{ rows|length }} rows, dearest {{ rows|sum(start=[])|map(attribute="price")|max|round(2) }}</p>
 """
 
-ledger = Ledger("html", buffer_bytes=1 << 20)
+state = CheckedState("html", buffer_bytes=1 << 20)
 environment = jinja2.Environment(autoescape=True)
 template = environment.from_string(TEMPLATE)
 pages: OrderedDict[str, str] = OrderedDict()
@@ -46,7 +46,7 @@ products = _products()
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     generator = random.Random(int(event["seed"]))
     columns = max(1, min(int(event["columns"]), 50))
     rows = [generator.choices(products, k=columns) for _ in range(min(int(event["rows"]), 1000))]
@@ -56,4 +56,4 @@ def handler(event, context):
     pages[key] = page
     while len(pages) > PAGES_MAX:
         pages.popitem(last=False)
-    return ledger.finish(key, {"page": digest(page.encode()), "characters": len(page)})
+    return state.finish(key, {"page": digest(page.encode()), "characters": len(page)})

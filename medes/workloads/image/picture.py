@@ -7,13 +7,13 @@ from collections import OrderedDict
 
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 THUMBNAILS_MAX = 16
 BACKDROP_SIDE = 1400
 
 Image.init()
-ledger = Ledger("image", buffer_bytes=1 << 20)
+state = CheckedState("image", buffer_bytes=1 << 20)
 thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
 
 
@@ -51,7 +51,7 @@ def _source(width: int, height: int, seed: int) -> Image.Image:
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     source = _source(min(int(event["width"]), 1024), min(int(event["height"]), 1024), int(event["seed"]))
     steps = {
         "flip": source.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -72,6 +72,4 @@ def handler(event, context):
     encoded = io.BytesIO()
     steps["sharpen"].save(encoded, "JPEG", quality=85)
     result = {name: digest(picture.tobytes()) for name, picture in steps.items()}
-    return ledger.finish(
-        key, {**result, "jpeg": digest(encoded.getvalue()), "bytes": len(encoded.getvalue())}
-    )
+    return state.finish(key, {**result, "jpeg": digest(encoded.getvalue()), "bytes": len(encoded.getvalue())})

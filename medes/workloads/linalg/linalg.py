@@ -4,19 +4,19 @@ from collections import OrderedDict
 
 import numpy as np
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 BASIS_ROWS, BASIS_COLUMNS = 1536, 768
 SOLUTIONS_MAX = 16
 
-ledger = Ledger("linalg", buffer_bytes=1 << 20)
+state = CheckedState("linalg", buffer_bytes=1 << 20)
 # A discrete cosine basis: large, the same in every instance, and dense with floats that no compressor likes.
 basis = np.cos(np.pi / BASIS_ROWS * np.outer(np.arange(BASIS_ROWS) + 0.5, np.arange(BASIS_COLUMNS)))
 solutions: OrderedDict[str, np.ndarray] = OrderedDict()
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     n = min(int(event["n"]), 512)
     generator = np.random.default_rng(int(event["seed"]))
     matrix = generator.random((n, n)) - 0.5
@@ -37,4 +37,4 @@ def handler(event, context):
         "solution": digest(solution.tobytes()),
         "projection": digest(projection.tobytes()),
     }
-    return ledger.finish(key, result)
+    return state.finish(key, result)

@@ -4,7 +4,7 @@ import multiprocessing
 import random
 from collections import Counter
 
-from medes.runtimes.instance.ledger import Ledger
+from medes.runtimes.instance.checked_state import CheckedState
 
 WORKERS = 2
 CORPUS_LINES = 12_000
@@ -45,7 +45,7 @@ WORDS = [
     "like",
 ]
 
-ledger = Ledger("mapreduce", buffer_bytes=1 << 20)
+state = CheckedState("mapreduce", buffer_bytes=1 << 20)
 
 
 LANGUAGE_SET = frozenset(LANGUAGES)
@@ -74,11 +74,11 @@ pool = multiprocessing.get_context("fork").Pool(WORKERS, initializer=build_index
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     lines, begin = min(int(event["lines"]), 1_000_000), int(event["seed"]) * 97
     step = max(1, lines // (WORKERS * 2))
     spans = [(begin + at, begin + min(at + step, lines)) for at in range(0, lines, step)]
     total: Counter = Counter()
     for part in pool.map(count, spans, chunksize=1):
         total.update(part)
-    return ledger.finish(key, {"counts": dict(sorted(total.items())), "workers": WORKERS})
+    return state.finish(key, {"counts": dict(sorted(total.items())), "workers": WORKERS})

@@ -4,13 +4,13 @@ from collections import OrderedDict
 
 import numpy as np
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 HIDDEN = 1024
 NAMES_MAX = 64
 
-ledger = Ledger("rnn", buffer_bytes=1 << 20)
+state = CheckedState("rnn", buffer_bytes=1 << 20)
 
 
 class Network:
@@ -63,7 +63,7 @@ def write(first: str, length: int, seed: int) -> str:
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     first_letters = [letter for letter in str(event["letters"]).lower() if letter in ALPHABET][:16]
     written = [write(letter, min(int(event["length"]), 64), int(event["seed"])) for letter in first_letters]
     if names.get(key, written) != written:
@@ -73,4 +73,4 @@ def handler(event, context):
     names[key] = written
     while len(names) > NAMES_MAX:
         names.popitem(last=False)
-    return ledger.finish(key, {"names": written})
+    return state.finish(key, {"names": written})

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 KEPT_REVIEWS = 3_000
 MODELS_MAX = 8
@@ -39,7 +39,7 @@ FILLER = [
     "text",
 ]
 
-ledger = Ledger("train", buffer_bytes=1 << 20)
+state = CheckedState("train", buffer_bytes=1 << 20)
 models: OrderedDict[str, tuple[Pipeline, str]] = OrderedDict()
 
 
@@ -68,7 +68,7 @@ def fit(frame: pd.DataFrame) -> tuple[Pipeline, float]:
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     frame = reviews(min(int(event["reviews"]), 20_000), int(event["seed"]))
     model, accuracy = fit(frame)
     chances = np.round(model.predict_proba(archive["text"][:100]), 9).tobytes()
@@ -81,7 +81,7 @@ def handler(event, context):
     models[key] = (model, predicted)
     while len(models) > MODELS_MAX:
         models.popitem(last=False)
-    return ledger.finish(key, {"accuracy": accuracy, "predicted": predicted})
+    return state.finish(key, {"accuracy": accuracy, "predicted": predicted})
 
 
 first_model = fit(archive)

@@ -2,19 +2,19 @@
 
 import math
 
-from medes.runtimes.instance.ledger import Ledger
+from medes.runtimes.instance.checked_state import CheckedState
 
 TABLE_ENTRIES = 120_000
 
-ledger = Ledger("vanilla", buffer_bytes=1 << 20)
+state = CheckedState("vanilla", buffer_bytes=1 << 20)
 table = {number: math.sqrt(number) for number in range(TABLE_ENTRIES)}
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     seed = int(event["seed"])
     total = 0.0
     for step in range(int(event["n"])):
         number = (step * 7919 + seed * 104_729) % TABLE_ENTRIES
         total += math.sin(number) * math.cos(number) + table[number]
-    return ledger.finish(key, {"total": total, "entries": len(table)})
+    return state.finish(key, {"total": total, "entries": len(table)})

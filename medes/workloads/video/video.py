@@ -5,13 +5,13 @@ import zlib
 
 import numpy as np
 
-from medes.runtimes.instance.ledger import Ledger, digest
+from medes.runtimes.instance.checked_state import CheckedState, digest
 
 HEIGHT, WIDTH = 240, 320
 KEPT_FRAMES = 256
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
-ledger = Ledger("video", buffer_bytes=1 << 20)
+state = CheckedState("video", buffer_bytes=1 << 20)
 rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
 
@@ -41,11 +41,11 @@ def encode(greys: list[np.ndarray]) -> bytes:
 
 
 def handler(event, context):
-    key = ledger.begin(event)
+    key = state.begin(event)
     count, seed = min(int(event["frames"]), KEPT_FRAMES), int(event["seed"])
     greys = [(render(number, seed) @ GREY).astype(np.uint8) for number in range(count)]
     encoded = encode(greys)
     motion = [int((np.abs(grey.astype(np.int16) - reference[n]) > 8).sum()) for n, grey in enumerate(greys)]
     if digest(reference[::8].tobytes()) != reference_digest:
         raise RuntimeError("the kept frames changed between requests")
-    return ledger.finish(key, {"encoded": digest(encoded), "bytes": len(encoded), "motion": motion})
+    return state.finish(key, {"encoded": digest(encoded), "bytes": len(encoded), "motion": motion})

@@ -135,7 +135,7 @@ async def test_demo_reads_every_remote_page_by_rdma(monkeypatch: pytest.MonkeyPa
     """`medes demo --transport rdma` with two of the ten functions, step by step, to see its agents' counters."""
     monkeypatch.setattr("medes.demo.cluster.START_TIMEOUT_S", 900.0)
     monkeypatch.setattr("medes.demo.driver.COMPLETE_TIMEOUT_S", 600.0)
-    monkeypatch.setattr("medes.runtimes.host.hosted.LOAD_TIMEOUT_S", 600.0)
+    monkeypatch.setattr("medes.runtimes.host.hosted_instance.LOAD_TIMEOUT_S", 600.0)
     monkeypatch.setenv("MEDES_CONTROLLER_LEASE_MS", "300000")
     monkeypatch.setenv("MEDES_AGENT_PAGE_TOKEN_S", str(LASTING_S))
     names = {"vanilla", "html"}

@@ -21,7 +21,7 @@ from medes.errors import (
 from medes.runtimes.contracts.contract import HandlerError, InstanceFailedError
 from medes.runtimes.host.standalone import StandaloneInstance, running_instances
 from medes.runtimes.instance import hooks, wire
-from medes.runtimes.instance.ledger import Ledger, StateDamagedError
+from medes.runtimes.instance.checked_state import CheckedState, StateDamagedError
 from medes.runtimes.manifest import FunctionSpec, load
 
 CODE = """
@@ -274,33 +274,33 @@ def test_before_hooks_run_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", ["unique", "line", "event", "cached", "count"])
-def test_a_ledger_notices_one_wrong_byte(damage: str) -> None:
-    ledger = Ledger("test", buffer_bytes=1 << 14)
-    answers = [ledger.finish(ledger.begin({"n": n}), {"n": n}) for n in (1, 2, 1)]
+def test_checked_state_notices_one_wrong_byte(damage: str) -> None:
+    state = CheckedState("test", buffer_bytes=1 << 14)
+    answers = [state.finish(state.begin({"n": n}), {"n": n}) for n in (1, 2, 1)]
     assert answers[0] == answers[2]
     if damage == "unique":
-        ledger._unique[70] ^= 1
+        state._unique[70] ^= 1
     elif damage == "line":
-        ledger._lines[5] = ledger._lines[5][:-1] + "x"
+        state._lines[5] = state._lines[5][:-1] + "x"
     elif damage == "event":
-        ledger._events[1] = ledger._events[0]
+        state._events[1] = state._events[0]
     elif damage == "cached":
-        next(iter(ledger._cache.values()))[0]["n"] = 3
+        next(iter(state._cache.values()))[0]["n"] = 3
     else:
-        ledger.requests = 1
+        state.requests = 1
     with pytest.raises(StateDamagedError):
-        ledger.begin({"n": 1})
+        state.begin({"n": 1})
 
 
-def test_a_ledger_refuses_another_answer_to_the_same_event() -> None:
-    ledger = Ledger("test", buffer_bytes=0)
-    ledger.finish(ledger.begin("event"), 1)
+def test_checked_state_refuses_another_answer_to_the_same_event() -> None:
+    state = CheckedState("test", buffer_bytes=0)
+    state.finish(state.begin("event"), 1)
     with pytest.raises(StateDamagedError, match="was 1 and is now 2"):
-        ledger.finish(ledger.begin("event"), 2)
+        state.finish(state.begin("event"), 2)
 
 
-def test_ledgers_of_two_instances_differ() -> None:
-    one, two = (Ledger("test", 1024) for _ in range(2))
+def test_checked_states_of_two_instances_differ() -> None:
+    one, two = (CheckedState("test", 1024) for _ in range(2))
     assert one.finish(one.begin(1), 1)["state_digest"] != two.finish(two.begin(1), 1)["state_digest"]
 
 

@@ -12,7 +12,7 @@ import medes
 from medes.agent.node.pressure import machine_bytes
 
 
-def host() -> dict[str, object]:
+def machine() -> dict[str, object]:
     """medes (its version), commit (empty outside a git clone), cpu, cpus, kernel, memory_bytes, python; and load_average,
     that of the last minute as it is now."""
     return {**_machine(), "load_average": round(os.getloadavg()[0], 2)}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from medes.bench.host import host
+from medes.bench.machine import machine
 from medes.quantiles import quantile
 
 T = TypeVar("T")
@@ -35,4 +35,4 @@ def spread(samples: Sequence[float], digits: int = 3) -> dict[str, float | int]:
 
 def line(case: Mapping[str, Any]) -> str:
     """The case and the host it ran on as one line of JSON."""
-    return json.dumps({**case, **host()}, separators=(", ", ": "))
+    return json.dumps({**case, **machine()}, separators=(", ", ": "))

@@ -63,7 +63,7 @@ def found(state: ControllerState, party: Party | None, domain: str, base_id: int
 def test_a_node_finds_bases_where_it_has_sandboxes(state: ControllerState) -> None:
     assert found(state, node("bank"), "bank", 1) == [1]
     assert found(state, node("shop"), "bank", 1) == []
-    assert state.hosting.withheld == 1
+    assert state.domain_access.withheld == 1
     announce(state, "shop", "bank")
     assert found(state, node("shop"), "bank", 1) == [1]
     announce(state, "shop", "bank", state=SandboxState.PURGED)

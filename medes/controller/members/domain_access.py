@@ -17,7 +17,7 @@ from medes.types import SandboxRecord
 log = logging.getLogger(__name__)
 
 
-class Hosting:
+class DomainAccess:
     """`party` is None for callers that show no certificate: on a unix socket, or with `insecure_plaintext`."""
 
     def __init__(self, directory: Directory) -> None:
@@ -37,7 +37,7 @@ class Hosting:
 
     def hears(self, party: Party | None, domain: str) -> bool:
         """Whether the node may be told what there is in a domain; counts where not."""
-        if party is None or (party.admits(domain) and self._directory.hosts(party.name, domain)):
+        if party is None or (party.admits(domain) and self._directory.has_sandboxes(party.name, domain)):
             return True
         self._count()
         log.warning("%s asked about domain %s, which it does not host", party, domain)

@@ -1,6 +1,6 @@
 """What a function keeps between requests so that one wrong byte of its memory shows in the next answer.
 
-The ten functions of this package each hold a Ledger. It is standard library only, and deliberately plain:
+The ten functions of this package each hold a CheckedState. It is standard library only, and deliberately plain:
 the point is memory that must survive, not speed.
 """
 
@@ -30,7 +30,7 @@ def digest(*parts: object) -> str:
     return hasher.hexdigest()
 
 
-class Ledger:
+class CheckedState:
     """A counter, a chain over all events, a cache of answers and a buffer, each checked at every request.
 
     buffer_bytes is text that every instance of a function has alike, laid out in separate objects so that it is

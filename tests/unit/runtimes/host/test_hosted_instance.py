@@ -15,9 +15,9 @@ from medes.errors import DeadlineExceededError, FunctionError, InvalidArgumentEr
 from medes.plugins import Kind
 from medes.runtimes import manifest
 from medes.runtimes.contracts.contract import Answer, Command, Contract, Instance, InstanceFailedError, Ready
-from medes.runtimes.host import hosted
+from medes.runtimes.host import hosted_instance
 from medes.runtimes.host.host import FunctionHost
-from medes.runtimes.host.hosted import HostedInstance
+from medes.runtimes.host.hosted_instance import HostedInstance
 
 
 class Odd(Contract):
@@ -110,9 +110,9 @@ async def instance(tmp_path: Path, ended: list[HostedInstance]) -> AsyncIterator
 async def test_one_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, kind: type[Exception], complaint: str
 ) -> None:
-    monkeypatch.setattr(hosted, "LAST_WORDS_S", 0.01)
+    monkeypatch.setattr(hosted_instance, "LAST_WORDS_S", 0.01)
     if how == "slow":
-        monkeypatch.setattr(hosted, "LOAD_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(hosted_instance, "LOAD_TIMEOUT_S", 0.5)
     made = HostedInstance(spec_of(tmp_path, how), "odd-1", "n0")
     with pytest.raises(kind, match=complaint):
         await made.start(tmp_path / "log", tmp_path / "own", lambda _: None)
@@ -141,7 +141,7 @@ async def test_what_no_contract_may_raise_ends_the_instance(
 async def test_the_end_of_the_process_ends_a_call_that_does_not_see_it(
     instance: HostedInstance, ended: list[HostedInstance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosted, "LAST_WORDS_S", 0.01)
+    monkeypatch.setattr(hosted_instance, "LAST_WORDS_S", 0.01)
     waiting = asyncio.create_task(instance.invoke("wait", "1", 600))
     await asyncio.sleep(0)
     assert instance._spawned is not None
