@@ -46,7 +46,7 @@ class Eviction:
         their way back, or the sandbox is lost, or the next agent has to look."""
         agent, entry = self._agent, self._entry
         driver = agent.driver_of(entry)
-        packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        packed, holdout = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         try:
             live = await self._patiently(
                 agent.in_own_thread(
@@ -72,7 +72,7 @@ class Eviction:
             raise
         point("dedup.evicted")
         evicted = self._evicted(planned, live)
-        evicted.probe = probe
+        evicted.holdout = holdout
         entry.put_away(evicted)
         entry.pages_went()
         return evicted

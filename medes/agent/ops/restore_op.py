@@ -68,7 +68,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
         evicted.waited_us, evicted.slot = 0, slot
         evicted.stage_us = {"queue": queue_us, "peers": _us_since(agent, peers_s)}
         agent.journal.post(records.restoring(entry.id))
-        packed, probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        packed, holdout = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
         try:
             rate = agent.settings.background_bytes_per_s
             # Returns at once, so that telling everybody runs beside the page work and not before it.
@@ -86,7 +86,7 @@ async def start(agent: Agent, entry: SandboxEntry, *, eager: bool, deadline_s: f
                     f"base pages: {error.message}", object=entry.id, hint=hint
                 ) from error
             raise
-        watch = _watch(agent, entry, evicted, None if eager else probe, queue_us, slot.hand_over())
+        watch = _watch(agent, entry, evicted, None if eager else holdout, queue_us, slot.hand_over())
         agent.spawn(watch, f"restore {entry.id}")
     if not ready:
         _refuse_late(entry, evicted)
@@ -109,7 +109,7 @@ async def _taken_back(agent: Agent, entry: SandboxEntry) -> Evicted:
         stale = False
         for node_id, base_ids in evicted.pins.items():
             if node_id != agent.node_id and base_ids:
-                stale |= not await agent.peers.probe(node_id, entry.spec.domain, base_ids[0])
+                stale |= not await agent.peers.readable(node_id, entry.spec.domain, base_ids[0])
         if stale:
             await rebind(agent, entry, evicted)
         return evicted
@@ -160,7 +160,7 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         agent.move(entry, S.RESTORING, entry.op_reason)
         entry.restore_ready(replace(_report(evicted, 0), demand_woken=True))
         slot = agent.admission.enter()
-        agent.spawn(_watch(agent, entry, evicted, evicted.probe, 0, slot), f"restore {entry.id}")
+        agent.spawn(_watch(agent, entry, evicted, evicted.holdout, 0, slot), f"restore {entry.id}")
         if entry.spec.hook_address:
             agent.spawn(_run_hook(agent, entry, evicted), f"hook {entry.id}")
 
@@ -183,11 +183,11 @@ async def _watch(
     agent: Agent,
     entry: SandboxEntry,
     evicted: Evicted,
-    probe: frozenset[Page] | None,
+    holdout: frozenset[Page] | None,
     queue_us: int,
     slot: Slot,
 ) -> None:
-    """Waits for the last page, then settles. Ends when the handle is let go of, as by a purge. Without a `probe` the
+    """Waits for the last page, then settles. Ends when the handle is let go of, as by a purge. Without a `holdout` the
     sandbox does not run before its last page is in, so that what did not fault says nothing."""
     asked = entry.requests > 0
     handle = evicted.live
@@ -214,9 +214,9 @@ async def _watch(
     async with entry.lock:
         if entry.evicted is evicted and entry.state is S.RESTORING:
             await _settle(agent, entry, evicted, queue_us)
-    if probe is None or not (faulted or asked):
+    if holdout is None or not (faulted or asked):
         return
-    agent.working_sets.get(entry.spec.domain, entry.spec.function).merge(faulted, probe)
+    agent.working_sets.get(entry.spec.domain, entry.spec.function).merge(faulted, holdout)
     await agent.in_restores(agent.working_sets.save, entry.spec.domain, entry.spec.function)
 
 

@@ -152,7 +152,7 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
 
 def arm_wake(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     """Tells the driver what to prefetch should the sandbox wake by its own fault."""
-    packed, evicted.probe = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+    packed, evicted.holdout = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
     evicted.handle.set_working_set(packed)
 
 

@@ -23,8 +23,8 @@ from medes.types import BaseDescriptor, NodeEndpoints
 
 log = logging.getLogger(__name__)
 
-PROBE_BYTES = 16
-PROBE_TIMEOUT_S = 2.0
+TRIAL_BYTES = 16
+TRIAL_TIMEOUT_S = 2.0
 STRANGERS_MAX = 1000
 AWAY = (PeerUnreachableError, DeadlineExceededError)
 
@@ -246,7 +246,7 @@ class PeerTable:
                     raise
                 await self.refresh(node_id)
                 continue
-            if await self.probe(node_id, domain, base_id):
+            if await self.readable(node_id, domain, base_id):
                 return reader
         raise PeerUnreachableError("its base pages cannot be read", object=node_id)
 
@@ -302,7 +302,7 @@ class PeerTable:
             for node_id in {node_id for node_id, _ in self._readers}:
                 transport.keep_bases(node_id, pinned_at(node_id))
 
-    async def probe(self, node_id: str, domain: str, base_id: int) -> bool:
+    async def readable(self, node_id: str, domain: str, base_id: int) -> bool:
         """Whether the reader in use still reads the base (the peer may have restarted)."""
         key = (node_id, domain)
         found = self._readers.get(key)
@@ -310,7 +310,7 @@ class PeerTable:
             return False
         reader = found[0]
         try:
-            await self._workers.restores(lambda: reader.read(base_id, 0, PROBE_BYTES, PROBE_TIMEOUT_S))
+            await self._workers.restores(lambda: reader.read(base_id, 0, TRIAL_BYTES, TRIAL_TIMEOUT_S))
             return True
         except MedesError as error:
             log.info("pages of %s: %s: opening them anew", node_id, error)

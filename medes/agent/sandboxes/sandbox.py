@@ -89,7 +89,7 @@ class Evicted:
     stage_us: dict[str, int] = field(default_factory=dict)  # of the restore, before pages move
     waited_us: int = 0  # for it, until the sandbox ran
     slot: Slot | None = None  # of the restore under way
-    probe: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
+    holdout: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
 
     def sources(self, own_node: str) -> dict[str, str]:
         """Node → how its base pages are reached; the own node's are mapped."""

@@ -3,8 +3,8 @@
 An entry is (region key, page offset), packed as two little-endian u64, an identity that survives ASLR. A restore
 records the pages that faulted; pages that were prefetched cannot fault, so each restore leaves a slice of the set
 out, another one each time: a page of the slice that does not fault has lost its reason and decays, one that faults
-is confirmed. A slice is at most a sixteenth of the set and about PROBE_PAGES_CALM, since each costs its fault; about
-PROBE_PAGES when less than half were confirmed or the function touched much that is new, until they are.
+is confirmed. A slice is at most a sixteenth of the set and about HOLDOUT_PAGES_CALM, since each costs its fault; about
+HOLDOUT_PAGES when less than half were confirmed or the function touched much that is new, until they are.
 
 File: `<state_dir>/working-sets/<hex>.ws`, name = checksum of function and domain;
 "MWS1" | u32 restores | u64 checksum64 of the rest | entries of {u64 key, u64 offset, f32 score, f32 rank}.
@@ -30,15 +30,15 @@ _PAIR = struct.Struct("<QQ")
 _MAGIC = b"MWS1"
 _FILE_BYTES_MAX = _HEADER.size + WORKING_SET_PAGES_MAX * _ENTRY.size
 
-PROBE_SLICES_MIN = 16
-PROBE_PAGES, PROBE_PAGES_CALM = 48, 4  # some 40 us a fault, which the request waits for
-CALM_AFTER_PAGES = 120  # probed
-UNEASY_AFTER_PAGES = 20  # probed
-CONFIRMED_MIN = 0.5  # of the pages probed lately; no function touches every page each time
-PROBE_MEMORY = 0.9  # what a restore leaves of the weight of earlier probes
+HOLDOUT_SLICES_MIN = 16
+HOLDOUT_PAGES, HOLDOUT_PAGES_CALM = 48, 4  # some 40 us a fault, which the request waits for
+CALM_AFTER_PAGES = 120  # held out
+UNEASY_AFTER_PAGES = 20  # held out
+CONFIRMED_MIN = 0.5  # of the pages held out lately; no function touches every page each time
+HOLDOUT_MEMORY = 0.9  # what a restore leaves of the weight of earlier holdouts
 DRIFT_PAGES = 32  # new ones in a restore, or a sixteenth of the set: it is not calm
 DECAY = 0.5
-SCORE_MIN = 0.2  # an entry goes after three probes without a fault
+SCORE_MIN = 0.2  # an entry goes after three holdouts without a fault
 RANK_WEIGHT = 0.3  # of the newest restore in an entry's average position
 
 Page = tuple[int, int]
@@ -69,13 +69,13 @@ class WorkingSet:
         self.restores = 0
         # Not kept over a restart of the agent.
         self._calm = True
-        self._probed = self._confirmed = 0.0  # pages, lately
+        self._held_out = self._confirmed = 0.0  # pages, lately
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def prefetch(self) -> tuple[bytes, frozenset[Page]]:
-        """What the next restore shall prefetch, packed in order, and the pages left out as its probe.
+        """What the next restore shall prefetch, packed in order, and the pages left out as its holdout.
 
         Worked out once a merge (`prepare`), since a restore waits for it: a function touches thousands of pages.
         """
@@ -84,9 +84,9 @@ class WorkingSet:
         return self._next
 
     def exact(self) -> bytes:
-        """All of the set, packed, the next probe too."""
-        packed, probe = self.prefetch()
-        return packed + pack_pages(sorted(probe))
+        """All of the set, packed, the next holdout too."""
+        packed, holdout = self.prefetch()
+        return packed + pack_pages(sorted(holdout))
 
     def prepare(self) -> None:
         """Works out what the next prefetch() returns; for after a merge, off the path of a restore."""
@@ -94,17 +94,17 @@ class WorkingSet:
 
     def _plan(self) -> tuple[bytes, frozenset[Page]]:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
-        pages = PROBE_PAGES_CALM if self._calm else PROBE_PAGES
-        slices = max(PROBE_SLICES_MIN, len(ordered) // pages)
+        pages = HOLDOUT_PAGES_CALM if self._calm else HOLDOUT_PAGES
+        slices = max(HOLDOUT_SLICES_MIN, len(ordered) // pages)
         turn = self.restores % slices
-        probe = frozenset(page for page in ordered if hash(page) % slices == turn)
-        return pack_pages([page for page in ordered if page not in probe]), probe
+        holdout = frozenset(page for page in ordered if hash(page) % slices == turn)
+        return pack_pages([page for page in ordered if page not in holdout]), holdout
 
-    def merge(self, faulted: list[Page], probe: frozenset[Page] = frozenset()) -> None:
+    def merge(self, faulted: list[Page], holdout: frozenset[Page] = frozenset()) -> None:
         """Takes in one restore: the pages that faulted, in order, and those that its prefetch left out."""
         self.restores += 1
         self._next = None
-        self._weigh(faulted, probe)
+        self._weigh(faulted, holdout)
         seen: set[Page] = set()
         for rank, page in enumerate(faulted[:WORKING_SET_PAGES_MAX]):
             if page in seen:
@@ -115,27 +115,27 @@ class WorkingSet:
                 self._entries[page] = _Entry(1.0, float(rank))
             else:
                 entry.score = 1.0
-                if page not in probe:  # among the few faults of a prefetched restore its place says nothing
+                if page not in holdout:  # among the few faults of a prefetched restore its place says nothing
                     entry.rank += RANK_WEIGHT * (rank - entry.rank)
-        for page in probe - seen:
+        for page in holdout - seen:
             if (entry := self._entries.get(page)) is not None:
                 entry.score *= DECAY
                 if entry.score < SCORE_MIN:
                     del self._entries[page]
         self._bound()
 
-    def _weigh(self, faulted: list[Page], probe: frozenset[Page]) -> None:
+    def _weigh(self, faulted: list[Page], holdout: frozenset[Page]) -> None:
         """Whether the set still is what the function touches, by this restore."""
         touched = set(faulted)
-        self._probed = PROBE_MEMORY * self._probed + len(probe)
-        self._confirmed = PROBE_MEMORY * self._confirmed + len(probe & touched)
+        self._held_out = HOLDOUT_MEMORY * self._held_out + len(holdout)
+        self._confirmed = HOLDOUT_MEMORY * self._confirmed + len(holdout & touched)
         drift = sum(page not in self._entries for page in touched)
         drifts = bool(self._entries) and drift > max(DRIFT_PAGES, len(self._entries) // 16)
-        stale = self._probed >= UNEASY_AFTER_PAGES and self._confirmed < CONFIRMED_MIN * self._probed
+        stale = self._held_out >= UNEASY_AFTER_PAGES and self._confirmed < CONFIRMED_MIN * self._held_out
         if drifts or (self._calm and stale):
-            self._calm, self._probed, self._confirmed = False, 0.0, 0.0
-        elif self._probed >= CALM_AFTER_PAGES:
-            self._calm |= self._confirmed >= CONFIRMED_MIN * self._probed
+            self._calm, self._held_out, self._confirmed = False, 0.0, 0.0
+        elif self._held_out >= CALM_AFTER_PAGES:
+            self._calm |= self._confirmed >= CONFIRMED_MIN * self._held_out
 
     def _bound(self) -> None:
         excess = len(self._entries) - WORKING_SET_PAGES_MAX

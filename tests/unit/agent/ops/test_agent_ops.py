@@ -262,7 +262,7 @@ async def test_activity_wakes_a_dedupd_sandbox_before_it_answers(
 async def test_a_restore_that_nobody_waited_for_teaches_nothing(
     make_agent: MakeAgent, make_app: MakeApp, eager: bool, faulted: bytes
 ) -> None:
-    """Else what it left out as a probe would seem untouched, and leave the set."""
+    """Else what it left out as a holdout would seem untouched, and leave the set."""
     daemon, app = await make_agent(), make_app()
     await register(daemon, app)
     await handlers.dedup(daemon.agent, "s1")

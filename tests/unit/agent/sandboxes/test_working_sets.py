@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medes.agent.sandboxes.working_sets import (
-    PROBE_PAGES,
-    PROBE_SLICES_MIN,
+    HOLDOUT_PAGES,
+    HOLDOUT_SLICES_MIN,
     WorkingSet,
     WorkingSetStore,
     pack_pages,
@@ -27,21 +27,21 @@ def test_packed_pages_come_back() -> None:
 def test_what_the_first_restore_touched_is_the_next_ones_prefetch_in_its_order() -> None:
     ws = WorkingSet()
     ws.merge(pages(9, 2, 7))
-    packed, probe = ws.prefetch()
-    assert [p for p in pages(9, 2, 7) if p not in probe] == unpack_pages(packed)
-    assert set(unpack_pages(packed)) | probe == set(unpack_pages(ws.exact())) == set(pages(9, 2, 7))
+    packed, holdout = ws.prefetch()
+    assert [p for p in pages(9, 2, 7) if p not in holdout] == unpack_pages(packed)
+    assert set(unpack_pages(packed)) | holdout == set(unpack_pages(ws.exact())) == set(pages(9, 2, 7))
 
 
 def test_a_page_that_is_no_longer_touched_goes_and_one_that_is_stays() -> None:
     ws = WorkingSet()
     wanted, stale = pages(*range(100)), pages(*range(1000, 1100))
     ws.merge(wanted + stale)
-    for _ in range(PROBE_SLICES_MIN * 8):
-        packed, probe = ws.prefetch()
+    for _ in range(HOLDOUT_SLICES_MIN * 8):
+        packed, holdout = ws.prefetch()
         prefetched = set(unpack_pages(packed))
-        ws.merge([p for p in wanted if p not in prefetched], probe)
-    packed, probe = ws.prefetch()
-    left = set(unpack_pages(packed)) | probe
+        ws.merge([p for p in wanted if p not in prefetched], holdout)
+    packed, holdout = ws.prefetch()
+    left = set(unpack_pages(packed)) | holdout
     assert left == set(wanted)
 
 
@@ -50,33 +50,33 @@ def test_probing_is_rare_while_it_is_confirmed_and_comes_back_with_drift() -> No
     wanted, others = pages(*range(2000)), pages(*range(5000, 7000))
 
     def restore(touched: list[tuple[int, int]]) -> int:
-        packed, probe = ws.prefetch()
+        packed, holdout = ws.prefetch()
         prefetched = set(unpack_pages(packed))
-        ws.merge([p for p in touched if p not in prefetched], probe)
-        return len(probe)
+        ws.merge([p for p in touched if p not in prefetched], holdout)
+        return len(holdout)
 
-    assert all(restore(wanted) < PROBE_PAGES // 4 for _ in range(50))
+    assert all(restore(wanted) < HOLDOUT_PAGES // 4 for _ in range(50))
     order = [p for p in unpack_pages(ws.prefetch()[0]) if p in set(wanted)]
-    assert order == sorted(order)  # that a probe faulted early says nothing about when it is touched
+    assert order == sorted(order)  # that a holdout faulted early says nothing about when it is touched
     restore(wanted + others[:100])  # some drift changes nothing
-    assert restore(wanted) < PROBE_PAGES // 4
+    assert restore(wanted) < HOLDOUT_PAGES // 4
     restore(others)
-    assert restore(others) > PROBE_PAGES // 2
+    assert restore(others) > HOLDOUT_PAGES // 2
     for _ in range(300):
         restore(others)
-    assert restore(others) < PROBE_PAGES // 4
+    assert restore(others) < HOLDOUT_PAGES // 4
 
 
 def test_a_set_that_is_not_touched_any_more_is_probed_widely_again() -> None:
     ws = WorkingSet()
     sizes = []
     for n in range(60):
-        _, probe = ws.prefetch()
-        sizes.append(len(probe))
-        faulted = pages(*range(3000)) if n == 0 else sorted(probe) if n < 30 else []
-        ws.merge(faulted, probe)
-    assert max(sizes[20:30]) < PROBE_PAGES // 4
-    assert max(sizes[30:]) > PROBE_PAGES // 2
+        _, holdout = ws.prefetch()
+        sizes.append(len(holdout))
+        faulted = pages(*range(3000)) if n == 0 else sorted(holdout) if n < 30 else []
+        ws.merge(faulted, holdout)
+    assert max(sizes[20:30]) < HOLDOUT_PAGES // 4
+    assert max(sizes[30:]) > HOLDOUT_PAGES // 2
 
 
 def test_working_sets_survive_on_disk_and_damage_starts_a_new_one(tmp_path: Path) -> None:
