@@ -279,7 +279,7 @@ class RestoreReport:
 
     waited_us: from the call (or its turn in the lock) until the sandbox ran. ready_us, complete_us: from when pages began
     to move. stage_us, in order: queue (admission), peers (base pages readable), ready (working set in, threads let go),
-    complete (last page), settle (books); fetch, apply and place are thread time of the page work within and may overlap.
+    complete (last page), settle (journal, pins); fetch, apply and place are thread time of the page work within and may overlap.
     """
 
     pages_total: int = 0
@@ -344,7 +344,7 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class OrphanFile:
-    """A file of shm_dir that the agent's books do not know: left alone, removed by command only."""
+    """A file of shm_dir that the agent does not know: left alone, removed by command only."""
 
     name: str  # relative to shm_dir
     bytes: int = 0  # of memory that it takes

@@ -107,9 +107,9 @@ class Agent:
         self.ending = asyncio.Event()
         self.remote_pages_read = 0
         self.remote_pages_by_transport: dict[str, int] = {}
-        # Files of shm_dir that the books do not know: path → what they are and why they were left alone.
+        # Files of shm_dir that the agent does not know: path → what they are and why they were left alone.
         self.orphans: dict[str, Orphan] = {}
-        # Bases are in the books: before that nobody can be told that this node does not have one.
+        # The bases that lie here are known: before that nobody can be told that this node does not have one.
         self.bases_known = False
         # Bases whose slabs are there and could not be opened: nobody is told that they are gone.
         self.bases_waiting: set[int] = set()

@@ -372,7 +372,7 @@ class AgentDaemon:
 
     def _remove_files(self) -> None:
         """Unless somebody may still need them: a sandbox that could not be restored, another node's sandboxes. Files that
-        the books do not know are removed by command only."""
+        the agent does not know are removed by command only."""
         agent = self.agent
         held = [e.id for e in agent.entries.values() if e.state in (S.DEDUPING, S.DEDUP, S.RESTORING, S.LOST)]
         if held:

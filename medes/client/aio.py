@@ -177,7 +177,7 @@ class AsyncMedesClient(AioConnection):
         return from_proto(NodeStatus, await self.stub.GetNode(pb.GetNodeRequest()))
 
     async def orphans(self) -> Sequence[OrphanFile]:
-        """Files in the node's shared memory that the agent's books do not know."""
+        """Files in the node's shared memory that the agent does not know."""
         answer = await self.stub.ListOrphans(pb.ListOrphansRequest())
         return [from_proto(OrphanFile, o) for o in answer.orphans]
 

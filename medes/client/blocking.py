@@ -177,7 +177,7 @@ class MedesClient(BlockingConnection):
         return from_proto(NodeStatus, self.stub.GetNode(pb.GetNodeRequest()))
 
     def orphans(self) -> Sequence[OrphanFile]:
-        """Files in the node's shared memory that the agent's books do not know."""
+        """Files in the node's shared memory that the agent does not know."""
         answer = self.stub.ListOrphans(pb.ListOrphansRequest())
         return [from_proto(OrphanFile, o) for o in answer.orphans]
 

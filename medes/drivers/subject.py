@@ -1,7 +1,7 @@
 """What the agent keeps of a sandbox and asks about it, whatever the sandbox is made of.
 
 A driver names the class of its `Subjects`, of which an agent makes one; drivers that name the same class share it. It makes
-a `Subject` of what Register says, and again, after a restart, of what the books say.
+a `Subject` of what Register says, and again, after a restart, of what the journal says.
 
 Every method may be called from any thread, by several at a time, and again. Those marked (blocks) look at the
 machine: they are never called by the event loop's thread, and should take milliseconds. What they raise says whether

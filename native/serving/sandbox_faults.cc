@@ -73,7 +73,7 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
       true);
 }
 
-// Books the page that was touched. Children are left out: their pages are filled at once, whoever touches
+// Records the page that was touched. Children are left out: their pages are filled at once, whoever touches
 // them.
 void Sandbox::record(ProcessMemory& memory, uint64_t page) {
   if (memory.is_forked_child()) return;

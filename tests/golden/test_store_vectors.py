@@ -55,7 +55,7 @@ def test_sandboxes_can_be_restored_from_their_files(folder: Path) -> None:
         assert file.page_count > 0
 
 
-def test_the_books_can_be_read(folder: Path) -> None:
+def test_what_an_older_agent_kept_can_be_read(folder: Path) -> None:
     (slab_path,) = folder.glob("base-*.slab")
     slab = native.Slab.open(str(slab_path))
     meta = BaseMeta.of(slab)

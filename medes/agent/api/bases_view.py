@@ -84,7 +84,7 @@ async def remove_base(agent: Agent, base_id: int, *, force: bool = False) -> int
         )
     if may_be_needed_unseen(agent) and not force:
         raise WrongStateError(
-            "sandbox files that the books do not know may need it",
+            "sandbox files that the agent does not know may need it",
             object=name,
             hint="see medes orphans ls; force removes it all the same",
         )

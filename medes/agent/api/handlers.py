@@ -194,7 +194,7 @@ def list_sandboxes(agent: Agent, function: str = "") -> list[Sandbox]:
 
 
 async def list_orphans(agent: Agent) -> list[OrphanFile]:
-    """Files of shm_dir that the books do not know. Raises io."""
+    """Files of shm_dir that the agent does not know. Raises io."""
     return await agent.in_ops(orphans.listed, agent.settings.shm_path, agent.orphans)
 
 

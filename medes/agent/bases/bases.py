@@ -164,7 +164,7 @@ class BaseStore:
     def reopen(
         self, path: str, known: BaseMeta | None, *, fingerprints: bool
     ) -> tuple[LocalBase, native.Fingerprints | None]:
-        """(blocks) Opens and verifies an existing slab. `known`: what the books say of it, for one without meta. Raises
+        """(blocks) Opens and verifies an existing slab. `known`: what the journal says of it, for one without meta. Raises
         not_found, corrupt, unsupported (made by a newer version), and what keeps it from being opened now."""
         slab = native.Slab.open(path)
         if not slab.verify():

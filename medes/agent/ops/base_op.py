@@ -112,7 +112,7 @@ def needed_functions(agent: Agent) -> set[tuple[str, str]]:
 
 
 def may_be_needed_unseen(agent: Agent) -> bool:
-    """Whether sandbox files lie there that the books do not know: they may stand on any base."""
+    """Whether sandbox files lie there that the agent does not know: they may stand on any base."""
     return any(Path(path).name.startswith("sandbox-") for path in agent.orphans)
 
 

@@ -39,7 +39,7 @@ async def write_file(
         "figures": figures(entry),
     }
     path = agent.sandbox_path(entry.id)
-    await agent.in_ops(set_aside, path)  # not ours, or the books would know it
+    await agent.in_ops(set_aside, path)  # not ours, or the agent would know it
     file = await agent.in_ops(native.SandboxFile.create, str(path), json.dumps(meta).encode(), image, encoded)
     unpin(agent, pins.holder, unused)
     return file

@@ -122,7 +122,7 @@ async def _have_own_bases(agent: Agent, evicted: Evicted) -> None:
 
 
 async def open_base(agent: Agent, base_id: int, path: str, known: BaseMeta | None) -> None:
-    """Opens a slab and takes it into the books. Raises as BaseStore.reopen."""
+    """Opens a slab and takes it on. Raises as BaseStore.reopen."""
     retired = base_id in agent.journal.state.bases and agent.journal.state.bases[base_id].retired
     base, prints = await agent.in_ops(lambda: agent.bases.reopen(path, known, fingerprints=not retired))
     if base.base_id != base_id:

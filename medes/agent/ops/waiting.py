@@ -86,7 +86,7 @@ async def _go_on(agent: Agent, entry: SandboxEntry, wanted: bool) -> None:
 
 
 async def attempt(agent: Agent, entry: SandboxEntry) -> bool:
-    """Tries once; books what comes of it. True when nothing is to be tried any more. The caller holds the lock."""
+    """Tries once; remembers what comes of it. True when nothing is to be tried any more. The caller holds the lock."""
     pending = entry.pending
     assert pending is not None
     try:

@@ -50,7 +50,7 @@ def require_domain(agent: Agent, node_id: str, domain: str, base_ids: list[int])
         raise NotFoundError("this node has no such base", object=name)
 
 
-def _require_books(agent: Agent) -> None:
+def _require_bases_known(agent: Agent) -> None:
     """Raises busy while it is not known yet which bases this node has: a "no" would lose their users."""
     if not agent.bases_known:
         raise BusyError("the agent is taking its bases back", object=agent.node_id, hint="try again")
@@ -97,7 +97,7 @@ async def pin(
     """Grants all or none; a granted pin is on the disk before this returns. Raises not_found, invalid_argument."""
     _check_names(node_id, holder_id, domain)
     require_domain(agent, node_id, domain, base_ids)
-    _require_books(agent)
+    _require_bases_known(agent)
     already = agent.pins.held(node_id, holder_id)
     bases = agent.bases.grantable(domain, base_ids, already)
     # In memory first: while the journal is written nobody else may free one of these.
@@ -163,7 +163,7 @@ async def reconcile(
     if node_id == agent.node_id:
         raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
     await _require_caller(agent, node_id, store)
-    _require_books(agent)
+    _require_bases_known(agent)
     wanted = {b for _, base_ids in pins.values() for b in base_ids}
     if wanted & agent.bases_waiting:
         raise BusyError("a base cannot be opened now", object=agent.node_id, hint="try again")
@@ -208,7 +208,7 @@ class PageAccessTable:
         self._server = server
         self.address = advertised
         self.tokens = PageTokens(b"", agent.settings.page_token_s, agent.clock.wall_s)
-        self._kept_s: dict[
+        self._heard_s: dict[
             tuple[str, str], float
         ] = {}  # (node, domain) with a token → when it was last heard of
 
@@ -259,7 +259,7 @@ class PageAccessTable:
         good = self.tokens.good(node_id, domain)
         for token in good:
             self._server.grant(token.token, domain, node_id, token.valid_s)
-        self._kept_s[node_id, domain] = self._agent.clock.now_s()
+        self._heard_s[node_id, domain] = self._agent.clock.now_s()
         return good[0]
 
     def open(self, node_id: str, domain: str, offers: Mapping[str, bytes] | None = None) -> PageAccess:
@@ -270,7 +270,7 @@ class PageAccessTable:
         """
         _check_names(node_id, domain)
         require_domain(self._agent, node_id, domain, [])
-        if (node_id, domain) not in self._kept_s and len(self._kept_s) >= PAGE_ACCESS_MAX:
+        if (node_id, domain) not in self._heard_s and len(self._heard_s) >= PAGE_ACCESS_MAX:
             raise LimitExceededError("too many nodes and domains with page access", object=node_id)
         token = self._grant(node_id, domain)
         answers: dict[str, bytes] = {}
@@ -287,15 +287,15 @@ class PageAccessTable:
         _check_names(node_id)
         now_s = self._agent.clock.now_s()
         for domain in domains:
-            if (node_id, domain) in self._kept_s:
-                self._kept_s[node_id, domain] = now_s
+            if (node_id, domain) in self._heard_s:
+                self._heard_s[node_id, domain] = now_s
         for name, transport in self._transports.items():
             transport.keep(node_id, in_use.get(name, ()), now_s)
 
     def silent_s(self, node_id: str) -> float | None:
         """How long ago that node was heard of, as far as access goes that it has; None without any."""
-        kept = [kept_s for (node, _), kept_s in self._kept_s.items() if node == node_id]
-        return self._agent.clock.now_s() - max(kept) if kept else None
+        heard = [heard_s for (node, _), heard_s in self._heard_s.items() if node == node_id]
+        return self._agent.clock.now_s() - max(heard) if heard else None
 
     def reap(self) -> None:
         """Takes back what nodes that have gone, or read no more, were given."""
@@ -303,9 +303,9 @@ class PageAccessTable:
         since_s = now_s - self._agent.settings.page_lease_s
         for transport in self._transports.values():
             transport.reap(since_s, now_s)
-        silent = {key for key, kept_s in self._kept_s.items() if kept_s < since_s}
+        silent = {key for key, heard_s in self._heard_s.items() if heard_s < since_s}
         for key in silent - set(self._agent.pins.peer_domains(self._agent.node_id)):
-            del self._kept_s[key]
+            del self._heard_s[key]
             for token in self.tokens.good(*key):
                 self._server.revoke(token.token)
             for transport in self._transports.values():

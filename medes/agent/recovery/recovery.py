@@ -103,7 +103,7 @@ async def recover(agent: Agent) -> Recovered:
             found.notes.append(f"{known.spec.get('sandbox_id')}: {error}")
     await agent.in_ops(_remove_leftovers, agent, files)
     found.orphans = len(agent.orphans)
-    if books_complete(agent):
+    if all_pins_known(agent):
         for base_id in [b.base_id for b in agent.bases.bases.values() if b.retired]:
             free_base(agent, base_id)
     log.log(logging.WARNING if found.doubtful() else logging.INFO, "recovered: %s", found.text())
@@ -129,7 +129,7 @@ def _read_journal_notes(agent: Agent, found: Recovered) -> None:
             found.notes.append(f"a peer's address: {error!r}")
 
 
-def books_complete(agent: Agent) -> bool:
+def all_pins_known(agent: Agent) -> bool:
     """Whether every sandbox file's pins are known: only then may anybody be told that others are not needed."""
     return not any(Path(path).suffix == ".medes" for path in agent.orphans)
 
@@ -196,7 +196,7 @@ def _journal_again(agent: Agent, path: str, file: Found) -> None:
 
 def _remove_leftovers(agent: Agent, files: dict[str, Found]) -> None:
     """(blocks) What an agent was writing when it ended, and files of sandboxes whose processes have all exited. Anything
-    else that the books do not know is left."""
+    else that the agent does not know is left."""
     used = {b.slab.path for b in agent.bases.bases.values()} | set(agent.orphans)
     used |= {e.evicted.file.path for e in agent.entries.values() if e.evicted is not None}
     used |= {e.pending.path for e in agent.entries.values() if e.pending is not None}
@@ -451,7 +451,7 @@ async def reconcile_pins(agent: Agent) -> None:
         # A peer asks the controller who goes by this name: until this node has joined that is the one before.
         await agent.controller.joined_within(JOIN_WAIT_S)
     while waiting and not agent.stopping:
-        if not books_complete(agent):
+        if not all_pins_known(agent):
             await agent.clock.sleep(RECONCILE_RETRY_S)  # what it would leave out, peers would give up
             continue
         for node_id in sorted(waiting):

@@ -1,4 +1,4 @@
-"""Files of shm_dir that the agent's books do not know: left where they are, listed, and removed by command only.
+"""Files of shm_dir that the agent does not know: left where they are, listed, and removed by command only.
 
 A file is here because it could not be read now, was written by a newer agent, is damaged, or says nothing of whose it
 is. Any of them may hold the only copy of a living process's pages.

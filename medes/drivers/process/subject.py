@@ -52,7 +52,7 @@ class ProcessSubject(Subject):
         self.start_times = start_times  # of the roots
         self.cgroup = cgroup
         self.known = known
-        self.told = known  # what the books have, or are about to
+        self.told = known  # what the journal has, or is about to
         self.roots_seen: dict[
             int, int
         ] = {}  # root → what the whole machine had forked when that was last seen running

@@ -217,7 +217,7 @@ async def test_a_base_that_nobody_needs_goes_after_its_period(
     assert list(daemon.settings.shm_path.glob("base-*")) == []
 
 
-async def test_no_base_goes_while_a_sandbox_file_is_there_that_the_books_do_not_know(
+async def test_no_base_goes_while_a_sandbox_file_is_there_that_the_agent_does_not_know(
     make_agent: MakeAgent, make_app: MakeApp
 ) -> None:
     daemon = await make_agent()
@@ -229,7 +229,7 @@ async def test_no_base_goes_while_a_sandbox_file_is_there_that_the_books_do_not_
     agent.orphans[path] = Orphan(path, CorruptError("its meta is damaged"))
     assert await retire_unneeded(agent, 0.0) == await retire_unused(agent, set()) == []
     (base,) = await bases_view.list_bases(agent)
-    with pytest.raises(WrongStateError, match="do not know"):
+    with pytest.raises(WrongStateError, match="the agent does not know"):
         await bases_view.remove_base(agent, base.base.base_id)
     del agent.orphans[path]
     assert await retire_unneeded(agent, 0.0) == [base.base.base_id]

@@ -33,7 +33,7 @@ def gauge(daemon: AgentDaemon, name: str, **labels: str) -> float:
     return value
 
 
-def check_books(daemon: AgentDaemon) -> None:
+def check_sums(daemon: AgentDaemon) -> None:
     """What each function saves, with what the node holds for others and for nobody, is what the node saves."""
     agent = daemon.agent
     usage = agent.usage()
@@ -71,10 +71,10 @@ async def test_one_sandbox_alone_saves_nothing_and_each_further_one_more(
     assert alone.saved_bytes == alone.gross_saved_bytes - alone.base_share_bytes < 0.05 * alone.warm_bytes
     assert handlers.get(daemon.agent, "s0").saved_bytes == alone.saved_bytes
     assert gauge(daemon, "node_saved_bytes") < 0.05 * alone.warm_bytes
-    check_books(daemon)
+    check_sums(daemon)
     for n in (1, 2):
         await handlers.dedup(daemon.agent, f"s{n}")
-        check_books(daemon)
+        check_sums(daemon)
     shares = [s.base_share_bytes for s in handlers.list_sandboxes(daemon.agent)]
     assert shares == [daemon.agent.bases.used_bytes // 3] * 3
     assert gauge(daemon, "node_saved_bytes") > alone.warm_bytes
@@ -88,10 +88,10 @@ async def test_one_sandbox_alone_saves_nothing_and_each_further_one_more(
     views = {s.sandbox_id: s for s in handlers.list_sandboxes(daemon.agent)}
     assert views["s0"].state is S.WARM and views["s0"].saved_bytes < -daemon.agent.bases.used_bytes
     assert views["s1"].base_share_bytes == 0 > views["s1"].saved_bytes
-    check_books(daemon)
+    check_sums(daemon)
     await handlers.purge(daemon.agent, "s0")
     assert gauge(daemon, "base_owner_bytes", owner="nobody") == daemon.agent.bases.used_bytes > 0
-    check_books(daemon)
+    check_sums(daemon)
 
 
 async def test_a_base_of_another_node_is_shared_with_that_nodes_sandboxes(
@@ -109,7 +109,7 @@ async def test_a_base_of_another_node_is_shared_with_that_nodes_sandboxes(
     await reader.agent.peers.keep_pages()
     third = holder.agent.bases.used_bytes // 3
     for daemon in (holder, reader):
-        check_books(daemon)
+        check_sums(daemon)
         assert {s.base_share_bytes for s in handlers.list_sandboxes(daemon.agent)} == {third}
     assert gauge(holder, "base_owner_bytes", owner="peers") >= 2 * third
     # The controller hears of both, and sums what nodes save with all their base pages in it.

@@ -1,4 +1,4 @@
-"""Files that the books do not know."""
+"""Files that the agent does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sandboxes that are processes, as the books of agents before subjects have them, and beside each other."""
+"""Sandboxes that are processes, as the journals of agents before subjects have them, and beside each other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def subjects() -> Iterator[ProcessSubjects]:
     made.close()
 
 
-def test_the_books_of_older_agents_are_read_and_written_alike(subjects: ProcessSubjects) -> None:
+def test_journals_of_older_agents_are_read_and_written_alike(subjects: ProcessSubjects) -> None:
     spec, subject = SandboxSpec.from_json(OLD), subjects.from_json("s0", OLD)
     assert subject.all_known() == [(5, 50), (6, 60), (7, 70)]
     assert subject.seen() == (3, 4)
