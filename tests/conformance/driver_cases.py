@@ -3,8 +3,6 @@ is one more of these classes, named in the environment: `MEDES_DRIVER_CASE=my_pa
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,8 +10,11 @@ from typing import ClassVar
 
 from medes import native
 from medes.drivers.subject import Asked
+from tests.conformance.named_case import named_case
 from tests.support import vault_driver
 from tests.support.counter_app import App
+
+CASE_VARIABLE = "MEDES_DRIVER_CASE"
 
 
 class Sandbox(ABC):
@@ -119,11 +120,7 @@ class VaultCase(DriverCase):
 
 
 def cases() -> list[type[DriverCase]]:
-    found: list[type[DriverCase]] = [LiveCase, ImageCase, VaultCase]
-    if named := os.environ.get("MEDES_DRIVER_CASE"):
-        module, _, attribute = named.partition(":")
-        found.append(getattr(importlib.import_module(module), attribute))
-    return found
+    return [LiveCase, ImageCase, VaultCase, *named_case(CASE_VARIABLE)]
 
 
 def encoded(image: native.MemoryImage, folder: Path) -> tuple[native.SandboxFile, native.BaseSet]:

@@ -4,13 +4,14 @@ test_function_contracts.py over it is one more of these classes, named in the en
 
 from __future__ import annotations
 
-import importlib
-import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
+from tests.conformance.named_case import named_case
 from tests.support import lines_contract
+
+CASE_VARIABLE = "MEDES_FUNCTION_CONTRACT_CASE"
 
 
 class ContractCase(ABC):
@@ -98,8 +99,4 @@ handle = answer
 
 
 def cases() -> list[type[ContractCase]]:
-    found: list[type[ContractCase]] = [NativeCase, LinesCase]
-    if named := os.environ.get("MEDES_FUNCTION_CONTRACT_CASE"):
-        module, _, attribute = named.partition(":")
-        found.append(getattr(importlib.import_module(module), attribute))
-    return found
+    return [NativeCase, LinesCase, *named_case(CASE_VARIABLE)]

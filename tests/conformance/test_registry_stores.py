@@ -25,6 +25,7 @@ from medes.errors import (
     StoreUnreachableError,
 )
 from medes.types import AddressRange, BaseDescriptor
+from tests.conformance.store_cases import StoreCase, cases
 from tests.support.fingerprints import K, hashes, located, positions
 from tests.support.redis_server import redis_server
 
@@ -215,21 +216,23 @@ class StoreContract:
         store.close()
 
 
-class TestMemoryStore(StoreContract):
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+class TestStores(StoreContract):
     @pytest.fixture
-    def store(self) -> Iterator[RegistryStore]:
-        store = MemoryStore()
+    def store(self, case: type[StoreCase], tmp_path: Path) -> Iterator[RegistryStore]:
+        store = case().open(tmp_path)
         yield store
         store.close()
 
-    def test_a_failed_insert_leaves_no_trace(self) -> None:
-        store = MemoryStore()
-        with pytest.raises((MedesError, ValueError)):
-            store.publish(base(1), hashes(1, PAGES)[:-3], positions(PAGES), K)
-        assert store.bases() == []
-        assert store.base_count("f", "d") == 0
-        publish(store, base(1))
-        assert store.lookup("d", hashes(1, PAGES), K).bases == (base(1),)
+
+def test_a_failed_insert_leaves_no_trace_in_memory() -> None:
+    store = MemoryStore()
+    with pytest.raises((MedesError, ValueError)):
+        store.publish(base(1), hashes(1, PAGES)[:-3], positions(PAGES), K)
+    assert store.bases() == []
+    assert store.base_count("f", "d") == 0
+    publish(store, base(1))
+    assert store.lookup("d", hashes(1, PAGES), K).bases == (base(1),)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from medes import errors, native
+from medes.transport.transport import Transport
 from tests.conformance.transport_access import AccessConformance
+from tests.conformance.transport_cases import TransportCase, cases
 from tests.conformance.transport_faults import TRANSPARENT, FaultConformance, Wrap, slabs
 from tests.conformance.transports import PeerConformance, TransportConformance
 from tests.support.certificates import Authority
-from tests.support.folder_transport import FolderTransport
 from tests.support.page_links import DOMAIN, LARGE, Link, SlabWorld, local_link, tcp_link
 from tests.support.transport_pair import Pair, transport_link
 
@@ -181,33 +182,34 @@ def test_more_streams_than_there_may_be_are_refused(tmp_path: Path) -> None:
         native.tcp_reader("127.0.0.1:1", bytes(32), streams=17, connect_now=False)
 
 
-# --- a transport of somebody else's ------------------------------------------------------------------------
-@pytest.fixture
-def folder(tmp_path: Path) -> Callable[[], FolderTransport]:
-    return lambda: FolderTransport(tmp_path)
+# --- transports of somebody else's -------------------------------------------------------------------------
+@pytest.fixture(params=cases(), ids=lambda case: case.name)
+def side(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Transport]:
+    made: TransportCase = request.param()
+    return lambda: made.open(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["undisturbed", "all of these"])
-class TestFolder(PeerConformance):
+class TestPlugged(PeerConformance):
     @pytest.fixture
-    def link(self, world: SlabWorld, folder: Callable[[], FolderTransport], mode: str) -> Iterator[Link]:
-        link = transport_link(world, folder, TRANSPARENT[mode])
+    def link(self, world: SlabWorld, side: Callable[[], Transport], mode: str) -> Iterator[Link]:
+        link = transport_link(world, side, TRANSPARENT[mode])
         yield link
         link.close()
 
 
-class TestFolderFaults(FaultConformance):
+class TestPluggedFaults(FaultConformance):
     @pytest.fixture
-    def link(self, world: SlabWorld, folder: Callable[[], FolderTransport]) -> Iterator[Link]:
-        link = transport_link(world, folder)
+    def link(self, world: SlabWorld, side: Callable[[], Transport]) -> Iterator[Link]:
+        link = transport_link(world, side)
         yield link
         link.close()
 
 
-class TestFolderAccess(AccessConformance):
+class TestPluggedAccess(AccessConformance):
     @pytest.fixture
-    def pair(self, world: SlabWorld, folder: Callable[[], FolderTransport]) -> Iterator[Pair]:
-        pair = Pair(world, folder)
+    def pair(self, world: SlabWorld, side: Callable[[], Transport]) -> Iterator[Pair]:
+        pair = Pair(world, side)
         yield pair
         pair.close()
 
