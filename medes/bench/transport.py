@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from medes import native, plugins
+from medes import meminfo, native, plugins
 from medes.bench import perftest
 from medes.bench.plugged_transport import Connector
 from medes.bench.results import spread
@@ -401,8 +401,7 @@ def measure_peers(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def _available_bytes() -> int:
-    text = Path("/proc/meminfo").read_text()
-    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    return meminfo.read()["MemAvailable"]
 
 
 def _shm() -> str | None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from medes import meminfo
 from medes.doctor import syscalls
 from medes.doctor.check import Check
 
@@ -32,15 +33,7 @@ def probe() -> Iterator[Check]:
         True,
         f"{huge or 'not in this kernel'} (what was huge comes back in 4 KiB pages and is joined again)",
     )
-    total = next(
-        (
-            line.split()[1]
-            for line in Path("/proc/meminfo").read_text().splitlines()
-            if line.startswith("HugePages_Total")
-        ),
-        "0",
-    )
-    yield Check(GROUP, "huge pages", True, f"{total} reserved")
+    yield Check(GROUP, "huge pages", True, f"{meminfo.read().get('HugePages_Total', 0)} reserved")
     pressure = _text("/proc/pressure/memory")
     yield Check(
         GROUP,

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from medes import meminfo
 from medes.doctor.check import Check
 from medes.errors import MedesError
 
@@ -23,14 +24,6 @@ def _cpu_flags() -> set[str]:
         if line.startswith(("flags", "Features")):
             return set(line.split(":", 1)[1].split())
     return set()
-
-
-def _meminfo(name: str) -> int:
-    """A field of /proc/meminfo, in its own unit (kB, or a count)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    return 0
 
 
 def probe() -> Iterator[Check]:
@@ -57,9 +50,9 @@ def probe() -> Iterator[Check]:
         "the live driver",
     )
     cpus = len(os.sched_getaffinity(0))
-    yield Check(
-        GROUP, "memory", True, f"{_meminfo('MemTotal') // 1024} MiB, {_meminfo('MemAvailable') // 1024} free"
-    )
+    memory = meminfo.read()
+    total, free = (memory.get(name, 0) >> 20 for name in ("MemTotal", "MemAvailable"))
+    yield Check(GROUP, "memory", True, f"{total} MiB, {free} free")
     yield Check(GROUP, "processors", True, str(cpus))
     yield from _native(_cpu_flags())
     yield from _shared_memory()

@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from medes import meminfo
 from medes.units import bytes_text
 
 PSI_FILE = Path("/proc/pressure/memory")
-MEMINFO_FILE = Path("/proc/meminfo")
 # Share of the last ten seconds in which some task waited for memory.
 PSI_SOME_AVG10_PERCENT_HIGH = 5.0
 AVAILABLE_RATIO_LOW = 0.05
@@ -46,12 +46,7 @@ def psi_some_avg10(text: str) -> float | None:
 
 def available_ratio(text: str) -> float | None:
     """MemAvailable / MemTotal of /proc/meminfo; None when they are not there."""
-    values = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        number = rest.split()
-        if number and number[0].isdigit():
-            values[name] = int(number[0])
+    values = meminfo.parsed(text)
     total, available = values.get("MemTotal", 0), values.get("MemAvailable")
     return available / total if total and available is not None else None
 
@@ -75,7 +70,7 @@ def judge(used_bytes: int, limit_bytes: int, psi_text: str, meminfo_text: str) -
 def read_pressure(used_bytes: int, limit_bytes: int) -> Pressure:
     """The same from this machine's files."""
     texts = []
-    for file in (PSI_FILE, MEMINFO_FILE):
+    for file in (PSI_FILE, meminfo.FILE):
         try:
             texts.append(file.read_text())
         except OSError:
