@@ -395,7 +395,7 @@ def callback_reader(name: str, read: Callable[[int, int, int], bytes]) -> PageRe
     internal). It must wait for nothing that may itself be waiting for a page. Let go of at close()."""
 
 def retry_reader(reader: PageReader, attempts: int = 4) -> PageReader: ...
-def fault_reader(
+def failing_reader(
     reader: PageReader,
     *,
     seed: int = 1,
@@ -407,7 +407,7 @@ def fault_reader(
     reorder: bool = False,
     die_after_reads: int = 0,
 ) -> PageReader:
-    """For tests: see native/transport/fault_reader.h."""
+    """For tests: see native/transport/failing_reader.h."""
 
 def time_reads(
     reader: PageReader, slab: Slab, offsets: list[int], length: int, rounds: int, depth: int = 1

@@ -5,8 +5,8 @@
 #include "bindings/callback_reader.h"
 #include "common/limits.h"
 #include "store/slab.h"
+#include "transport/failing_reader.h"
 #include "transport/fallback_reader.h"
-#include "transport/fault_reader.h"
 #include "transport/local/local_reader.h"
 #include "transport/page_reader.h"
 #include "transport/rdma/rdma_loop.h"
@@ -222,11 +222,11 @@ void register_readers(nb::module_& m) {
       },
       nb::arg("reader"), nb::arg("attempts") = 4);
   m.def(
-      "fault_reader",
+      "failing_reader",
       [](std::shared_ptr<PageReader> reader, uint64_t seed, double drop, double fail, double corrupt,
          bool corrupt_found, uint32_t delay_max_us, bool reorder, uint64_t die_after_reads) {
-        return make_fault_reader(std::move(reader), {seed, drop, fail, corrupt, corrupt_found, delay_max_us,
-                                                     reorder, die_after_reads});
+        return make_failing_reader(std::move(reader), {seed, drop, fail, corrupt, corrupt_found, delay_max_us,
+                                                       reorder, die_after_reads});
       },
       nb::arg("reader"), nb::kw_only(), nb::arg("seed") = 1, nb::arg("drop") = 0.0, nb::arg("fail") = 0.0,
       nb::arg("corrupt") = 0.0, nb::arg("corrupt_found") = false, nb::arg("delay_max_us") = 0,

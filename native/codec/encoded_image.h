@@ -76,7 +76,7 @@ class EncodedImage {
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
   static void wipe(Scratch& scratch) noexcept;  // of what it has unpacked
   // One that a thread keeps (common/wiped.h).
-  struct KeptScratch {
+  struct DecodeScratch {
     std::unique_ptr<Scratch, void (*)(Scratch*)> scratch = make_scratch();
     Scratch& operator*() const { return *scratch; }
     void wipe() noexcept { EncodedImage::wipe(*scratch); }

@@ -105,8 +105,8 @@ Fingerprints fingerprint_image(const MemoryImage& image, uint32_t samples_per_pa
   const Fingerprinter fingerprinter(image.layout().space, samples_per_page, level);
   Fingerprints out = fingerprinter.make(image.page_count());
   ThreadPool::shared().parallel_for(out.page_count, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
-    static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
-    const PageBuffer& buffer = kept_buffer.use();
+    static thread_local ThreadScratch<PageBuffer> thread_buffer(MemoryImage::kReadPages);
+    const PageBuffer& buffer = thread_buffer.use();
     fingerprinter.add(image.read(begin, end - begin, buffer.data()), begin, end - begin, out);
   });
   return out;

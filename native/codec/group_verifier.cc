@@ -45,8 +45,8 @@ size_t GroupVerifier::first_wrong(const GroupBytes& group, uint64_t first, const
   impl_->windows = group.windows;
   impl_->payload = group.payload;
   impl_->serial = next_serial();  // the scratch holds another group
-  static thread_local ThreadKept<EncodedImage::KeptScratch> kept;
-  const EncodedImage::KeptScratch& scratch = kept.use();
+  static thread_local ThreadScratch<EncodedImage::DecodeScratch> kept;
+  const EncodedImage::DecodeScratch& scratch = kept.use();
   alignas(64) std::byte page[kPageBytes];
   for (size_t i = 0; i < count; ++i) {
     if (impl_->decode(0, i, i + 1, views_, page, *scratch) != Code::ok ||

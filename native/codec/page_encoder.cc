@@ -70,7 +70,7 @@ class Context {
 };
 
 ZSTD_CCtx* thread_context() {
-  static thread_local ThreadKept<Context> context;
+  static thread_local ThreadScratch<Context> context;
   return context.use().get();
 }
 

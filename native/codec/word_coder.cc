@@ -183,14 +183,14 @@ bool decode_scalar(Bytes payload, const Dictionary& dictionary, uint64_t* words)
         case Tag::cached: w = *(done + i - 1 - one); break;
         case Tag::cached2: w = (*(done + i - 1 - one) & ~low_mask(2)) | two; break;
         case Tag::predicted1:
-        case Tag::small1: w = (word & kKept.of[tag]) | one; break;
-        case Tag::predicted2: w = (word & kKept.of[tag]) | two; break;
-        case Tag::predicted3: w = (word & kKept.of[tag]) | one << 16 | two; break;
+        case Tag::small1: w = (word & kPredicted.of[tag]) | one; break;
+        case Tag::predicted2: w = (word & kPredicted.of[tag]) | two; break;
+        case Tag::predicted3: w = (word & kPredicted.of[tag]) | one << 16 | two; break;
         case Tag::recent3: w = (recent & ~low_mask(3)) | one << 16 | two; break;
         case Tag::recent4: w = (recent & ~low_mask(4)) | four; break;
         case Tag::predicted4:
-        case Tag::small4: w = (word & kKept.of[tag]) | four; break;
-        case Tag::high4: w = (word & kKept.of[tag]) | four << 32; break;
+        case Tag::small4: w = (word & kPredicted.of[tag]) | four; break;
+        case Tag::high4: w = (word & kPredicted.of[tag]) | four << 32; break;
         case Tag::small6: w = two << 32 | four; break;
         case Tag::literal: w = load(s.eight, 8), s.eight += 8; break;
       }

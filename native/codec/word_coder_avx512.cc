@@ -53,7 +53,8 @@ inline size_t gather_words(const uint64_t* words, const uint8_t* masks, uint64_t
 }
 
 inline __m512i kept_bits(__m512i tags) {
-  return _mm512_permutex2var_epi64(_mm512_loadu_si512(kKept.of), tags, _mm512_loadu_si512(kKept.of + 8));
+  return _mm512_permutex2var_epi64(_mm512_loadu_si512(kPredicted.of), tags,
+                                   _mm512_loadu_si512(kPredicted.of + 8));
 }
 
 // Eight bytes of sixteen that may be read: GCC 12 fails on an 8-byte load folded into a masked conversion.

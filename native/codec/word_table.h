@@ -35,9 +35,9 @@ inline constexpr unsigned kOneIsThird = kReferences | bit(Tag::predicted3) | bit
 constexpr uint64_t low_mask(unsigned bytes) { return bytes >= 8 ? ~0ull : (1ull << (8 * bytes)) - 1; }
 
 // The bits of P that stay.
-struct KeptBits {
+struct PredictedBits {
   uint64_t of[16] = {};
-  constexpr KeptBits() {
+  constexpr PredictedBits() {
     of[static_cast<unsigned>(Tag::predicted1)] = ~low_mask(1);
     of[static_cast<unsigned>(Tag::predicted2)] = ~low_mask(2);
     of[static_cast<unsigned>(Tag::predicted3)] = ~low_mask(3);
@@ -45,7 +45,7 @@ struct KeptBits {
     of[static_cast<unsigned>(Tag::high4)] = low_mask(4);
   }
 };
-inline constexpr KeptBits kKept;
+inline constexpr PredictedBits kPredicted;
 
 // Where the streams of a payload begin.
 struct Streams {

@@ -33,16 +33,16 @@ void WipedRoom::release() noexcept {
   ::operator delete(data_);
 }
 
-std::vector<Kept*>& Kept::of_thread() {
-  static thread_local std::vector<Kept*> kept;  // made before, and so gone after, what it lists
+std::vector<WipedScratch*>& WipedScratch::of_thread() {
+  static thread_local std::vector<WipedScratch*> kept;  // made before, and so gone after, what it lists
   return kept;
 }
 
-Kept::Kept() { of_thread().push_back(this); }
-Kept::~Kept() { std::erase(of_thread(), this); }
+WipedScratch::WipedScratch() { of_thread().push_back(this); }
+WipedScratch::~WipedScratch() { std::erase(of_thread(), this); }
 
 void WorkScope::end() noexcept {
-  for (Kept* kept : Kept::of_thread()) {
+  for (WipedScratch* kept : WipedScratch::of_thread()) {
     if (!kept->used_) continue;
     kept->wipe_used();
     kept->used_ = false;

@@ -1,7 +1,7 @@
 // Memory that bytes of sandboxes and of peers pass through. It is zero before anybody else gets it: what a
 // piece of work has allocated when it is freed (WipedBytes), what threads keep from one piece of work to the
-// next (ThreadKept) and their stacks when the work ends (WorkScope). Memory that goes back to the kernel by
-// munmap needs none of this.
+// next (ThreadScratch) and their stacks when the work ends (WorkScope). Memory that goes back to the kernel
+// by munmap needs none of this.
 #pragma once
 
 #include <cstddef>
@@ -51,28 +51,28 @@ class WipedRoom {
   size_t size_ = 0;
 };
 
-class Kept {
+class WipedScratch {
  public:
-  Kept(const Kept&) = delete;
-  Kept& operator=(const Kept&) = delete;
+  WipedScratch(const WipedScratch&) = delete;
+  WipedScratch& operator=(const WipedScratch&) = delete;
 
  protected:
-  Kept();
-  virtual ~Kept();
+  WipedScratch();
+  virtual ~WipedScratch();
   virtual void wipe_used() noexcept = 0;
   bool used_ = false;
 
  private:
   friend class WorkScope;
-  static std::vector<Kept*>& of_thread();
+  static std::vector<WipedScratch*>& of_thread();
 };
 
 // A thread_local T that is slow to make anew: T::wipe() is called when the work that used it ends.
 template <typename T>
-class ThreadKept final : Kept {
+class ThreadScratch final : WipedScratch {
  public:
   template <typename... Arguments>
-  explicit ThreadKept(Arguments&&... arguments) : value_(std::forward<Arguments>(arguments)...) {}
+  explicit ThreadScratch(Arguments&&... arguments) : value_(std::forward<Arguments>(arguments)...) {}
   T& use() noexcept {
     used_ = true;
     return value_;

@@ -136,12 +136,12 @@ class BlobEncoder {
     PageEncoder encoder(bases_, dictionary_, options_.simd);
     GroupVerifier verifier(base_section_, static_cast<uint32_t>(views_.size()), dictionary_bytes(), views_,
                            tags_);
-    static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
-    const EncodedImage::KeptScratch& scratch = kept_scratch.use();
+    static thread_local ThreadScratch<EncodedImage::DecodeScratch> thread_scratch;
+    const EncodedImage::DecodeScratch& scratch = thread_scratch.use();
     WipedBytes packed, direct;
-    static thread_local ThreadKept<PageBuffer> kept_buffer(
+    static thread_local ThreadScratch<PageBuffer> thread_buffer(
         std::max<uint64_t>(MemoryImage::kReadPages, kMaxGroupPages));
-    const PageBuffer& buffer = kept_buffer.use();
+    const PageBuffer& buffer = thread_buffer.use();
     const size_t together = std::max<size_t>(1, MemoryImage::kReadPages / options_.group_pages);
     for (size_t at = begin; at < end; at += together) {
       check_cancelled(options_.cancel);
@@ -427,10 +427,10 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
   ThreadPool::shared().parallel_for(
       image.page_count(), MemoryImage::kReadPages, [&](size_t begin, size_t end) {
         check_cancelled(cancel);
-        static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
-        const EncodedImage::KeptScratch& scratch = kept_scratch.use();
-        static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
-        const PageBuffer& buffer = kept_buffer.use();
+        static thread_local ThreadScratch<EncodedImage::DecodeScratch> thread_scratch;
+        const EncodedImage::DecodeScratch& scratch = thread_scratch.use();
+        static thread_local ThreadScratch<PageBuffer> thread_buffer(MemoryImage::kReadPages);
+        const PageBuffer& buffer = thread_buffer.use();
         const std::byte* const expected = image.read(begin, end - begin, buffer.data());
         alignas(64) std::byte page[kPageBytes];
         for (size_t i = begin; i < end; ++i) {
@@ -444,8 +444,8 @@ void verify_image(const EncodedImage& encoded, const MemoryImage& image, std::sp
 
 void check_image(const EncodedImage& encoded, std::span<const BaseView> views) {
   ThreadPool::shared().parallel_for(encoded.page_count(), 512, [&](size_t begin, size_t end) {
-    static thread_local ThreadKept<EncodedImage::KeptScratch> kept_scratch;
-    const EncodedImage::KeptScratch& scratch = kept_scratch.use();
+    static thread_local ThreadScratch<EncodedImage::DecodeScratch> thread_scratch;
+    const EncodedImage::DecodeScratch& scratch = thread_scratch.use();
     alignas(64) std::byte page[kPageBytes];
     for (size_t i = begin; i < end; ++i) {
       const Code code = encoded.decode(i, views, page, *scratch);

@@ -75,8 +75,8 @@ std::vector<SlideTable> learn_slides(const MemoryImage& image, const WindowPlan&
       std::vector<uint64_t> sample;
       for (uint64_t page = task * kLearnTask; page < last; page += kLearnStride)
         if (!is_taken_over(reuse, page) && window_fits(plan.windows(page)[0], views)) sample.push_back(page);
-      static thread_local ThreadKept<PageBuffer> kept_buffer(kLearnTask / kLearnStride);
-      const PageBuffer& buffer = kept_buffer.use();
+      static thread_local ThreadScratch<PageBuffer> thread_buffer(kLearnTask / kLearnStride);
+      const PageBuffer& buffer = thread_buffer.use();
       image.gather(sample, buffer.data());
       for (size_t i = 0; i < sample.size(); ++i) {
         const uint64_t window = plan.windows(sample[i])[0];

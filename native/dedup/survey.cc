@@ -29,8 +29,8 @@ Survey survey_image(const MemoryImage& image, uint32_t samples_per_page, const F
   const FingerprintIndex::View view(index);
   uint64_t* const places = out.locations.packed().data();
   ThreadPool::shared().parallel_for(pages, MemoryImage::kReadPages, [&](size_t begin, size_t end) {
-    static thread_local ThreadKept<PageBuffer> kept_buffer(MemoryImage::kReadPages);
-    const PageBuffer& buffer = kept_buffer.use();
+    static thread_local ThreadScratch<PageBuffer> thread_buffer(MemoryImage::kReadPages);
+    const PageBuffer& buffer = thread_buffer.use();
     check_cancelled(cancel);
     const std::byte* const bytes = image.read(begin, end - begin, buffer.data());
     if (out.reuse != nullptr) out.reuse->look(begin, end - begin, bytes);

@@ -58,7 +58,7 @@ void open(MutableBytes file) {
   check_sandbox_header(header, file.size(), "sandbox");
   const auto sections = parse_sandbox_sections(header, file.first(header.mutable_offset), "sandbox", nullptr);
   (void)checksum64(sections.meta);
-  const SandboxState state = sandbox_state(header, file.subspan(header.mutable_offset));
+  const SandboxFileState state = sandbox_file_state(header, file.subspan(header.mutable_offset));
   for (auto& page : state.pages) page.store(0);
   for (auto& record : state.uffds) record.fd = -1;
   for (auto& change : state.changes) change.committed.store(0);

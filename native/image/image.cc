@@ -200,7 +200,7 @@ MemoryImage::MemoryImage(ImageLayout layout, size_t page_count) : layout_(std::m
 
 MemoryImage::MemoryImage(ImageLayout layout)
     : layout_(std::move(layout)),
-      memories_(std::make_unique<KeptMemories>(layout_.processes)),
+      memories_(std::make_unique<OpenMemories>(layout_.processes)),
       encoded_(layout_.page_count) {
   if (getrandom(&seed_, sizeof seed_, 0) != sizeof seed_) throw errno_error(errno, "no random seed");
 }

@@ -96,7 +96,7 @@ struct ImageLayout {
 // which run on, and each read sees what is there at that moment. A live image costs no memory but its layout,
 // so that a dedup op needs none of the sandbox's size. Its pages are read in blocks of kReadPages, which stay
 // in a core's cache while they go through all the stages of an op.
-class KeptMemories;
+class OpenMemories;
 
 class MemoryImage {
  public:
@@ -148,7 +148,7 @@ class MemoryImage {
   explicit MemoryImage(ImageLayout layout);
 
   ImageLayout layout_;
-  std::unique_ptr<KeptMemories> memories_;       // of a live image
+  std::unique_ptr<OpenMemories> memories_;       // of a live image
   std::vector<std::vector<FileRun>> file_runs_;  // by process
   ForkSharedPages fork_shared_;
   std::byte* pages_ = nullptr;

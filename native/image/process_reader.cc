@@ -19,14 +19,14 @@ Error read_error(int err, pid_t pid) {
 
 }  // namespace
 
-KeptMemories::KeptMemories(std::span<const ProcessLayout> processes)
-    : kept_(std::min(processes.size(), kMost)) {
-  for (size_t i = 0; i < kept_.size(); ++i) kept_[i].pid = processes[i].pid;
+OpenMemories::OpenMemories(std::span<const ProcessLayout> processes)
+    : opened_(std::min(processes.size(), kMost)) {
+  for (size_t i = 0; i < opened_.size(); ++i) opened_[i].pid = processes[i].pid;
 }
 
-const ForeignMemory* KeptMemories::of(uint32_t process) {
-  if (process >= kept_.size()) return nullptr;
-  Kept& kept = kept_[process];
+const ForeignMemory* OpenMemories::of(uint32_t process) {
+  if (process >= opened_.size()) return nullptr;
+  Opened& kept = opened_[process];
   std::call_once(kept.once, [&] { kept.memory.emplace(kept.pid); });
   return kept.memory->is_open() ? &*kept.memory : nullptr;
 }

@@ -260,8 +260,8 @@ void EvictOp::compare(Process& p, std::vector<uint64_t> candidates) {
   const auto& layout = image_.layout();
   const ForeignMemory memory(p.pid);
   ThreadPool::shared().parallel_for(blocks, 16, [&](size_t first, size_t last) {
-    static thread_local ThreadKept<PageBuffer> kept_buffer(kComparePages);
-    const PageBuffer& buffer = kept_buffer.use();
+    static thread_local ThreadScratch<PageBuffer> thread_buffer(kComparePages);
+    const PageBuffer& buffer = thread_buffer.use();
     for (size_t b = first; b < last; ++b) {
       const size_t at = b * kComparePages;
       const size_t n = std::min(kComparePages, candidates.size() - at);

@@ -21,7 +21,7 @@
 #include "process/adopt.h"
 #include "process/evict.h"
 #include "serving/keeper.h"
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 namespace medes {
 namespace {
@@ -36,13 +36,13 @@ constexpr std::chrono::seconds kChildrenPatience{5};
 constexpr uint64_t kStopId = 0, kLaterId = 1, kFirstId = 2;
 
 struct Watched {
-  std::shared_ptr<Sandbox> sandbox;
+  std::shared_ptr<ServedSandbox> sandbox;
   std::shared_ptr<ProcessMemory> memory;
   std::shared_ptr<UniqueFd> process;  // set when this entry watches a pidfd
 };
 
 struct LaterFault {
-  std::shared_ptr<Sandbox> sandbox;
+  std::shared_ptr<ServedSandbox> sandbox;
   std::shared_ptr<ProcessMemory> memory;
   uint64_t address = 0;
 };
@@ -59,7 +59,7 @@ void signal_eventfd(int fd) {
 
 }  // namespace
 
-struct FaultServer::Impl : SandboxHost {
+struct FaultServer::Impl : SandboxServer {
   UniqueFd epoll = checked(epoll_create1(EPOLL_CLOEXEC), "cannot make an epoll descriptor");
   UniqueFd stop = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "cannot make an event descriptor");
   UniqueFd later_signal =
@@ -68,7 +68,7 @@ struct FaultServer::Impl : SandboxHost {
 
   std::mutex mutex;  // guards watched, sandboxes, next_id
   std::unordered_map<uint64_t, Watched> watched;
-  std::map<std::string, std::shared_ptr<Sandbox>> sandboxes;
+  std::map<std::string, std::shared_ptr<ServedSandbox>> sandboxes;
   uint64_t next_id = kFirstId;
 
   std::mutex events_mutex;
@@ -110,11 +110,11 @@ struct FaultServer::Impl : SandboxHost {
   void emit(const std::string& path, const char* event) override;
   void enqueue(std::function<void()> job, bool urgent) override;
   void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) override;
-  void forget(const Sandbox& sandbox) override;
-  void watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
-  void fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
+  void forget(const ServedSandbox& sandbox) override;
+  void watch(std::shared_ptr<ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
+  void fault_later(std::shared_ptr<ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
                    uint64_t address) override;
-  void serve(const std::shared_ptr<Sandbox>& sandbox);
+  void serve(const std::shared_ptr<ServedSandbox>& sandbox);
 };
 
 void FaultServer::Impl::start(size_t fault_threads) {
@@ -263,7 +263,7 @@ void FaultServer::Impl::run_later_jobs() {
   }
 }
 
-void FaultServer::Impl::forget(const Sandbox& sandbox) {
+void FaultServer::Impl::forget(const ServedSandbox& sandbox) {
   std::vector<Watched> dropped;  // destroyed outside the lock
   const std::lock_guard lock(mutex);
   for (auto it = watched.begin(); it != watched.end();) {
@@ -285,7 +285,7 @@ void FaultServer::Impl::forget(const Sandbox& sandbox) {
   }
 }
 
-void FaultServer::Impl::watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) {
+void FaultServer::Impl::watch(std::shared_ptr<ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory) {
   if (memory->fd() < 0) return;  // nothing of it was ever out
   const std::lock_guard lock(mutex);
   const uint64_t id = next_id++;
@@ -300,8 +300,8 @@ void FaultServer::Impl::watch(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<
   add_to_epoll(pidfd, process_id, EPOLLIN | EPOLLONESHOT);
 }
 
-void FaultServer::Impl::fault_later(std::shared_ptr<Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
-                                    uint64_t address) {
+void FaultServer::Impl::fault_later(std::shared_ptr<ServedSandbox> sandbox,
+                                    std::shared_ptr<ProcessMemory> memory, uint64_t address) {
   {
     const std::lock_guard lock(later_mutex);
     later.push_back({std::move(sandbox), std::move(memory), address});
@@ -309,7 +309,7 @@ void FaultServer::Impl::fault_later(std::shared_ptr<Sandbox> sandbox, std::share
   signal_eventfd(later_signal.get());
 }
 
-void FaultServer::Impl::serve(const std::shared_ptr<Sandbox>& sandbox) {
+void FaultServer::Impl::serve(const std::shared_ptr<ServedSandbox>& sandbox) {
   {
     const std::lock_guard lock(mutex);
     sandboxes[sandbox->file()->path()] = sandbox;
@@ -345,7 +345,7 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
       throw Error(Code::already_exists, "the sandbox is dormant already", file->path());
     known = impl_->own_uffds;
   }
-  auto sandbox = std::make_shared<Sandbox>(*impl_, file, std::move(bases));
+  auto sandbox = std::make_shared<ServedSandbox>(*impl_, file, std::move(bases));
   sandbox->set_working_set(options.working_set);  // it may wake as soon as it is let go
   EvictOp op(image, *file, options, known, cancelled);
   const auto remember = [&] {
@@ -382,7 +382,7 @@ std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> fil
     if (impl_->sandboxes.contains(file->path()))
       throw Error(Code::already_exists, "the sandbox is served already", file->path());
   }
-  auto sandbox = std::make_shared<Sandbox>(*impl_, file, std::move(bases));
+  auto sandbox = std::make_shared<ServedSandbox>(*impl_, file, std::move(bases));
   AdoptOp op(*file);
   op.run();
   for (auto& memory : op.take_memories()) sandbox->add_memory(std::move(memory));
@@ -409,7 +409,7 @@ FaultServerStats FaultServer::stats() const {
 void FaultServer::close() {
   if (impl_->closed) return;
   impl_->closed = true;
-  std::map<std::string, std::shared_ptr<Sandbox>> sandboxes;
+  std::map<std::string, std::shared_ptr<ServedSandbox>> sandboxes;
   {
     const std::lock_guard lock(impl_->mutex);
     sandboxes = impl_->sandboxes;

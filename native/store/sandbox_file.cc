@@ -23,7 +23,7 @@ struct SandboxFile::Impl {
   ShmMapping fixed;     // [0, mutable_offset), read-only
   ShmMapping changing;  // [mutable_offset, file_bytes), writable
   std::optional<SandboxSections> sections;
-  SandboxState state() { return sandbox_state(header, changing.writable_bytes()); }
+  SandboxFileState state() { return sandbox_file_state(header, changing.writable_bytes()); }
 };
 
 SandboxFile::SandboxFile() : impl_(std::make_unique<Impl>()) {}

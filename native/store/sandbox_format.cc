@@ -64,7 +64,7 @@ SandboxSections parse_sandbox_sections(const SandboxHeader& h, Bytes fixed, cons
   return out;
 }
 
-SandboxState sandbox_state(const SandboxHeader& h, MutableBytes changing) {
+SandboxFileState sandbox_file_state(const SandboxHeader& h, MutableBytes changing) {
   std::byte* const begin = changing.data();
   return {{reinterpret_cast<UffdRecord*>(begin), h.process_count},
           {reinterpret_cast<ChangeRecord*>(begin + changes_offset(h.process_count)), h.process_count},

@@ -69,11 +69,11 @@ SandboxSections parse_sandbox_sections(const SandboxHeader& header, Bytes fixed,
                                        const StoreKey* key);
 
 // What lies behind it.
-struct SandboxState {
+struct SandboxFileState {
   std::span<UffdRecord> uffds;
   std::span<ChangeRecord> changes;
   std::span<std::atomic<uint8_t>> pages;
 };
-SandboxState sandbox_state(const SandboxHeader& header, MutableBytes changing);
+SandboxFileState sandbox_file_state(const SandboxHeader& header, MutableBytes changing);
 
 }  // namespace medes

@@ -10,7 +10,7 @@
 #include "bases/base_set.h"
 #include "store/slab.h"
 #include "tests/temporary_folder.h"
-#include "transport/fault_reader.h"
+#include "transport/failing_reader.h"
 #include "transport/retry_reader.h"
 #include "transport/tcp/page_server.h"
 #include "transport/tcp/tcp_reader.h"
@@ -164,7 +164,8 @@ TEST_F(TcpTest, PeerDeathEndsBatchesAndRetryFindsTheNextServer) {
 }
 
 TEST_F(TcpTest, BaseSetOverAFaultyPeerEndsWithTheRightBytes) {
-  auto faulty = make_fault_reader(reader(), {.seed = 11, .fail = 0.05, .delay_max_us = 200, .reorder = true});
+  auto faulty =
+      make_failing_reader(reader(), {.seed = 11, .fail = 0.05, .delay_max_us = 200, .reorder = true});
   BaseSet set;
   const uint32_t slot =
       set.add_remote(kBase, kPages, {{}, true}, make_retry_reader(faulty, {.attempts = 10}));
@@ -189,9 +190,9 @@ TEST_F(TcpTest, DroppedAndDyingPeers) {
   std::vector<ReadRequest> reads;
   for (uint64_t i = 0; i < 4; ++i)
     reads.push_back({kBase, i * kPageBytes, kPageBytes, buffer.data() + i * kPageBytes});
-  auto dropping = make_fault_reader(reader(), {.drop = 1.0});
+  auto dropping = make_failing_reader(reader(), {.drop = 1.0});
   EXPECT_EQ(dropping->read(reads, 50ms), Code::deadline_exceeded);
-  auto dying = make_fault_reader(reader(), {.die_after_reads = 6});
+  auto dying = make_failing_reader(reader(), {.die_after_reads = 6});
   auto first = dying->submit(reads), second = dying->submit(reads);
   ASSERT_TRUE(first->wait(5s));
   ASSERT_TRUE(second->wait(5s));

@@ -90,7 +90,7 @@ struct Noted {
 
 TEST(Wiped, WhatAThreadKeepsIsWipedWhenWorkThatUsedItEnds) {
   std::thread([] {
-    ThreadKept<Noted> kept;
+    ThreadScratch<Noted> kept;
     {
       const WorkScope scope;
     }
@@ -109,7 +109,7 @@ TEST(Wiped, WhatAThreadKeepsIsWipedWhenWorkThatUsedItEnds) {
 
 TEST(Wiped, PageBuffersAreZeroAfterWork) {
   std::thread([] {
-    ThreadKept<PageBuffer> kept(3);
+    ThreadScratch<PageBuffer> kept(3);
     const std::byte* bytes = nullptr;
     {
       const WorkScope scope;

@@ -287,7 +287,7 @@ void Injector::resume_until_entry() {
   for (;;) {
     trace::require(PTRACE_SYSCALL, thread_.tid, 0, 0, "cannot resume a thread");
     const auto status = wait_for_stop(thread_, deadline_, nullptr);
-    if (!status) return give_up();
+    if (!status) interrupt_and_throw();
     if (stop_of(*status) == kEntry) return;
   }
 }
@@ -295,7 +295,7 @@ void Injector::resume_until_entry() {
 // The thread was let run and did not get to its call: it is stopped where it is and put back. Where a freezer
 // of cgroup v1 holds it, it cannot be stopped either; it will make the harmless call when it is thawed, and
 // find back through its frame.
-void Injector::give_up() {
+void Injector::interrupt_and_throw() {
   finished_ = true;
   const Error why = given_up(thread_);
   const bool interrupted = trace::request(trace::kInterrupt, thread_.tid, 0, 0) >= 0;

@@ -160,7 +160,7 @@ class Injector {
   void resume_until_entry();
   uint8_t stop_of(int status) const;
   std::optional<int> wait_for_interrupted(TimePoint deadline) const;
-  [[noreturn]] void give_up();
+  [[noreturn]] void interrupt_and_throw();
   [[noreturn]] void abandon();
   void put_back();
   void take_stop_back();

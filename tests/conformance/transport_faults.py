@@ -21,16 +21,16 @@ Wrap = Callable[[native.PageReader], native.PageReader]
 
 TRANSPARENT: dict[str, Wrap] = {
     "undisturbed": lambda reader: reader,
-    "delays": lambda reader: native.fault_reader(reader, seed=3, delay_max_us=2000),
-    "reordering": lambda reader: native.fault_reader(reader, seed=3, reorder=True),
+    "delays": lambda reader: native.failing_reader(reader, seed=3, delay_max_us=2000),
+    "reordering": lambda reader: native.failing_reader(reader, seed=3, reorder=True),
     "failures and retry": lambda reader: native.retry_reader(
-        native.fault_reader(reader, seed=5, fail=0.02), attempts=8
+        native.failing_reader(reader, seed=5, fail=0.02), attempts=8
     ),
     "damage found and retry": lambda reader: native.retry_reader(
-        native.fault_reader(reader, seed=5, corrupt=0.02, corrupt_found=True), attempts=8
+        native.failing_reader(reader, seed=5, corrupt=0.02, corrupt_found=True), attempts=8
     ),
     "all of these": lambda reader: native.retry_reader(
-        native.fault_reader(
+        native.failing_reader(
             reader, seed=7, fail=0.01, corrupt=0.01, corrupt_found=True, delay_max_us=500, reorder=True
         ),
         attempts=8,
@@ -85,7 +85,7 @@ class FaultConformance:
     """A subclass provides `link`: an undisturbed one."""
 
     def test_a_dropped_batch_ends_with_its_time_and_harms_no_other(self, link: Link) -> None:
-        faulty = native.fault_reader(link.reader, seed=2, drop=0.5)
+        faulty = native.failing_reader(link.reader, seed=2, drop=0.5)
         reads = [(LARGE, page * PAGE_BYTES, PAGE_BYTES) for page in range(0, 64, 3)]
         outcomes = []
         for _ in range(8):
@@ -102,7 +102,7 @@ class FaultConformance:
         assert link.reader.read(SMALL, 0, 4096) == link.world.expect(SMALL, 0, 4096)
 
     def test_a_batch_that_is_late_is_given_up_without_writing_later(self, link: Link) -> None:
-        faulty = native.fault_reader(link.reader, seed=4, delay_max_us=200_000)
+        faulty = native.failing_reader(link.reader, seed=4, delay_max_us=200_000)
         reads = [(LARGE, page * PAGE_BYTES, PAGE_BYTES) for page in range(64)]
         codes = {code for _ in range(15) for code, _ in faulty.read_batch(reads, 0.1)}
         assert "deadline_exceeded" in codes <= {"ok", "deadline_exceeded"}
@@ -110,7 +110,7 @@ class FaultConformance:
         assert [d for _, d in answers] == [link.world.expect(*read) for read in reads]
 
     def test_a_peer_that_dies_in_mid_batch_leaves_what_came_before(self, link: Link) -> None:
-        faulty = native.fault_reader(link.reader, seed=1, die_after_reads=30)
+        faulty = native.failing_reader(link.reader, seed=1, die_after_reads=30)
         reads = [(LARGE, page * PAGE_BYTES, PAGE_BYTES) for page in range(0, 40, 2)]
         assert {code for code, _ in faulty.read_batch(reads, 60.0)} == {"ok"}
         answers = faulty.read_batch(reads, 60.0)
@@ -123,7 +123,7 @@ class FaultConformance:
     def test_a_peer_that_dies_while_a_base_is_read_leaves_right_pages_only(self, link: Link) -> None:
         work = Encoded(link.world)
         encoded = work.encode()
-        bases = work.remote(native.fault_reader(link.reader, die_after_reads=100))
+        bases = work.remote(native.failing_reader(link.reader, die_after_reads=100))
         right = unreachable = 0
         for page in range(work.PAGES):
             try:
@@ -138,16 +138,16 @@ class FaultConformance:
     def test_silent_damage_is_refused_when_pages_are_rebuilt(self, link: Link) -> None:
         work = Encoded(link.world)
         encoded = work.encode()
-        damaging = native.fault_reader(link.reader, seed=6, corrupt=0.3)
+        damaging = native.failing_reader(link.reader, seed=6, corrupt=0.3)
         right, refused = work.rebuild(encoded, work.remote(damaging))
         assert right > 0 and refused > 0
         with pytest.raises(errors.CorruptError):
-            encoded.verify(work.image, work.remote(native.fault_reader(link.reader, seed=6, corrupt=1.0)))
+            encoded.verify(work.image, work.remote(native.failing_reader(link.reader, seed=6, corrupt=1.0)))
 
     def test_silent_damage_while_encoding_never_becomes_wrong_pages(self, link: Link) -> None:
         """The op may succeed, since it verifies with the bases it has; a restore with the right ones must notice."""
         work = Encoded(link.world)
-        damaging = native.fault_reader(link.reader, seed=8, corrupt=1.0)
+        damaging = native.failing_reader(link.reader, seed=8, corrupt=1.0)
         try:
             encoded = work.encode(work.remote(damaging))
         except errors.CorruptError:
@@ -158,7 +158,7 @@ class FaultConformance:
     def test_passing_damage_is_healed_by_a_retry(self, link: Link) -> None:
         work = Encoded(link.world)
         encoded = work.encode()
-        damaging = native.fault_reader(link.reader, seed=9, corrupt=0.3, corrupt_found=True)
+        damaging = native.failing_reader(link.reader, seed=9, corrupt=0.3, corrupt_found=True)
         _, refused = work.rebuild(encoded, work.remote(damaging))
         assert refused > 0, "without a retry it shows"
         healed = native.retry_reader(damaging, attempts=10)
@@ -166,7 +166,7 @@ class FaultConformance:
         assert healed.stats()["retries"] > 0
 
     def test_statistics_say_what_carried_the_bytes(self, link: Link) -> None:
-        faulty = native.retry_reader(native.fault_reader(link.reader, seed=5, fail=0.2), attempts=10)
+        faulty = native.retry_reader(native.failing_reader(link.reader, seed=5, fail=0.2), attempts=10)
         before = faulty.bytes_by_transport.get(link.transport, 0)
         bases = Encoded(link.world).remote(faulty)
         work = Encoded(link.world)
@@ -176,7 +176,7 @@ class FaultConformance:
         assert faulty.bytes_by_transport[link.transport] - before == bases.remote_bytes_read
 
     def test_close_ends_batches_that_are_held_back(self, link: Link) -> None:
-        faulty = native.fault_reader(link.reader, seed=4, delay_max_us=200_000)
+        faulty = native.failing_reader(link.reader, seed=4, delay_max_us=200_000)
         codes: list[str] = []
 
         def work() -> None:

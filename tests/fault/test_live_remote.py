@@ -57,7 +57,7 @@ def test_damage_that_no_reader_saw_loses_the_sandbox_and_never_runs_it(deduper: 
     """A flipped bit behind the digests, as of RDMA: the page's own checksum is the last to notice."""
     with Program() as program:
         server = _serve(_slab_of(deduper, program))
-        live = _dedup_remote(deduper, program, server.address, lambda r: native.fault_reader(r, corrupt=1.0))
+        live = _dedup_remote(deduper, program, server.address, lambda r: native.failing_reader(r, corrupt=1.0))
         live.restore(lazy=False)
         with pytest.raises(errors.LostError, match="corrupt"):
             live.wait_complete(WAIT_S)
@@ -70,7 +70,7 @@ def test_damage_that_no_reader_saw_loses_the_sandbox_and_never_runs_it(deduper: 
 
 def test_damage_that_a_reader_saw_is_read_again(deduper: Deduper) -> None:
     def retried(reader: native.PageReader) -> native.PageReader:
-        damaged = native.fault_reader(reader, seed=3, corrupt=0.5, corrupt_found=True)
+        damaged = native.failing_reader(reader, seed=3, corrupt=0.5, corrupt_found=True)
         return native.retry_reader(damaged, attempts=12)
 
     with Program() as program:

@@ -1,13 +1,13 @@
-#include "restore/fault_windows.h"
+#include "restore/fault_readahead.h"
 
 #include <algorithm>
 
 namespace medes {
 
-FaultWindows::Window FaultWindows::next(uint64_t page) {
+FaultReadahead::Pages FaultReadahead::next(uint64_t page) {
   const uint64_t block = page / kBlockPages * kBlockPages;
   const std::lock_guard lock(mutex_);
-  for (Window& last : walks_) {
+  for (Pages& last : walks_) {
     const uint64_t size = last.end - last.begin;
     // Within: another thread is bringing it.
     if (block >= last.begin && block < last.end) return {block, block + kBlockPages};
@@ -16,7 +16,7 @@ FaultWindows::Window FaultWindows::next(uint64_t page) {
       return last = {block, block + std::min(2 * size, kMostPages)};
   }
   walks_[oldest_] = {block, block + kBlockPages};
-  const Window found = walks_[oldest_];
+  const Pages found = walks_[oldest_];
   oldest_ = (oldest_ + 1) % kWalks;
   return found;
 }

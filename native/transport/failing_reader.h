@@ -8,7 +8,7 @@
 
 namespace medes {
 
-struct FaultPlan {
+struct FailurePlan {
   uint64_t seed = 1;
   double drop = 0;             // probability, per batch, that it never completes (its waiter's time runs out)
   double fail = 0;             // per read: peer_unreachable
@@ -19,6 +19,6 @@ struct FaultPlan {
   uint64_t die_after_reads = 0;  // from then on peer_unreachable, also in mid-batch; 0 = never
 };
 
-std::shared_ptr<PageReader> make_fault_reader(std::shared_ptr<PageReader> inner, FaultPlan plan);
+std::shared_ptr<PageReader> make_failing_reader(std::shared_ptr<PageReader> inner, FailurePlan plan);
 
 }  // namespace medes

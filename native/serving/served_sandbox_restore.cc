@@ -6,7 +6,7 @@
 #include "common/error.h"
 #include "common/fault_point.h"
 #include "serving/rebuild_work.h"
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 namespace medes {
 namespace {
@@ -20,7 +20,7 @@ constexpr size_t kFetchBesidePages = 128;
 
 }  // namespace
 
-void Sandbox::drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults) {
+void ServedSandbox::drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults) {
   struct Draining {
     std::atomic<int>& count;
     explicit Draining(std::atomic<int>& c) : count(c) { ++count; }
@@ -33,19 +33,19 @@ void Sandbox::drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<ui
 
 // Until it has its pages, a forked child depends on us alone (its userfaultfd is not open in itself): it is
 // filled at once, and the restore of its parent begins.
-void Sandbox::add_child(std::shared_ptr<ProcessMemory> child) {
+void ServedSandbox::add_child(std::shared_ptr<ProcessMemory> child) {
   add_memory(child);
   {
     const std::lock_guard lock(mutex_);
     if (detached_) return;  // whoever lets go of it waits for us, and puts the child aside
   }
-  host_.watch(shared_from_this(), child);
+  server_.watch(shared_from_this(), child);
   ++running_;
   wake_by_fault();
-  host_.enqueue([self = shared_from_this(), child] { self->run_child(child, 0); }, true);
+  server_.enqueue([self = shared_from_this(), child] { self->run_child(child, 0); }, true);
 }
 
-void Sandbox::run(RestoreOptions options) {
+void ServedSandbox::run(RestoreOptions options) {
   recording_afresh_ = options.working_set.empty();
   if (room_for_all())
     prefetch(options);
@@ -55,12 +55,12 @@ void Sandbox::run(RestoreOptions options) {
   if (state() == LiveState::lost || detached_) return;
   if (!options.lazy) return run_background(options);
   set_ready();
-  host_.enqueue([self = shared_from_this(), options = std::move(options)] { self->run_background(options); },
-                false);
+  server_.enqueue(
+      [self = shared_from_this(), options = std::move(options)] { self->run_background(options); }, false);
 }
 
 // (blocks) See kQuiet. Runs on a thread for bulk work only, so nobody's fault waits behind it.
-void Sandbox::hold_background() {
+void ServedSandbox::hold_background() {
   const auto begin_us = since_restore_us();
   const auto us = [](auto d) { return static_cast<uint64_t>(std::chrono::microseconds(d).count()); };
   while (state() == LiveState::restoring && !detached_) {
@@ -72,7 +72,7 @@ void Sandbox::hold_background() {
 }
 
 // Remote base pages come in ahead of everything else: a demand fault then finds them there.
-void Sandbox::fetch_ahead() {
+void ServedSandbox::fetch_ahead() {
   for (const auto& memory : memories()) {
     std::vector<uint64_t> pages = evicted_pages(*memory);
     for (size_t at = 0; at < pages.size(); at += kFetchBesidePages) {
@@ -84,36 +84,36 @@ void Sandbox::fetch_ahead() {
   }
 }
 
-void Sandbox::run_background(const RestoreOptions& options) {
+void ServedSandbox::run_background(const RestoreOptions& options) {
   if (options.lazy && !rebuilder_.all_local()) fetch_ahead();
   if (options.lazy) hold_background();
   run_rest(options, 0);
 }
 
 // Again and again while there is no memory for it: it is nobody's loss, and no thread of ours waits for it.
-void Sandbox::run_rest(const RestoreOptions& options, int tries) {
+void ServedSandbox::run_rest(const RestoreOptions& options, int tries) {
   const bool wanted = state() != LiveState::lost && !detached_;
   if (wanted && !fill_rest(memories(), options, kRebuildFailed))
-    return host_.enqueue_later(
+    return server_.enqueue_later(
         [self = shared_from_this(), options, tries] { self->run_rest(options, tries + 1); }, !options.lazy,
         memory_pause(tries));
   --running_;
   try_complete();
 }
 
-void Sandbox::run_child(const std::shared_ptr<ProcessMemory>& child, int tries) {
+void ServedSandbox::run_child(const std::shared_ptr<ProcessMemory>& child, int tries) {
   RestoreOptions options;
   options.lazy = false;
   const bool wanted = state() != LiveState::lost && !detached_;
   if (wanted && !fill_rest({child}, options, "a forked child's page could not be rebuilt"))
-    return host_.enqueue_later(
+    return server_.enqueue_later(
         [self = shared_from_this(), child, tries] { self->run_child(child, tries + 1); }, true,
         memory_pause(tries));
   --running_;
   try_complete();
 }
 
-void Sandbox::try_complete() {
+void ServedSandbox::try_complete() {
   if (state() != LiveState::restoring || running_ > 0 || detached_) return;
   const auto all = memories();
   for (const auto& m : all)
@@ -154,10 +154,10 @@ void Sandbox::try_complete() {
     state_ = LiveState::complete;
   }
   settled();
-  host_.emit(file_->path(), "complete");
+  server_.emit(file_->path(), "complete");
   for (const auto& m : all)
     if (!m->huge_pages().ranges.empty())
-      host_.enqueue(
+      server_.enqueue(
           [m] {
             set_nice(kBackgroundNice);
             (void)join_huge_pages(m->huge_pages());

@@ -3,7 +3,7 @@
 #include <mutex>
 #include <optional>
 
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 namespace medes {
 namespace {
@@ -21,7 +21,7 @@ constexpr uint64_t kRoomReserve = 1u << 20;
 // the program would have shared may well never be needed twice, and a child that ends leaves room. Of what
 // they do share either may write any page and so get a copy: that room is the program's, until a child that
 // lives on has had its time to do so.
-bool Sandbox::room_for_all() {
+bool ServedSandbox::room_for_all() {
   const auto now = Clock::now();
   uint64_t pages = 0;
   for (const auto& m : memories()) {
@@ -33,7 +33,7 @@ bool Sandbox::room_for_all() {
   return room_for(pages * kPageBytes);
 }
 
-bool Sandbox::room_for(uint64_t bytes) {
+bool ServedSandbox::room_for(uint64_t bytes) {
   std::optional<MemoryRoom> room;
   {
     const std::lock_guard lock(mutex_);
@@ -43,9 +43,9 @@ bool Sandbox::room_for(uint64_t bytes) {
   return room->has(bytes + kRoomReserve);
 }
 
-void Sandbox::short_of_memory() {
+void ServedSandbox::short_of_memory() {
   if (told_short_of_memory_.exchange(true)) return;
-  host_.emit(file_->path(), "short_of_memory");
+  server_.emit(file_->path(), "short_of_memory");
 }
 
 }  // namespace medes

@@ -6,11 +6,11 @@
 
 #include "common/fault_point.h"
 #include "serving/rebuild_work.h"
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 namespace medes {
 
-void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker) {
+void ServedSandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker) {
   std::vector<uint64_t> faults;
   drain(memory, faults);
   for (uint64_t address : faults) handle_fault(memory, address, worker);
@@ -18,7 +18,7 @@ void Sandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebu
 
 // A process may end as soon as its last fork was read, while another thread still takes the child in: only
 // with nothing on its way is it known that none is left.
-void Sandbox::handle_exit(ProcessMemory& memory) {
+void ServedSandbox::handle_exit(ProcessMemory& memory) {
   if (detached_) return;  // it is out of our hands, which says nothing of the process
   memory.mark_gone();
   if (!all_gone()) return;
@@ -26,7 +26,7 @@ void Sandbox::handle_exit(ProcessMemory& memory) {
   if (all_gone()) lose(Code::process_gone, "its processes have exited");
 }
 
-void Sandbox::wake_by_fault() {
+void ServedSandbox::wake_by_fault() {
   {
     const std::lock_guard lock(mutex_);
     LiveState expected = LiveState::dormant;
@@ -35,27 +35,27 @@ void Sandbox::wake_by_fault() {
     stats_.demand_woken = true;
     ++running_;
   }
-  host_.emit(file_->path(), "demand_woken");
+  server_.emit(file_->path(), "demand_woken");
   if (!room_for_all()) short_of_memory();
   RestoreOptions options;
   {
     const std::lock_guard lock(mutex_);
     options.working_set = default_working_set_;
   }
-  host_.enqueue([self = shared_from_this(), options = std::move(options)] { self->run(options); }, true);
+  server_.enqueue([self = shared_from_this(), options = std::move(options)] { self->run(options); }, true);
 }
 
-void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_t address,
-                           Rebuilder::Worker& worker) {
+void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_t address,
+                                 Rebuilder::Worker& worker) {
   if (state() == LiveState::lost || detached_) return;  // it waits, rather than run on wrong bytes
   const uint64_t page = memory->missing_page_at(address);
   if (page == ImageLayout::kNoPage) {
     const Code code = memory->place_zero(address);
-    if (code == Code::busy) host_.fault_later(shared_from_this(), memory, address);
+    if (code == Code::busy) server_.fault_later(shared_from_this(), memory, address);
     if (code != Code::limit_exceeded) return;
     short_of_memory();
-    return host_.enqueue_later(
-        [self = shared_from_this(), memory, address] { self->host_.fault_later(self, memory, address); },
+    return server_.enqueue_later(
+        [self = shared_from_this(), memory, address] { self->server_.fault_later(self, memory, address); },
         true, memory_pause(kMemoryBackoffDoublings));
   }
   fault_point("restore.fault");
@@ -65,7 +65,7 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
   record(*memory, page);
   if (rebuilder_.all_local()) return serve_page(memory, page, worker);
   // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
-  host_.enqueue(
+  server_.enqueue(
       [self = shared_from_this(), memory, page] {
         WorkerLease worker;
         self->serve_page(memory, page, *worker);
@@ -75,14 +75,14 @@ void Sandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_
 
 // Records the page that was touched. Children are left out: their pages are filled at once, whoever touches
 // them.
-void Sandbox::record(ProcessMemory& memory, uint64_t page) {
+void ServedSandbox::record(ProcessMemory& memory, uint64_t page) {
   if (memory.is_forked_child()) return;
   const std::lock_guard lock(mutex_);
   if (recorded_.size() < kMaxWorkingSetPages) recorded_.push_back(regions_.entry_of(page));
 }
 
-void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
-                         Rebuilder::Worker& worker, int tries) {
+void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+                               Rebuilder::Worker& worker, int tries) {
   if (told_short_of_memory_ && !room_for(kPageBytes)) return serve_again(memory, page, tries);
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   const Code code = serve_pages(memory, page, page + 1, worker);
@@ -92,9 +92,9 @@ void Sandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t 
 }
 
 // The thread waits on, for as long as its memory cgroup has no room; nobody else does.
-void Sandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries) {
+void ServedSandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries) {
   short_of_memory();
-  host_.enqueue_later(
+  server_.enqueue_later(
       [self = shared_from_this(), memory, page, tries] {
         WorkerLease worker;
         self->serve_page(memory, page, *worker, tries + 1);
@@ -104,16 +104,16 @@ void Sandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t
 
 // What may be touched next. Without a working set nothing is guessed, so that the record holds what is
 // touched and nothing else.
-void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
-                           Rebuilder::Worker& worker) {
-  const auto window = windows_.next(page);
-  const uint64_t begin = std::max(window.begin, memory->first_page());
-  const uint64_t end = std::min(window.end, memory->end_page());
-  const uint64_t near = std::min(begin + FaultWindows::kBlockPages, end);
+void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+                                 Rebuilder::Worker& worker) {
+  const auto ahead = readahead_.next(page);
+  const uint64_t begin = std::max(ahead.begin, memory->first_page());
+  const uint64_t end = std::min(ahead.end, memory->end_page());
+  const uint64_t near = std::min(begin + FaultReadahead::kBlockPages, end);
   (void)serve_pages(memory, begin, near, worker);
   if (near == end) return;
   // A walk: the rest comes from another thread, as this one is waited for by others.
-  host_.enqueue(
+  server_.enqueue(
       [self = shared_from_this(), memory, near, end] {
         WorkerLease worker;
         if (!self->rebuilder_.all_local()) {
@@ -121,8 +121,8 @@ void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_
           std::iota(pages.begin(), pages.end(), near);
           (void)self->rebuilder_.fetch(pages, kFetchTimeout);  // a failure shows again when it is rebuilt
         }
-        for (uint64_t p = near; p < end; p += FaultWindows::kBlockPages)
-          (void)self->serve_pages(memory, p, std::min(p + FaultWindows::kBlockPages, end), *worker);
+        for (uint64_t p = near; p < end; p += FaultReadahead::kBlockPages)
+          (void)self->serve_pages(memory, p, std::min(p + FaultReadahead::kBlockPages, end), *worker);
         self->try_complete();
       },
       true);
@@ -130,10 +130,10 @@ void Sandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_
 
 // At most a block of pages. A failure is dealt with here, but for limit_exceeded: there is no memory now.
 // process_gone also when nobody wants them any more.
-Code Sandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
-                          Rebuilder::Worker& worker) {
+Code ServedSandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
+                                Rebuilder::Worker& worker) {
   if (state() == LiveState::lost || detached_ || memory->gone()) return Code::process_gone;
-  uint64_t pages[FaultWindows::kBlockPages];
+  uint64_t pages[FaultReadahead::kBlockPages];
   size_t n = 0;
   for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
   MemoryClaims claims(*memory);

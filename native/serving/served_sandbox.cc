@@ -1,6 +1,6 @@
 // The handle's own side of a sandbox: state, waiting, record. Its work is in sandbox_restore.cc, _faults.cc,
 // _fill.cc, _room.cc.
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 #include <algorithm>
 #include <chrono>
@@ -41,14 +41,15 @@ void continue_all(std::span<const pid_t> pids) {
 
 }  // namespace
 
-Sandbox::Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases)
-    : host_(host),
+ServedSandbox::ServedSandbox(SandboxServer& server, std::shared_ptr<SandboxFile> file,
+                             std::shared_ptr<BaseSet> bases)
+    : server_(server),
       file_(std::move(file)),
       bases_(std::move(bases)),
       rebuilder_(file_->layout(), file_->encoded(), *bases_),
       regions_(file_->layout()) {}
 
-void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
+void ServedSandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
   // The memory must not keep the sandbox alive, nor itself.
   memory->on_events([weak = weak_from_this(), m = std::weak_ptr(memory)] {
     const auto self = weak.lock();
@@ -56,50 +57,50 @@ void Sandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
     if (!self || !memory) return;
     std::vector<uint64_t> faults;
     self->drain(memory, faults);
-    for (uint64_t address : faults) self->host_.fault_later(self, memory, address);
+    for (uint64_t address : faults) self->server_.fault_later(self, memory, address);
   });
   const std::lock_guard lock(mutex_);
   memories_.push_back(std::move(memory));
 }
 
-std::vector<std::shared_ptr<ProcessMemory>> Sandbox::memories() const {
+std::vector<std::shared_ptr<ProcessMemory>> ServedSandbox::memories() const {
   const std::lock_guard lock(mutex_);
   return memories_;
 }
 
-bool Sandbox::fills_children() const {
+bool ServedSandbox::fills_children() const {
   const auto all = memories();
   return state() != LiveState::lost && std::any_of(all.begin(), all.end(), [](const auto& m) {
            return m->is_forked_child() && !m->gone() && m->missing() > 0;
          });
 }
 
-void Sandbox::set_evict_result(EvictResult result) {
+void ServedSandbox::set_evict_result(EvictResult result) {
   const std::lock_guard lock(mutex_);
   evict_result_ = std::move(result);
 }
 
-void Sandbox::set_stopped_us(uint64_t us) {
+void ServedSandbox::set_stopped_us(uint64_t us) {
   const std::lock_guard lock(mutex_);
   evict_result_.stopped_us = us;
 }
 
-EvictResult Sandbox::evict_result() const {
+EvictResult ServedSandbox::evict_result() const {
   const std::lock_guard lock(mutex_);
   return evict_result_;
 }
 
-std::string Sandbox::lost_reason() const {
+std::string ServedSandbox::lost_reason() const {
   const std::lock_guard lock(mutex_);
   return lost_reason_;
 }
 
-Code Sandbox::lost_code() const {
+Code ServedSandbox::lost_code() const {
   const std::lock_guard lock(mutex_);
   return lost_code_;
 }
 
-void Sandbox::check_not_lost() const {
+void ServedSandbox::check_not_lost() const {
   if (lost_code_ == Code::ok) {
     if (detached_ && state() != LiveState::complete)
       throw Error(Code::cancelled, "the restore is watched no more: its handle was let go of", file_->path());
@@ -109,14 +110,14 @@ void Sandbox::check_not_lost() const {
               "start a new instance");
 }
 
-bool Sandbox::wait_ready(std::chrono::nanoseconds timeout) {
+bool ServedSandbox::wait_ready(std::chrono::nanoseconds timeout) {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, timeout, [this] { return ready_ || lost_code_ != Code::ok || detached_; });
   check_not_lost();
   return ready_;
 }
 
-bool Sandbox::wait_complete(std::chrono::nanoseconds timeout) {
+bool ServedSandbox::wait_complete(std::chrono::nanoseconds timeout) {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, timeout,
                     [this] { return state() == LiveState::complete || lost_code_ != Code::ok || detached_; });
@@ -124,7 +125,7 @@ bool Sandbox::wait_complete(std::chrono::nanoseconds timeout) {
   return state() == LiveState::complete;
 }
 
-RestoreStats Sandbox::stats() const {
+RestoreStats ServedSandbox::stats() const {
   const std::lock_guard lock(mutex_);
   RestoreStats s = stats_;
   s.pages_total = evict_result_.evicted_pages;
@@ -139,17 +140,17 @@ RestoreStats Sandbox::stats() const {
   return s;
 }
 
-std::vector<WorkingSetEntry> Sandbox::working_set() const {
+std::vector<WorkingSetEntry> ServedSandbox::working_set() const {
   const std::lock_guard lock(mutex_);
   return recorded_;
 }
 
-void Sandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
+void ServedSandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
   const std::lock_guard lock(mutex_);
   default_working_set_ = std::move(entries);
 }
 
-void Sandbox::detach() {
+void ServedSandbox::detach() {
   {
     const std::lock_guard lock(mutex_);  // nobody begins to wait unseen
     detached_ = true;
@@ -164,9 +165,9 @@ void Sandbox::detach() {
 
 // (blocks) A thread with a fork event in its hands is about to add the child: that one's only userfaultfd
 // must be dealt with like the others'. Nothing can be read any more from those that were.
-void Sandbox::end_serving(void (ProcessMemory::*how)()) {
+void ServedSandbox::end_serving(void (ProcessMemory::*how)()) {
   for (size_t ended = 0;;) {
-    host_.forget(*this);
+    server_.forget(*this);
     const auto all = memories();
     for (; ended < all.size(); ++ended) (*all[ended].*how)();
     while (draining_ > 0) std::this_thread::yield();
@@ -174,7 +175,7 @@ void Sandbox::end_serving(void (ProcessMemory::*how)()) {
   }
 }
 
-void Sandbox::restore(const RestoreOptions& options) {
+void ServedSandbox::restore(const RestoreOptions& options) {
   if (options.working_set.size() > kMaxWorkingSetPages)
     throw Error(Code::limit_exceeded, "the working set has too many pages", file_->path());
   {
@@ -185,15 +186,15 @@ void Sandbox::restore(const RestoreOptions& options) {
     if (state_.compare_exchange_strong(expected, LiveState::restoring)) restore_called_ = Clock::now();
     ++running_;
   }
-  host_.enqueue([self = shared_from_this(), options] { self->run(options); }, true);
+  server_.enqueue([self = shared_from_this(), options] { self->run(options); }, true);
 }
 
-uint64_t Sandbox::since_restore_us() const {
+uint64_t ServedSandbox::since_restore_us() const {
   return static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - restore_called_).count());
 }
 
-void Sandbox::set_ready() {
+void ServedSandbox::set_ready() {
   {
     const std::lock_guard lock(mutex_);
     if (ready_) return;
@@ -202,10 +203,10 @@ void Sandbox::set_ready() {
   }
   thaw();
   changed_.notify_all();
-  host_.emit(file_->path(), "ready");
+  server_.emit(file_->path(), "ready");
 }
 
-void Sandbox::thaw() {
+void ServedSandbox::thaw() {
   Clock::time_point since;
   {
     const std::lock_guard lock(mutex_);
@@ -222,7 +223,7 @@ void Sandbox::thaw() {
 
 // From here on nothing is placed any more: threads that wait for a page wait on, and none ever runs on
 // bytes that are not its own. The runtime starts a new instance and kills this one.
-void Sandbox::lose(Code code, const std::string& why) {
+void ServedSandbox::lose(Code code, const std::string& why) {
   {
     const std::lock_guard lock(mutex_);
     // One that was let go of may be served by another handle, and has lost nothing.
@@ -232,10 +233,10 @@ void Sandbox::lose(Code code, const std::string& why) {
     state_ = LiveState::lost;
   }
   changed_.notify_all();
-  host_.emit(file_->path(), code == Code::process_gone ? "process_gone" : "lost");
+  server_.emit(file_->path(), code == Code::process_gone ? "process_gone" : "lost");
 }
 
-bool Sandbox::needed() const {
+bool ServedSandbox::needed() const {
   if (const LiveState now = state(); now != LiveState::dormant && now != LiveState::restoring) return false;
   const auto any = [this] {
     const auto all = memories();
@@ -246,7 +247,7 @@ bool Sandbox::needed() const {
   return any() || draining_ > 0 || any();
 }
 
-bool Sandbox::all_gone() const {
+bool ServedSandbox::all_gone() const {
   for (const auto& m : memories())
     if (!m->gone()) return false;
   return true;

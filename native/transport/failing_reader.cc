@@ -1,4 +1,4 @@
-#include "transport/fault_reader.h"
+#include "transport/failing_reader.h"
 
 #include <algorithm>
 #include <mutex>
@@ -24,9 +24,9 @@ struct Script {
   std::vector<uint32_t> bits;  // which bit of a corrupted read flips
 };
 
-class FaultBatch : public ReadBatch {
+class FailingBatch : public ReadBatch {
  public:
-  FaultBatch(PageReader& inner, std::span<const ReadRequest> reads, Script script, const FaultPlan& plan)
+  FailingBatch(PageReader& inner, std::span<const ReadRequest> reads, Script script, const FailurePlan& plan)
       : reads_(reads.begin(), reads.end()),
         script_(std::move(script)),
         status_(reads.size(), Code::peer_unreachable),
@@ -88,15 +88,15 @@ class FaultBatch : public ReadBatch {
   bool finished_ = false;
 };
 
-class FaultReader : public PageReader {
+class FailingReader : public PageReader {
  public:
-  FaultReader(std::shared_ptr<PageReader> inner, FaultPlan plan)
+  FailingReader(std::shared_ptr<PageReader> inner, FailurePlan plan)
       : inner_(std::move(inner)), plan_(plan), random_(plan.seed) {}
 
   TransportCapabilities capabilities() const override { return inner_->capabilities(); }
   std::unique_ptr<ReadBatch> submit(std::span<const ReadRequest> reads) override {
     check_reads(reads);
-    return std::make_unique<FaultBatch>(*inner_, reads, script(reads.size()), plan_);
+    return std::make_unique<FailingBatch>(*inner_, reads, script(reads.size()), plan_);
   }
   TransportStats stats() const override { return inner_->stats(); }
   void close() override { inner_->close(); }
@@ -128,7 +128,7 @@ class FaultReader : public PageReader {
   }
 
   std::shared_ptr<PageReader> inner_;
-  FaultPlan plan_;
+  FailurePlan plan_;
   std::mutex mutex_;
   std::mt19937_64 random_;
   uint64_t seen_ = 0;
@@ -136,9 +136,9 @@ class FaultReader : public PageReader {
 
 }  // namespace
 
-std::shared_ptr<PageReader> make_fault_reader(std::shared_ptr<PageReader> inner, FaultPlan plan) {
+std::shared_ptr<PageReader> make_failing_reader(std::shared_ptr<PageReader> inner, FailurePlan plan) {
   if (!inner) throw Error(Code::invalid_argument, "fault reader without inner reader");
-  return std::make_shared<FaultReader>(std::move(inner), plan);
+  return std::make_shared<FailingReader>(std::move(inner), plan);
 }
 
 }  // namespace medes

@@ -5,7 +5,7 @@
 #include <thread>
 
 #include "serving/rebuild_work.h"
-#include "serving/sandbox.h"
+#include "serving/served_sandbox.h"
 
 namespace medes {
 namespace {
@@ -23,8 +23,8 @@ size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 }  // namespace
 
 // A peer that is away may come back: the pages are asked for again, with pauses, until patience ends.
-Code Sandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages,
-                                PageClaims& claims, ProcessMemory& memory, uint64_t& placed) {
+Code ServedSandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages,
+                                      PageClaims& claims, ProcessMemory& memory, uint64_t& placed) {
   const auto deadline = Clock::now() + kPeerPatience;
   for (auto pause = kPeerBackoffFirst;; pause = std::min(pause * 2, kPeerBackoffMost)) {
     const Code code = rebuilder_.rebuild(worker, pages, claims, memory, placed);
@@ -35,7 +35,7 @@ Code Sandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint6
 
 // A list of pages as threads share it out: units in the order they are wanted, each of ascending pages of one
 // process within one aligned block, so that what is stored together is unpacked once and placed in long runs.
-struct Sandbox::Fill {
+struct ServedSandbox::Fill {
   struct Unit {
     uint32_t memory = 0;
     uint32_t begin = 0, end = 0;  // in `pages`
@@ -59,8 +59,8 @@ struct Sandbox::Fill {
 };
 
 // Units in the order in which their first pages come.
-std::shared_ptr<Sandbox::Fill> Sandbox::plan_fill(std::vector<std::shared_ptr<ProcessMemory>> memories,
-                                                  std::span<const Wanted> wanted) const {
+std::shared_ptr<ServedSandbox::Fill> ServedSandbox::plan_fill(
+    std::vector<std::shared_ptr<ProcessMemory>> memories, std::span<const Wanted> wanted) const {
   constexpr uint32_t kNone = UINT32_MAX;
   const uint64_t blocks = file_->layout().page_count / Rebuilder::kBlockPages + 1;
   auto fill = std::make_shared<Fill>();
@@ -89,7 +89,7 @@ std::shared_ptr<Sandbox::Fill> Sandbox::plan_fill(std::vector<std::shared_ptr<Pr
 
 // Rebuilds units until `until` of them were given out. Stops early when the sandbox is lost, or there is no
 // memory for them now.
-void Sandbox::rebuild_units(Fill& fill, size_t until) {
+void ServedSandbox::rebuild_units(Fill& fill, size_t until) {
   WorkerLease worker;
   while (fill.next.load() < until) {
     const size_t at = fill.next.fetch_add(1);
@@ -130,9 +130,9 @@ void Sandbox::rebuild_units(Fill& fill, size_t until) {
 }
 
 // Has up to `helpers` of the server's threads work along.
-void Sandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent) {
+void ServedSandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent) {
   for (size_t i = 0; i < std::min(helpers, fill->units.size() - 1); ++i)
-    host_.enqueue(
+    server_.enqueue(
         [self = shared_from_this(), fill] {
           {
             const std::lock_guard lock(fill->mutex);
@@ -149,7 +149,7 @@ void Sandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bo
 }
 
 // Works on what is left, then waits for the helpers.
-void Sandbox::finish_fill(Fill& fill) {
+void ServedSandbox::finish_fill(Fill& fill) {
   set_nice(fill.nice);
   rebuild_units(fill, fill.units.size());
   set_nice(0);
@@ -160,7 +160,7 @@ void Sandbox::finish_fill(Fill& fill) {
 
 // Where all bases are here, ready is said on the way: in the order in which pages were touched before, the
 // request stays behind us. Where peers may keep us waiting, or be away, it is said when the set is in.
-void Sandbox::prefetch(const RestoreOptions& options) {
+void ServedSandbox::prefetch(const RestoreOptions& options) {
   std::vector<std::shared_ptr<ProcessMemory>> own;
   for (auto& memory : memories())
     if (!memory->is_forked_child()) own.push_back(std::move(memory));
@@ -184,8 +184,8 @@ void Sandbox::prefetch(const RestoreOptions& options) {
 }
 
 // Everything that is still out of `memories`, in address order. False when there is no memory for it now.
-bool Sandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
-                        const char* failed) {
+bool ServedSandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories,
+                              const RestoreOptions& options, const char* failed) {
   std::vector<Wanted> wanted;
   for (uint32_t m = 0; m < memories.size(); ++m) {
     if (memories[m]->gone()) continue;

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "procfs/memory_room.h"
-#include "restore/fault_windows.h"
+#include "restore/fault_readahead.h"
 #include "restore/rebuilder.h"
 #include "serving/live_sandbox.h"
 #include "serving/process_memory.h"
@@ -19,23 +19,23 @@
 namespace medes {
 
 // What a sandbox needs of the server that runs its work.
-class SandboxHost {
+class SandboxServer {
  public:
-  virtual ~SandboxHost() = default;
+  virtual ~SandboxServer() = default;
   virtual void emit(const std::string& path, const char* event) = 0;
   virtual void enqueue(std::function<void()> job, bool urgent) = 0;  // on a restore thread
   virtual void enqueue_later(std::function<void()> job, bool urgent, std::chrono::milliseconds after) = 0;
-  virtual void forget(const class Sandbox& sandbox) = 0;  // it needs no serving any more
-  virtual void watch(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
-  virtual void fault_later(std::shared_ptr<class Sandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
-                           uint64_t address) = 0;
+  virtual void forget(const class ServedSandbox& sandbox) = 0;  // it needs no serving any more
+  virtual void watch(std::shared_ptr<class ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
+  virtual void fault_later(std::shared_ptr<class ServedSandbox> sandbox,
+                           std::shared_ptr<ProcessMemory> memory, uint64_t address) = 0;
 };
 
-class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox> {
+class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<ServedSandbox> {
   using Clock = std::chrono::steady_clock;
 
  public:
-  Sandbox(SandboxHost& host, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
+  ServedSandbox(SandboxServer& server, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
 
   // Set-up, before the server knows the sandbox.
   void add_memory(std::shared_ptr<ProcessMemory> memory);
@@ -109,12 +109,12 @@ class Sandbox : public LiveSandbox, public std::enable_shared_from_this<Sandbox>
   uint64_t since_restore_us() const;
   bool all_gone() const;
 
-  SandboxHost& host_;
+  SandboxServer& server_;
   const std::shared_ptr<SandboxFile> file_;
   const std::shared_ptr<BaseSet> bases_;
   Rebuilder rebuilder_;
   RegionIndex regions_;
-  FaultWindows windows_;
+  FaultReadahead readahead_;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
