@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from medes.controller.registry import store as store_module
-from medes.controller.registry.redis_store import BASES, RedisStore, _key
+from medes.controller.registry.redis_records import BASES, base_key
+from medes.controller.registry.redis_store import RedisStore
 from medes.controller.registry.store import MemoryStore, RegistryStore
 from medes.errors import (
     AlreadyExistsError,
@@ -289,11 +290,11 @@ class TestRedisStore(StoreContract):
         assert isinstance(store, RedisStore)
         publish(store, base(1))
         publish(store, held_by(2, "n1", "n2"))
-        one, two = (json.loads(store._redis.hget(BASES, _key(i)))["base"] for i in (1, 2))
+        one, two = (json.loads(store._redis.hget(BASES, base_key(i)))["base"] for i in (1, 2))
         assert (one["node_id"], one.get("holders")) == ("n1", None), "what a controller from before reads"
         assert (two["holders"], two.get("node_id")) == (["n1", "n2"], None)
         record = {"base": one, "mark": 1, "state": "ready"}
-        store._redis.hset(BASES, _key(1), json.dumps(record))
+        store._redis.hset(BASES, base_key(1), json.dumps(record))
         assert base(1) in store.bases()
 
     def test_holders_that_leave_at_once_by_several_controllers_leave_nothing(

@@ -57,7 +57,9 @@ def test_damage_that_no_reader_saw_loses_the_sandbox_and_never_runs_it(deduper: 
     """A flipped bit behind the digests, as of RDMA: the page's own checksum is the last to notice."""
     with Program() as program:
         server = _serve(_slab_of(deduper, program))
-        live = _dedup_remote(deduper, program, server.address, lambda r: native.failing_reader(r, corrupt=1.0))
+        live = _dedup_remote(
+            deduper, program, server.address, lambda r: native.failing_reader(r, corrupt=1.0)
+        )
         live.restore(lazy=False)
         with pytest.raises(errors.LostError, match="corrupt"):
             live.wait_complete(WAIT_S)

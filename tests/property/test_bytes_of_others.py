@@ -22,7 +22,7 @@ from medes.agent.ops.take_back import evicted_of, read_meta
 from medes.certs.authority import Authority, Pem, check_pem, details
 from medes.certs.parties import Party, Role, party_of
 from medes.config import AgentSettings, ControllerSettings, load
-from medes.controller.registry.redis_store import _Record
+from medes.controller.registry.redis_records import Record
 from medes.errors import CorruptError, InvalidArgumentError, MedesError, UnsupportedError
 from medes.eval import report as evaluation
 from medes.types import AddressRange, BaseDescriptor
@@ -172,13 +172,13 @@ def test_meta_that_nests_without_end_is_refused() -> None:
 
 # --- Redis -------------------------------------------------------------------------------------------------
 KEY = (5).to_bytes(8, "little")
-RECORD = _Record(BaseDescriptor(5, ("n1",), "d", "f", 3, (AddressRange(0, 9),)), 7, "ready")
+RECORD = Record(BaseDescriptor(5, ("n1",), "d", "f", 3, (AddressRange(0, 9),)), 7, "ready")
 TWO_HOLDERS = dataclasses.replace(RECORD, base=dataclasses.replace(RECORD.base, holders=("n1", "n2")))
 
 
-def unpacked(data: bytes) -> _Record | None:
+def unpacked(data: bytes) -> Record | None:
     try:
-        return _Record.unpack(KEY, data)
+        return Record.unpack(KEY, data)
     except CorruptError:
         return None
 
@@ -187,7 +187,7 @@ def unpacked(data: bytes) -> _Record | None:
 def test_a_record_of_redis_is_one_or_corrupt(fields: Any) -> None:
     record = unpacked(json.dumps(fields).encode())
     if record is not None:
-        assert _Record.unpack(KEY, record.pack()) == record
+        assert Record.unpack(KEY, record.pack()) == record
         assert record.state in ("adding", "ready", "leaving")
         assert all(isinstance(v, int) for v in (record.mark, record.base.base_id, record.base.page_count))
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from medes.controller.registry.redis_store import (
+from medes.controller.registry.redis_records import (
     BASES,
     RECORD_BYTES_MAX,
-    RedisStore,
-    _function_key,
-    _key,
-    _tag,
+    base_key,
+    domain_tag,
+    function_key,
 )
+from medes.controller.registry.redis_store import RedisStore
 from medes.controller.registry.store import LOCATIONS_PER_HASH, NO_LOCATION
 from medes.errors import InternalError, MedesError
 from medes.types import SandboxState
@@ -29,7 +29,7 @@ from tests.support.fingerprints import K, hashes
 from tests.support.redis_server import redis_server
 
 MINE, OURS, THEIRS = 7, 8, 9
-TAG, THEIR_TAG = _tag("d"), _tag("theirs")
+TAG, THEIR_TAG = domain_tag("d"), domain_tag("theirs")
 PRINTS = f"medes:prints:{MINE:x}"
 Change = Callable[[Any], object]
 
@@ -62,16 +62,16 @@ def record(**changes: Any) -> Change:
     """The record of MINE with other fields: of the base by their name, of the record as _mark, _state."""
 
     def change(client: Any) -> None:
-        fields = json.loads(client.hget(BASES, _key(MINE)))
+        fields = json.loads(client.hget(BASES, base_key(MINE)))
         for name, value in changes.items():
             (fields if name.startswith("_") else fields["base"])[name.removeprefix("_")] = value
-        client.hset(BASES, _key(MINE), json.dumps(fields))
+        client.hset(BASES, base_key(MINE), json.dumps(fields))
 
     return change
 
 
 def raw(data: bytes) -> Change:
-    return lambda client: client.hset(BASES, _key(MINE), data)
+    return lambda client: client.hset(BASES, base_key(MINE), data)
 
 
 def of_type(key: str, kind: str) -> Change:
@@ -88,12 +88,12 @@ def everywhere(key: str, value: bytes) -> Change:
 
 
 def swap(client: Any) -> None:
-    one, other = client.hmget(BASES, [_key(MINE), _key(OURS)])
-    client.hset(BASES, mapping={_key(MINE): other, _key(OURS): one})
+    one, other = client.hmget(BASES, [base_key(MINE), base_key(OURS)])
+    client.hset(BASES, mapping={base_key(MINE): other, base_key(OURS): one})
 
 
 def truncate(client: Any) -> None:
-    client.hset(BASES, _key(MINE), client.hget(BASES, _key(MINE))[:-20])
+    client.hset(BASES, base_key(MINE), client.hget(BASES, base_key(MINE))[:-20])
 
 
 CHANGES: dict[str, Change] = {
@@ -110,7 +110,7 @@ CHANGES: dict[str, Change] = {
     "mark is a list": record(_mark=[1]),
     "another state": record(_state="gone"),
     "state is missing": lambda c: raw(
-        json.dumps({"base": json.loads(c.hget(BASES, _key(MINE)))["base"]}).encode()
+        json.dumps({"base": json.loads(c.hget(BASES, base_key(MINE)))["base"]}).encode()
     )(c),
     "a field too many": record(more=1),
     "ranges": record(ranges=[{"begin": 5, "end": 4}]),
@@ -122,7 +122,7 @@ CHANGES: dict[str, Change] = {
     "another base": record(base_id=OURS),
     "another domain": record(domain="theirs"),
     "value_only is text": record(value_only="yes"),
-    "slots of another domain's base": everywhere(f"{TAG}:slots", _key(THEIRS)),
+    "slots of another domain's base": everywhere(f"{TAG}:slots", base_key(THEIRS)),
     "slots of no base": everywhere(f"{TAG}:slots", b"abc"),
     "slot_of": everywhere(f"{TAG}:slot_of", b"abc"),
     "slot_of empty": everywhere(f"{TAG}:slot_of", b""),
@@ -135,9 +135,9 @@ CHANGES: dict[str, Change] = {
     "next below 0": lambda c: c.set(f"{TAG}:next", "-7"),
     "prints cut": lambda c: c.set(PRINTS, c.get(PRINTS)[:-5]),
     "prints gone": lambda c: c.delete(PRINTS),
-    "node's set": lambda c: c.sadd("medes:node:n1", b"", b"abc", b"x" * 100, _key(THEIRS)),
-    "node's set is huge": lambda c: c.sadd("medes:node:n1", *(_key(n) for n in range(100, 20_100))),
-    "function's set": lambda c: c.sadd(_function_key("f", "d"), *(_key(n) for n in range(100, 20_100))),
+    "node's set": lambda c: c.sadd("medes:node:n1", b"", b"abc", b"x" * 100, base_key(THEIRS)),
+    "node's set is huge": lambda c: c.sadd("medes:node:n1", *(base_key(n) for n in range(100, 20_100))),
+    "function's set": lambda c: c.sadd(function_key("f", "d"), *(base_key(n) for n in range(100, 20_100))),
     **{
         f"{name} is a {kind}": of_type(key, kind)
         for kind in ("string", "list")
@@ -147,7 +147,7 @@ CHANGES: dict[str, Change] = {
             "slots": f"{TAG}:slots",
             "slot_of": f"{TAG}:slot_of",
             "next": f"{TAG}:next",
-            "function": _function_key("f", "d"),
+            "function": function_key("f", "d"),
             "prints": PRINTS,
             "node": "medes:node:n1",
         }.items()
@@ -246,7 +246,7 @@ def test_agents_go_on(
         one.dedup("a")
         two.register("f", pids=[app.pid], sandbox_id="b")
         domain = one.get("a").domain
-        tag = _tag(domain)
+        tag = domain_tag(domain)
         (key,) = client.hkeys(BASES)
         good = client.hget(BASES, key)
         for change in (

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import logging
 import secrets
 import struct
@@ -34,15 +32,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from medes import native
-from medes.controller import checks
+from medes.controller.registry import redis_scripts as scripts
 from medes.controller.registry import store as contract
+from medes.controller.registry.redis_records import (
+    BASES,
+    KEY_BYTES,
+    Record,
+    base_key,
+    domain_tag,
+    function_key,
+    slot_key,
+)
 from medes.controller.registry.store import LOCATIONS_PER_HASH, NO_LOCATION, Found, RegistryStore, StoreStats
 from medes.errors import (
     CorruptError,
     InvalidArgumentError,
     IoError,
     LimitExceededError,
-    MedesError,
     StoreUnreachableError,
     UnsupportedError,
 )
@@ -55,180 +61,14 @@ log = logging.getLogger(__name__)
 # takes just under 8,000 values.
 CHUNK_HASHES = 4096
 SOCKET_TIMEOUT_S = 10.0
-BASES = "medes:bases"
 NONE_SLOT = 0xFFFF
-RECORD_BYTES_MAX = 64 << 10
 LEAVE_RETRIES_MAX = 2 * HOLDERS_PER_BASE_MAX
 SCAN_COUNT = 1000
-
-_FIELDS = """
-local fields = {}
-for i = 1, #ARGV[1] / 8 do fields[i] = string.sub(ARGV[1], i * 8 - 7, i * 8) end
-"""
-_LOOKUP = (
-    _FIELDS
-    + """
-local none = string.rep('\\255', 8)
-local found = redis.call('HMGET', KEYS[1], unpack(fields))
-for i = 1, #fields do
-  local v = found[i]
-  if v and #v == 8 then found[i] = v .. none elseif not v or #v ~= 16 then found[i] = none .. none end
-end
-return table.concat(found)
-"""
-)
-# ARGV[2]: a location per hash. A third base with the same chunk is left out: two are enough for the vote.
-_INSERT = (
-    _FIELDS
-    + """
-local zero, out = string.rep('\\0', 8), {}
-local known = redis.call('HMGET', KEYS[1], unpack(fields))
-for i = 1, #fields do
-  local location, v = string.sub(ARGV[2], i * 8 - 7, i * 8), known[i]
-  if fields[i] ~= zero then
-    if not v then
-      redis.call('HSET', KEYS[1], fields[i], location)
-    elseif #v ~= 8 and #v ~= 16 then
-      redis.call('HSET', KEYS[1], fields[i], location)
-    elseif #v == 8 and string.sub(v, 7, 8) ~= string.sub(location, 7, 8) then
-      redis.call('HSET', KEYS[1], fields[i], v .. location)
-    end
-  end
-end
-return #fields
-"""
-)
-# ARGV[2]: the slot whose locations go.
-_REMOVE = (
-    _FIELDS
-    + """
-local known = redis.call('HMGET', KEYS[1], unpack(fields))
-for i = 1, #fields do
-  local v, rest = known[i], ''
-  if v then
-    for j = 1, math.min(#v, 16), 8 do
-      if string.sub(v, j + 6, j + 7) ~= ARGV[2] then rest = rest .. string.sub(v, j, j + 7) end
-    end
-    if rest == '' then
-      redis.call('HDEL', KEYS[1], fields[i])
-    elseif #rest < #v then
-      redis.call('HSET', KEYS[1], fields[i], rest)
-    end
-  end
-end
-return #fields
-"""
-)
-# KEYS: slots, slot_of, next. ARGV[1]: base id. The base's slot, taken for it if it has none; -1 when all are taken.
-_TAKE_SLOT = """
-local held = redis.call('HGET', KEYS[2], ARGV[1])
-if held then return struct.unpack('<I2', held) end
-local first = tonumber(redis.call('GET', KEYS[3]) or '0')
-for i = 0, 65534 do
-  local slot = (first + i) % 65535
-  local field = struct.pack('<I2', slot)
-  if redis.call('HSETNX', KEYS[1], field, ARGV[1]) == 1 then
-    redis.call('HSET', KEYS[2], ARGV[1], field)
-    redis.call('SET', KEYS[3], (slot + 1) % 65535)
-    return slot
-  end
-end
-return -1
-"""
-
-# KEYS[1]: a hash. ARGV: field, value that must be there, the value to put in its place. 1 when it was.
-_REPLACE = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return 1
-"""
-
-# KEYS[1]: a lease. ARGV: whose, milliseconds. 1 when there was none; another controller's is left as it is.
-_RENEW = """
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return held and 0 or 1
-"""
-
-KEY_BYTES = 8
-
-
-def _key(base_id: int) -> bytes:
-    return struct.pack("<Q", base_id)
-
-
-def _slot(slot: int) -> bytes:
-    return struct.pack("<H", slot)
-
-
-def _tag(domain: str) -> str:
-    return f"medes:{{{hashlib.sha256(domain.encode()).hexdigest()[:16]}}}"
-
-
-def _function_key(function: str, domain: str) -> str:
-    return f"{_tag(domain)}:f:{hashlib.sha256(function.encode()).hexdigest()[:32]}"
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
     step = CHUNK_HASHES * 8
     return (data[i : i + step] for i in range(0, len(data), step))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Record:
-    """What medes:bases holds of a base."""
-
-    base: BaseDescriptor
-    mark: int
-    state: str  # adding | ready | leaving
-
-    def pack(self) -> bytes:
-        fields = {"base": self.base.to_json(), "mark": self.mark, "state": self.state}
-        return json.dumps(fields).encode()
-
-    @staticmethod
-    def unpack(key: bytes, data: bytes) -> _Record:
-        """Raises corrupt for what is not a base's record, or another base's."""
-        try:
-            if len(data) > RECORD_BYTES_MAX:
-                raise ValueError(f"{len(data)} bytes")
-            fields = json.loads(data)
-            record = _Record(BaseDescriptor.from_json(fields.pop("base")), **fields)
-            record.check()
-            if _key(record.base.base_id) != key:
-                raise ValueError("another base's")
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-            struct.error,
-            MedesError,
-        ) as error:
-            raise CorruptError(
-                f"is no record of a base: {error!r:.200}", object=f"{BASES} {key[:16].hex()}"
-            ) from error
-        return record
-
-    def check(self) -> None:
-        """Raises type_error, value_error or a catalogue error for what no controller has written."""
-        base = self.base
-        numbers = (
-            base.base_id,
-            base.page_count,
-            self.mark,
-            *(n for r in base.ranges for n in (r.begin, r.end)),
-        )
-        if (
-            any(type(n) is not int or not 0 <= n < 1 << 64 for n in numbers)
-            or type(base.value_only) is not bool
-        ):
-            raise ValueError("a number is none")
-        if self.state not in ("adding", "ready", "leaving"):
-            raise ValueError("no such state")
-        checks.descriptor(base)
 
 
 class RedisStore(RegistryStore):
@@ -291,11 +131,11 @@ class RedisStore(RegistryStore):
             values = array("Q", _locations(slot, positions, samples_per_page))
             locations = values.tobytes()
             for fields, values_chunk in zip(_chunks(hashes), _chunks(locations), strict=True):
-                self._redis.eval(_INSERT, 1, f"{_tag(base.domain)}:h", fields, values_chunk)
-            self._redis.sadd(_function_key(base.function, base.domain), _key(base.base_id))
+                self._redis.eval(scripts.INSERT, 1, f"{domain_tag(base.domain)}:h", fields, values_chunk)
+            self._redis.sadd(function_key(base.function, base.domain), base_key(base.base_id))
             self._save(dataclasses.replace(record, state="ready"))
 
-    def _begin(self, base: BaseDescriptor, mark: int) -> _Record:
+    def _begin(self, base: BaseDescriptor, mark: int) -> Record:
         """The record to go on with: a new one, or that of an earlier attempt."""
         known = self._load(base.base_id)
         if known is not None and known.state == "leaving" and set(known.base.holders) & set(base.holders):
@@ -313,17 +153,17 @@ class RedisStore(RegistryStore):
         # The node's set first, the record next, the slot last: whatever is there can be found from what was
         # written before it.
         for node_id in base.holders:
-            self._redis.sadd(f"medes:node:{node_id}", _key(base.base_id))
-        record = _Record(base, mark, "adding")
-        if not self._redis.hsetnx(BASES, _key(base.base_id), record.pack()):
+            self._redis.sadd(f"medes:node:{node_id}", base_key(base.base_id))
+        record = Record(base, mark, "adding")
+        if not self._redis.hsetnx(BASES, base_key(base.base_id), record.pack()):
             # Another controller was quicker with this id: what it wrote counts.
             return self._begin(base, mark)
         return record
 
-    def _take_slot(self, record: _Record) -> int:
-        tag = _tag(record.base.domain)
+    def _take_slot(self, record: Record) -> int:
+        tag = domain_tag(record.base.domain)
         keys = (f"{tag}:slots", f"{tag}:slot_of", f"{tag}:next")
-        slot = int(self._redis.eval(_TAKE_SLOT, len(keys), *keys, _key(record.base.base_id)))
+        slot = int(self._redis.eval(scripts.TAKE_SLOT, len(keys), *keys, base_key(record.base.base_id)))
         if slot < 0:
             self._take_out(record)
             raise LimitExceededError("no slot is free in this domain", object=record.base.domain)
@@ -352,10 +192,10 @@ class RedisStore(RegistryStore):
                     count += 1
             return count
 
-    def _leave(self, record: _Record, node_id: str) -> None:
+    def _leave(self, record: Record, node_id: str) -> None:
         """Takes a holder out, and the base with its last one. Two controllers may do so for two holders at once: each
         writes only over what it has read."""
-        key = _key(record.base.base_id)
+        key = base_key(record.base.base_id)
         for _ in range(LEAVE_RETRIES_MAX):
             left = record.base.without(node_id)
             if left is None or record.state == "leaving":
@@ -366,23 +206,23 @@ class RedisStore(RegistryStore):
             if found is None or node_id not in found.base.holders:
                 break
             packed = dataclasses.replace(record, base=left).pack()
-            if found == record and self._redis.eval(_REPLACE, 1, BASES, key, data, packed):
+            if found == record and self._redis.eval(scripts.REPLACE, 1, BASES, key, data, packed):
                 break
             record = found
         else:
             raise IoError("changed by others again and again", object=f"base {record.base.base_id:#x}")
         self._redis.srem(f"medes:node:{node_id}", key)
 
-    def _take_out(self, record: _Record) -> None:
-        base, key, tag = record.base, _key(record.base.base_id), _tag(record.base.domain)
+    def _take_out(self, record: Record) -> None:
+        base, key, tag = record.base, base_key(record.base.base_id), domain_tag(record.base.domain)
         # Lookups leave it out from now on; the record itself goes last, so that this can be repeated.
         self._save(dataclasses.replace(record, state="leaving"))
-        self._redis.srem(_function_key(base.function, base.domain), key)
+        self._redis.srem(function_key(base.function, base.domain), key)
         prints = f"medes:prints:{base.base_id:x}"
         slot = self._redis.hget(f"{tag}:slot_of", key)
         if slot:
             for fields in _chunks(self._redis.get(prints) or b""):
-                self._redis.eval(_REMOVE, 1, f"{tag}:h", fields, slot)
+                self._redis.eval(scripts.REMOVE, 1, f"{tag}:h", fields, slot)
             self._redis.hdel(f"{tag}:slots", slot)
             self._redis.hdel(f"{tag}:slot_of", key)
         self._redis.delete(prints)
@@ -390,31 +230,33 @@ class RedisStore(RegistryStore):
             self._redis.srem(f"medes:node:{node_id}", key)
         self._redis.hdel(BASES, key)
 
-    def _load(self, base_id: int) -> _Record | None:
-        key = _key(base_id)
+    def _load(self, base_id: int) -> Record | None:
+        key = base_key(base_id)
         return self._record(key, self._redis.hget(BASES, key), drop=True)
 
-    def _record(self, key: bytes, data: bytes | None, *, drop: bool = False) -> _Record | None:
+    def _record(self, key: bytes, data: bytes | None, *, drop: bool = False) -> Record | None:
         """None for a record that is none: it is said in the log and, with `drop`, taken out, so that its base may be
         published anew."""
         if not data:
             return None
         try:
-            return _Record.unpack(key, data)
+            return Record.unpack(key, data)
         except CorruptError as error:
             log.warning("the registry in Redis was changed by somebody else, or damaged: %s", error)
             if drop:
                 self._redis.hdel(BASES, key)
             return None
 
-    def _save(self, record: _Record) -> None:
-        self._redis.hset(BASES, _key(record.base.base_id), record.pack())
+    def _save(self, record: Record) -> None:
+        self._redis.hset(BASES, base_key(record.base.base_id), record.pack())
 
     # --- reading -------------------------------------------------------------------------------------------
     def lookup(self, domain: str, hashes: bytes, samples_per_page: int) -> Found:
-        tag = _tag(domain)
+        tag = domain_tag(domain)
         with self._mapped(f"domain {domain}, {tag}"):
-            packed = b"".join(self._redis.eval(_LOOKUP, 1, f"{tag}:h", fields) for fields in _chunks(hashes))
+            packed = b"".join(
+                self._redis.eval(scripts.LOOKUP, 1, f"{tag}:h", fields) for fields in _chunks(hashes)
+            )
             if len(packed) != len(hashes) * LOCATIONS_PER_HASH:
                 raise IoError("Redis answered with another size than asked for", object=f"{tag}:h")
             # Slots are resolved after the hashes: a base that left in between is not there any more.
@@ -429,7 +271,7 @@ class RedisStore(RegistryStore):
         """Slot → base, for those that are published, in this domain."""
         if not slots:
             return {}
-        keys = self._redis.hmget(f"{_tag(domain)}:slots", [_slot(s) for s in slots])
+        keys = self._redis.hmget(f"{domain_tag(domain)}:slots", [slot_key(s) for s in slots])
         present = [(slot, key) for slot, key in zip(slots, keys, strict=True) if key]
         if not present:
             return {}
@@ -441,7 +283,7 @@ class RedisStore(RegistryStore):
             if r is not None and r.state != "leaving" and r.base.domain == domain
         }
 
-    def _records(self) -> Iterable[_Record]:
+    def _records(self) -> Iterable[Record]:
         # A scan may tell of one twice.
         rows = dict(self._redis.hscan_iter(BASES, count=SCAN_COUNT))
         return (r for key, row in rows.items() if (r := self._record(key, row)) is not None)
@@ -452,12 +294,12 @@ class RedisStore(RegistryStore):
 
     def base_count(self, function: str, domain: str) -> int:
         with self._mapped(f"function {function}"):
-            return int(self._redis.scard(_function_key(function, domain)))
+            return int(self._redis.scard(function_key(function, domain)))
 
     def stats(self) -> StoreStats:
         with self._mapped(BASES):
             records = [r for r in self._records() if r.state == "ready"]
-            tables = [f"{_tag(domain)}:h" for domain in {r.base.domain for r in records}]
+            tables = [f"{domain_tag(domain)}:h" for domain in {r.base.domain for r in records}]
             return StoreStats(
                 bases=len(records),
                 base_pages=sum(r.base.page_count for r in records),
@@ -470,7 +312,10 @@ class RedisStore(RegistryStore):
         new = set()
         with self._mapped("medes:lease"):
             for node_id in node_ids:
-                if self._redis.eval(_RENEW, 1, f"medes:lease:{node_id}", self._owner, _px(lease_s)) == 1:
+                if (
+                    self._redis.eval(scripts.RENEW, 1, f"medes:lease:{node_id}", self._owner, _px(lease_s))
+                    == 1
+                ):
                     new.add(node_id)
         return new
 
