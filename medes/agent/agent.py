@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from medes.agent.node.observer import Observer
 from medes.agent.node.pressure import Pressure, machine_bytes
 from medes.agent.node.workers import Workers
 from medes.agent.peer_client import PeerClient
+from medes.agent.peers.domain_rights import DomainRights
 from medes.agent.peers.peers import PeerTable, ReaderFactory
 from medes.agent.sandboxes.sandbox import SandboxEntry, SandboxSpec
 from medes.agent.sandboxes.watch import WatchHub
@@ -38,7 +40,7 @@ from medes.config import AgentSettings
 from medes.drivers.driver import Driver
 from medes.drivers.registry import Drivers
 from medes.drivers.subject import Subjects
-from medes.errors import MedesError, NotFoundError, PermissionDeniedError
+from medes.errors import MedesError, NotFoundError
 from medes.plugins import Kind
 from medes.policy.policy import Event, Happening, PolicyClass
 from medes.transport.choice import Transports
@@ -105,14 +107,9 @@ class Agent:
         self.endpoints = NodeEndpoints(self.node_id)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.ending = asyncio.Event()
-        self.remote_pages_read = 0
         self.remote_pages_by_transport: dict[str, int] = {}
         # Files of shm_dir that the agent does not know: path → what they are and why they were left alone.
         self.orphans: dict[str, Orphan] = {}
-        # The bases that lie here are known: before that nobody can be told that this node does not have one.
-        self.bases_known = False
-        # Bases whose slabs are there and could not be opened: nobody is told that they are gone.
-        self.bases_waiting: set[int] = set()
         self.working_sets = WorkingSetStore(Path(settings.state_dir) / "working-sets")
         self.admission = Admission(settings.restores_concurrent_max)
         self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
@@ -122,13 +119,9 @@ class Agent:
         self.in_own_thread = self._workers.own
         self.in_restores = self._workers.restores
         self.in_watches = self._workers.watches
-        k = int(journal.state.node.get("samples_per_page", settings.samples_per_page))
-        self.bases = BaseStore(self.node_id, settings.shm_path, settings.base_store_limit_bytes, k, self.pins)
-        self._identity = identity
-        self._narrowed: dict[str, frozenset[str]] = {}  # node → domains its certificate narrows it to
-        make_peer = make_peer or (
-            lambda node_id, address: PeerClient(self.node_id, node_id, address, identity)
-        )
+        self.bases = self._make_bases()
+        self.domain_rights = DomainRights(settings, identity)
+        make_peer = make_peer or partial(PeerClient, self.node_id, identity=identity)
         self.peers = self._make_peers(make_peer, make_reader, transports)
         self.remote_index = self._make_index()
         memory_bytes = settings.memory_limit_bytes or machine_bytes()
@@ -138,6 +131,11 @@ class Agent:
         self.controller = ControllerLink(
             controllers, self, self.clock, self.chance, memory_bytes, lambda: self.endpoints
         )
+
+    def _make_bases(self) -> BaseStore:
+        settings = self.settings
+        k = int(self.journal.state.node.get("samples_per_page", settings.samples_per_page))
+        return BaseStore(self.node_id, settings.shm_path, settings.base_store_limit_bytes, k, self.pins)
 
     def _make_peers(
         self,
@@ -163,28 +161,6 @@ class Agent:
         )
         self.peers.on_away = index.forget_node
         return index
-
-    def narrow(self, node_id: str, domains: frozenset[str] | None) -> None:
-        """What the certificate of another node says, as it last called; None: nothing."""
-        if domains is None:
-            self._narrowed.pop(node_id, None)
-        else:
-            self._narrowed[node_id] = domains
-
-    def may_read(self, node_id: str, domain: str) -> bool:
-        """Whether settings and its own certificate let another node have to do with this node's bases of a domain."""
-        narrowed = self._narrowed.get(node_id)
-        return self.settings.may_read(node_id, domain) and (narrowed is None or domain in narrowed)
-
-    def require_own_domain(self, domain: str) -> None:
-        """Raises permission_denied for a domain that this node's own certificate does not admit."""
-        party = self._identity.party if self._identity is not None else None
-        if party is not None and not party.admits(domain):
-            raise PermissionDeniedError(
-                "this node's certificate does not admit the domain",
-                object=f"domain {domain}",
-                hint=f"it admits {', '.join(sorted(party.domains or ()))}",
-            )
 
     async def _resolve(self, node_id: str) -> NodeEndpoints | None:
         return await self.controller.resolve(node_id)
@@ -316,9 +292,13 @@ class Agent:
         for entry in self.entries.values():
             entry.drop_previous()
 
+    @property
+    def remote_pages_read(self) -> int:
+        """Base pages that were read from peers, since the agent began."""
+        return sum(self.remote_pages_by_transport.values())
+
     def count_remote(self, transport: str, pages: int) -> None:
         """Adds base pages that were read from peers."""
-        self.remote_pages_read += pages
         by_transport = self.remote_pages_by_transport
         by_transport[transport] = by_transport.get(transport, 0) + pages
         self.observer.remote_pages(transport, pages)

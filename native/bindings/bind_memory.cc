@@ -21,9 +21,7 @@ nb::bytes image_pages(const MemoryImage& image, uint64_t first, uint64_t count) 
   return to_bytes({bytes, out.size()});
 }
 
-}  // namespace
-
-void register_memory(nb::module_& m) {
+void register_image(nb::module_& m) {
   nb::class_<MemoryImage>(m, "MemoryImage")
       .def_static(
           "from_buffer",
@@ -65,6 +63,18 @@ void register_memory(nb::module_& m) {
         return to_bytes(bytes);
       });
   m.def(
+      "attach",
+      [](const std::vector<pid_t>& pids, std::optional<uint32_t> fork_sharers_max) {
+        return attach(pids, fork_sharers_max);
+      },
+      nb::arg("pids"), nb::arg("fork_sharers_max") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "capture", [](const std::vector<pid_t>& pids) { return capture(pids); }, nb::arg("pids"),
+      nb::call_guard<nb::gil_scoped_release>());
+}
+
+void register_processes(nb::module_& m) {
+  m.def(
       "process_tree", [](const std::vector<pid_t>& roots) { return process_tree(roots); }, nb::arg("roots"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("living_processes", [] {
@@ -87,15 +97,13 @@ void register_memory(nb::module_& m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def("process_start_time", &process_start_time, nb::arg("pid"));
   m.def("is_alive", &is_alive, nb::arg("pid"));
-  m.def(
-      "attach",
-      [](const std::vector<pid_t>& pids, std::optional<uint32_t> fork_sharers_max) {
-        return attach(pids, fork_sharers_max);
-      },
-      nb::arg("pids"), nb::arg("fork_sharers_max") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
-  m.def(
-      "capture", [](const std::vector<pid_t>& pids) { return capture(pids); }, nb::arg("pids"),
-      nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace
+
+void register_memory(nb::module_& m) {
+  register_image(m);
+  register_processes(m);
 }
 
 }  // namespace medes::bindings

@@ -46,7 +46,7 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
     """
     # Many pids, or a cgroup to look for, are work of milliseconds: not in the event loop.
     spec, subject = await agent.in_ops(checked_spec, agent.settings, agent.drivers, request, agent.chance)
-    agent.require_own_domain(spec.domain)
+    agent.domain_rights.require_own(spec.domain)
     known = agent.entries.get(spec.sandbox_id)
     if known is not None:
         if known.subject.parts != subject.parts:

@@ -88,6 +88,10 @@ class BaseStore:
         self.samples_per_page = samples_per_page
         self.pins = pins
         self.bases: dict[int, LocalBase] = {}
+        # All that lie here are in `bases`: before that nobody can be told that this node does not have one.
+        self.complete = False
+        # Those whose slabs are there and could not be opened: nobody is told that they are gone.
+        self.waiting: set[int] = set()
         self._indexes: dict[str, native.FingerprintIndex] = {}
         self._reserved_bytes = 0
         # Told when a slab joins or leaves: the page servers.

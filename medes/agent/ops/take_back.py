@@ -67,7 +67,7 @@ def at_home(agent: Agent, pins: Mapping[str, list[int]]) -> dict[str, list[int]]
     found: dict[str, list[int]] = {}
     for node_id, base_ids in pins.items():
         for base_id in base_ids:
-            own = base_id in agent.bases.bases or base_id in agent.bases_waiting
+            own = base_id in agent.bases.bases or base_id in agent.bases.waiting
             found.setdefault(agent.node_id if own else node_id, []).append(base_id)
     return found
 
@@ -131,7 +131,7 @@ async def open_base(agent: Agent, base_id: int, path: str, known: BaseMeta | Non
         return
     base.retired = retired
     agent.bases.add(base, prints)
-    agent.bases_waiting.discard(base_id)
+    agent.bases.waiting.discard(base_id)
     agent.orphans.pop(path, None)
 
 

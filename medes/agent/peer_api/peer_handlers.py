@@ -44,15 +44,15 @@ PAGE_ACCESS_MAX = NODES_MAX * 16
 
 def require_domain(agent: Agent, node_id: str, domain: str, base_ids: list[int]) -> None:
     """Raises not_found, as for a base that does not exist, when that node may not read the domain here."""
-    if not agent.may_read(node_id, domain):
+    if not agent.domain_rights.may_read(node_id, domain):
         log.warning("%s asked for domain %s, which it may not read here", node_id, domain)
         name = f"base {base_ids[0]:016x}" if base_ids else f"domain {domain}"
         raise NotFoundError("this node has no such base", object=name)
 
 
-def _require_bases_known(agent: Agent) -> None:
+def _require_all_bases(agent: Agent) -> None:
     """Raises busy while it is not known yet which bases this node has: a "no" would lose their users."""
-    if not agent.bases_known:
+    if not agent.bases.complete:
         raise BusyError("the agent is taking its bases back", object=agent.node_id, hint="try again")
 
 
@@ -97,7 +97,7 @@ async def pin(
     """Grants all or none; a granted pin is on the disk before this returns. Raises not_found, invalid_argument."""
     _check_names(node_id, holder_id, domain)
     require_domain(agent, node_id, domain, base_ids)
-    _require_bases_known(agent)
+    _require_all_bases(agent)
     already = agent.pins.held(node_id, holder_id)
     bases = agent.bases.grantable(domain, base_ids, already)
     # In memory first: while the journal is written nobody else may free one of these.
@@ -163,15 +163,15 @@ async def reconcile(
     if node_id == agent.node_id:
         raise InvalidArgumentError("a node does not reconcile with itself", object=node_id)
     await _require_caller(agent, node_id, store)
-    _require_bases_known(agent)
+    _require_all_bases(agent)
     wanted = {b for _, base_ids in pins.values() for b in base_ids}
-    if wanted & agent.bases_waiting:
+    if wanted & agent.bases.waiting:
         raise BusyError("a base cannot be opened now", object=agent.node_id, hint="try again")
     missing: list[int] = []
     kept: dict[str, tuple[str, list[int]]] = {}
     for holder_id, (domain, base_ids) in pins.items():
         _check_names(holder_id, domain)
-        may_read = agent.may_read(node_id, domain)
+        may_read = agent.domain_rights.may_read(node_id, domain)
         known = [b for b in base_ids if may_read and _has(agent, b, domain)]
         missing += set(base_ids).difference(known)
         kept[holder_id] = (domain, known)
@@ -225,7 +225,7 @@ class PageAccessTable:
     def grant_again(self) -> None:
         """After recovery: the tokens that peers with pins here were granted before."""
         for node_id, domain in self._agent.pins.peer_domains(self._agent.node_id):
-            if self._agent.may_read(node_id, domain):
+            if self._agent.domain_rights.may_read(node_id, domain):
                 self._grant(node_id, domain)
 
     async def _load_secret(self) -> None:

@@ -46,7 +46,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):  # type: ignore[misc]
         """A node speaks for itself only, and of domains that its certificate does not exclude."""
         party = require_node(context, node_id)
         if party is not None:
-            self._agent.narrow(node_id, party.domains)
+            self._agent.domain_rights.narrow(node_id, party.domains)
 
     async def Pin(self, request: Any, context: Any) -> Any:
         self._check_node(context, request.node_id)

@@ -86,7 +86,7 @@ async def recover(agent: Agent) -> Recovered:
     files = await agent.in_ops(_sandbox_files, agent)
     await _recover_bases(agent, files, found)
     _recover_pins(agent, found)
-    agent.bases_known = True
+    agent.bases.complete = True
     for path, file in sorted(files.items(), key=lambda f: not _in_place(agent, *f)):
         if file.spec.sandbox_id not in agent.journal.state.sandboxes:
             _journal_again(agent, path, file)
@@ -268,7 +268,7 @@ async def _recover_bases(agent: Agent, files: dict[str, Found], found: Recovered
             continue
         except MedesError as error:
             found.notes.append(f"base {base_id:016x}: {error}")
-            agent.bases_waiting.add(base_id)
+            agent.bases.waiting.add(base_id)
             _leave(agent, path, error)
             continue
         base = agent.bases.bases[base_id]
