@@ -171,35 +171,105 @@ size_t encode_avx512(const WordEncoder& encoder, const uint64_t* page, const uin
   return finish(literals, out, at + (count + 1) / 2);
 }
 
-bool decode_avx512(Bytes payload, const Dictionary& dictionary, uint64_t* words) noexcept {
-  if (payload.size() < 8) return false;
-  const std::byte* const end = payload.data() + payload.size();
-  uint64_t lines;
-  std::memcpy(&lines, payload.data(), sizeof lines);
-  const std::byte* at = payload.data() + 8;
-  const auto line_count = static_cast<size_t>(__builtin_popcountll(lines));
-  if (static_cast<size_t>(end - at) < line_count) return false;
+namespace {
+
+// Which words of which lines a payload is about.
+struct Exceptions {
+  uint64_t lines = 0;
   uint8_t masks[kLinesPerPage];
   size_t count = 0;
+};
+
+// Where the tags begin; null for a payload that is too short.
+inline const std::byte* read_exceptions(Bytes payload, Exceptions& out) {
+  if (payload.size() < 8) return nullptr;
+  std::memcpy(&out.lines, payload.data(), sizeof out.lines);
+  const std::byte* at = payload.data() + 8;
+  const auto line_count = static_cast<size_t>(__builtin_popcountll(out.lines));
+  if (payload.size() - 8 < line_count) return nullptr;
   for (size_t group = 0; group < 8; ++group) {
-    const auto bits = static_cast<unsigned>(lines >> (group * 8) & 0xff);
+    const auto bits = static_cast<unsigned>(out.lines >> (group * 8) & 0xff);
     uint64_t bytes;
     std::memcpy(&bytes, at, sizeof bytes);
     bytes = _pdep_u64(bytes, bytes_set(bits));
-    std::memcpy(masks + group * 8, &bytes, sizeof bytes);
-    count += static_cast<size_t>(__builtin_popcountll(bytes));
+    std::memcpy(out.masks + group * 8, &bytes, sizeof bytes);
+    out.count += static_cast<size_t>(__builtin_popcountll(bytes));
     at += ones_of(bits);
   }
+  return at;
+}
+
+// The literals of eight tags, each where it stands in its word.
+inline __m512i take_literals(__m512i t, Streams& s) {
+  const __mmask8 m1 = in(kTakes1, t), m2 = in(kTakes2, t), m4 = in(kTakes4, t), m8 = in(kTakes8, t);
+  __m512i one = _mm512_maskz_expand_epi64(
+      m1, _mm512_cvtepu8_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s.one))));
+  __m512i two = _mm512_maskz_expand_epi64(
+      m2, _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s.two))));
+  __m512i four = _mm512_maskz_expand_epi64(
+      m4, _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(s.four))));
+  const __m512i eight = _mm512_maskz_expand_epi64(m8, _mm512_loadu_si512(s.eight));
+  s.one += ones_of(m1);
+  s.two += 2 * ones_of(m2);
+  s.four += 4 * ones_of(m4);
+  s.eight += 8 * ones_of(m8);
+  one = _mm512_mask_slli_epi64(one, in(kOneIsThird, t), one, 16);
+  two = _mm512_mask_slli_epi64(two, in(bit(Tag::small6), t), two, 32);
+  four = _mm512_mask_slli_epi64(four, in(bit(Tag::high4), t), four, 32);
+  return _mm512_or_si512(_mm512_or_si512(one, two), _mm512_or_si512(four, eight));
+}
+
+// References wait until all else is known: their literals (low 16 bits, then the byte, then the tag) and
+// places.
+struct References {
+  uint64_t literals[kWordsPerPage + 8], places[kWordsPerPage + 8];
+  size_t count = 0;
+
+  void add(__mmask8 which, __m512i t, __m512i literal, __m512i place) {
+    const __m512i tagged = _mm512_or_si512(literal, _mm512_slli_epi64(t, 32));
+    _mm512_storeu_si512(literals + count, _mm512_maskz_compress_epi64(which, tagged));
+    _mm512_storeu_si512(places + count, _mm512_maskz_compress_epi64(which, place));
+    count += ones_of(which);
+  }
+
+  void resolve(const Dictionary& dictionary, uint64_t* done) const {
+    static constexpr uint64_t kBeforeTheFirst = 0;
+    for (size_t n = 0; n < count; ++n) {
+      const uint64_t literal = literals[n], tag = literal >> 32, place = places[n];
+      const size_t index = literal >> 16 & 0xff;
+      const uint64_t* source = index < place ? done + (place - 1 - index) : &kBeforeTheFirst;
+      source = tag == static_cast<uint64_t>(Tag::dictionary) ? dictionary.words + index : source;
+      const uint64_t kept = tag == static_cast<uint64_t>(Tag::cached2) ? ~low_mask(2) : ~0ull;
+      done[place] = (*source & kept) | (literal & low_mask(2));
+    }
+  }
+};
+
+// The opposite of gather_words.
+inline void scatter_words(const Exceptions& exceptions, const uint64_t* from, uint64_t* words) {
+  for (uint64_t rest = exceptions.lines; rest != 0; rest = _blsr_u64(rest)) {
+    const auto line = static_cast<size_t>(__builtin_ctzll(rest));
+    const auto mask = static_cast<__mmask8>(exceptions.masks[line]);
+    const __m512i old = _mm512_loadu_si512(words + line * 8);
+    _mm512_storeu_si512(words + line * 8, _mm512_mask_expand_epi64(old, mask, _mm512_loadu_si512(from)));
+    from += ones_of(mask);
+  }
+}
+
+}  // namespace
+
+bool decode_avx512(Bytes payload, const Dictionary& dictionary, uint64_t* words) noexcept {
+  Exceptions exceptions;
+  const std::byte* const at = read_exceptions(payload, exceptions);
+  if (at == nullptr) return false;
+  const size_t count = exceptions.count;
   Streams s;
-  if (!find_streams(at, end, count, s)) return false;
+  if (!find_streams(at, payload.data() + payload.size(), count, s)) return false;
 
   uint64_t done[kWordsPerPage + 8];
-  gather_words(words, masks, lines, done);
+  gather_words(words, exceptions.masks, exceptions.lines, done);
 
-  // References wait until all else is known: their literals (low 16 bits, then the byte, then the tag) and
-  // places.
-  uint64_t waiting[kWordsPerPage + 8], places[kWordsPerPage + 8];
-  size_t waiting_count = 0;
+  References references;
   const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
   __m512i delta = _mm512_setzero_si512(), recent = _mm512_setzero_si512();
   for (size_t i = 0; i < count; i += 8) {
@@ -208,23 +278,7 @@ bool decode_avx512(Bytes payload, const Dictionary& dictionary, uint64_t* words)
     if (count - i < 8) nibbles &= (1u << (4 * (count - i))) - 1;  // the rest: zeros, which take nothing
     const __m512i t =
         _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(nibbles, kNibbles))));
-    const __mmask8 m1 = in(kTakes1, t), m2 = in(kTakes2, t), m4 = in(kTakes4, t), m8 = in(kTakes8, t);
-    __m512i one = _mm512_maskz_expand_epi64(
-        m1, _mm512_cvtepu8_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s.one))));
-    __m512i two = _mm512_maskz_expand_epi64(
-        m2, _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s.two))));
-    __m512i four = _mm512_maskz_expand_epi64(
-        m4, _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(s.four))));
-    const __m512i eight = _mm512_maskz_expand_epi64(m8, _mm512_loadu_si512(s.eight));
-    s.one += ones_of(m1);
-    s.two += 2 * ones_of(m2);
-    s.four += 4 * ones_of(m4);
-    s.eight += 8 * ones_of(m8);
-    one = _mm512_mask_slli_epi64(one, in(kOneIsThird, t), one, 16);
-    two = _mm512_mask_slli_epi64(two, in(bit(Tag::small6), t), two, 32);
-    four = _mm512_mask_slli_epi64(four, in(bit(Tag::high4), t), four, 32);
-    const __m512i literal = _mm512_or_si512(_mm512_or_si512(one, two), _mm512_or_si512(four, eight));
-
+    const __m512i literal = take_literals(t, s);
     const __m512i p = _mm512_loadu_si512(done + i);
     __m512i w = _mm512_ternarylogic_epi64(p, kept_bits(t), literal, 0xEA);  // (p & kept) | literal
 
@@ -243,31 +297,10 @@ bool decode_avx512(Bytes payload, const Dictionary& dictionary, uint64_t* words)
     delta = last(sets_delta, d, delta);
     _mm512_storeu_si512(done + i, w);
 
-    const __mmask8 references = in(kReferences, t);
-    const __m512i tagged = _mm512_or_si512(literal, _mm512_slli_epi64(t, 32));
-    const __m512i place = _mm512_add_epi64(all(i), lanes);
-    _mm512_storeu_si512(waiting + waiting_count, _mm512_maskz_compress_epi64(references, tagged));
-    _mm512_storeu_si512(places + waiting_count, _mm512_maskz_compress_epi64(references, place));
-    waiting_count += ones_of(references);
+    references.add(in(kReferences, t), t, literal, _mm512_add_epi64(all(i), lanes));
   }
-  static constexpr uint64_t kBeforeTheFirst = 0;
-  for (size_t n = 0; n < waiting_count; ++n) {
-    const uint64_t literal = waiting[n], tag = literal >> 32, place = places[n];
-    const size_t index = literal >> 16 & 0xff;
-    const uint64_t* source = index < place ? done + (place - 1 - index) : &kBeforeTheFirst;
-    source = tag == static_cast<uint64_t>(Tag::dictionary) ? dictionary.words + index : source;
-    const uint64_t kept = tag == static_cast<uint64_t>(Tag::cached2) ? ~low_mask(2) : ~0ull;
-    done[place] = (*source & kept) | (literal & low_mask(2));
-  }
-
-  const uint64_t* from = done;
-  for (uint64_t rest = lines; rest != 0; rest = _blsr_u64(rest)) {
-    const auto line = static_cast<size_t>(__builtin_ctzll(rest));
-    const auto mask = static_cast<__mmask8>(masks[line]);
-    const __m512i old = _mm512_loadu_si512(words + line * 8);
-    _mm512_storeu_si512(words + line * 8, _mm512_mask_expand_epi64(old, mask, _mm512_loadu_si512(from)));
-    from += ones_of(mask);
-  }
+  references.resolve(dictionary, done);
+  scatter_words(exceptions, done, words);
   return true;
 }
 
