@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from medes.eval.quick_start import OWN_MACHINE
+from medes.eval.recording import statements
 from tests.support.docs_blocks import ROOT, code_blocks
 
 AFTER = """
@@ -23,6 +24,7 @@ echo "running: $(jobs -p | tr '\\n' ' ')"
 def test_the_quick_start_as_it_stands() -> None:
     set_up, by_hand, end = code_blocks("README.md", "sh", "Quick start")
     assert set_up.startswith("make build")
+    assert len(list(statements(by_hand))) <= 5
     # What `make build` made, this test runs on; the rest of the block belongs to the paste.
     set_up = set_up.partition("\n")[2]
     script = "\n".join((OWN_MACHINE, "set +u", set_up, by_hand, end, AFTER))
