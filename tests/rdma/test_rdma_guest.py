@@ -1,5 +1,8 @@
 """Boots a guest with a Soft-RoCE device and runs tests/rdma/suite in it; its counts come into this report.
 
+It emulates a machine for some ten minutes. So it is booted as soon as it is known that this test will run (conftest.py),
+beside the tests before this one, which wait for most of their time.
+
 The guest has what this host may lack: memory cgroups of v2. So the test of a memory limit that showed a fault there
 first runs in it, too."""
 
@@ -9,12 +12,8 @@ import re
 
 import pytest
 
-from tests.rdma.conftest import GUEST_LINES
+from tests.rdma.conftest import GUEST_LINES, booted
 from tests.rdma.vm import guest
-from tests.support.seed import SEED
-
-IN_V2_GROUPS = "tests/fault/test_live_memory_limits.py::test_a_fork_after_the_wake_does_not_outgrow_the_limit"
-PYTEST = (".venv/bin/python", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider")
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,11 +23,7 @@ pytestmark = [
 
 
 def test_suite_passes_in_guest() -> None:
-    result = guest.run(
-        [*PYTEST, "tests/rdma/suite", IN_V2_GROUPS],
-        timeout_s=3600,
-        environment={"MEDES_SEED": str(SEED)},
-    )
+    result = booted().wait()
     tail = result.output[-6000:]
     assert result.status == 0, (
         f"guest suite failed (status {result.status}):\n{tail}\n{result.console[-2000:]}"

@@ -1,4 +1,4 @@
-"""Boots the guest and runs one command in it.
+"""A guest that boots and runs one command.
 
 The guest sees the host's files at the same paths (read-only below, writes go to memory and vanish), has two
 cores, an `rxe0` RDMA device on the dummy interface 10.9.0.1, userfaultfd and root. Under emulation it is some
@@ -79,41 +79,67 @@ def missing() -> str:
     return ""
 
 
-def run(
-    command: list[str], *, timeout_s: int = 600, environment: dict[str, str] | None = None
-) -> GuestResult:
-    """Boots a guest, runs `command` in the project's folder there, powers off. Blocks; timeout_s is the command's."""
-    reason = missing()
-    if reason:
-        raise RuntimeError(reason)
-    with tempfile.TemporaryDirectory(prefix="medes-vm-") as share:
+class Guest:
+    """One that boots, runs `command` in the project's folder and powers off; timeout_s is the command's."""
+
+    def __init__(
+        self, command: list[str], *, timeout_s: int = 600, environment: dict[str, str] | None = None
+    ) -> None:
+        """Returns at once. Raises RuntimeError where none can be booted."""
+        reason = missing()
+        if reason:
+            raise RuntimeError(reason)
+        self._folder = tempfile.TemporaryDirectory(prefix="medes-vm-")
+        self._share = Path(self._folder.name)
         exports = "\n".join(f"export {k}={shlex.quote(v)}" for k, v in (environment or {}).items())
         job = JOB.format(
             cwd=shlex.quote(str(PROJECT)), exports=exports, timeout=timeout_s, command=shlex.join(command)
         )
-        (Path(share) / "job.sh").write_text(job)
-        console = Path(share) / "console"
-        kernel = _kernel()
-        assert kernel is not None
-        keep_tmp = " medes.keep_tmp" if PROJECT.is_relative_to("/tmp") else ""
-        arguments = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
-            "-m", str(GUEST_MEMORY_MB), "-nodefaults", "-display", "none", "-no-reboot",
-            "-serial", f"file:{console}", "-kernel", str(kernel), "-initrd", str(initramfs()),
-            "-append", "console=ttyS0 quiet mitigations=off tsc=reliable panic=-1" + keep_tmp,
-            "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
-            "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
-            "-fsdev", f"local,id=share,path={share},security_model=none",
-            "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
-            "-device", "virtio-rng-pci",
-        ]  # fmt: skip
-        with contextlib.suppress(subprocess.TimeoutExpired):  # status then stays None
-            subprocess.run(arguments, timeout=timeout_s + 120, check=False, capture_output=True)
-        return GuestResult(
-            status=_integer(Path(share) / "status"),
-            output=_text(Path(share) / "output"),
-            console=_text(console),
+        (self._share / "job.sh").write_text(job)
+        self._timeout_s = timeout_s + 120
+        self._qemu = subprocess.Popen(
+            _qemu(self._share), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def wait(self) -> GuestResult:
+        """(blocks) What became of it. Once."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # status then stays None
+            self._qemu.wait(self._timeout_s)
+        self._end()
+        result = GuestResult(
+            status=_integer(self._share / "status"),
+            output=_text(self._share / "output"),
+            console=_text(self._share / "console"),
+        )
+        self._folder.cleanup()
+        return result
+
+    def kill(self) -> None:
+        """Nobody waits for it any more. Repeatable, also after `wait`."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
+        if self._qemu.poll() is None:
+            self._qemu.kill()
+        self._qemu.wait()
+
+
+def _qemu(share: Path) -> list[str]:
+    kernel = _kernel()
+    assert kernel is not None
+    keep_tmp = " medes.keep_tmp" if PROJECT.is_relative_to("/tmp") else ""
+    return [
+        "nice", "-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
+        "-m", str(GUEST_MEMORY_MB), "-nodefaults", "-display", "none", "-no-reboot",
+        "-serial", f"file:{share / 'console'}", "-kernel", str(kernel), "-initrd", str(initramfs()),
+        "-append", "console=ttyS0 quiet mitigations=off tsc=reliable panic=-1" + keep_tmp,
+        "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
+        "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
+        "-fsdev", f"local,id=share,path={share},security_model=none",
+        "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
+        "-device", "virtio-rng-pci",
+    ]  # fmt: skip
 
 
 def initramfs() -> Path:
