@@ -320,6 +320,7 @@ class Sandbox:
     last_dedup: DedupReport | None = None
     last_restore: RestoreReport | None = None
     lost_reason: str = ""
+    touched_bytes: int = 0
     waiting: str = ""  # why it is not taken back after a restart, though nothing is lost; "" when it is
     node_id: str = ""
     base_share_bytes: int | None = None

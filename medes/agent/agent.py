@@ -111,6 +111,7 @@ class Agent:
         # Files of shm_dir that the agent does not know: path → what they are and why they were left alone.
         self.orphans: dict[str, Orphan] = {}
         self.working_sets = WorkingSetStore(Path(settings.state_dir) / "working-sets")
+        self.tick_sets = WorkingSetStore(Path(settings.state_dir) / "tick-sets")
         self.admission = Admission(settings.restores_concurrent_max)
         self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
         self.dedups_queued = 0

@@ -113,6 +113,9 @@ class AgentObserver(Observer):
     def lookup(self, by: str) -> None:
         self._metrics.lookups.labels(by).inc()
 
+    def touched(self, pages: int) -> None:
+        self._metrics.pages_touched.inc(pages)
+
     def lost(self) -> None:
         self._metrics.sandboxes_lost.inc()
 

@@ -29,6 +29,7 @@ from medes.limits import (
     PAGE_TOKEN_S_MAX,
     PERIOD_MS_MAX,
     PIDS_PER_SANDBOX_MAX,
+    WORKING_SET_PAGES_MAX,
 )
 from medes.places import DEFAULT_AGENT_ADDRESS, DEFAULT_CONTROLLER_ADDRESS
 from medes.plugins import Kind
@@ -101,6 +102,12 @@ class FunctionOverrides:
     hold_frozen: bool | None = setting(None, "hold dedup'd sandboxes frozen: they wake only by Restore")
     fork_sharers_max: int | None = setting(
         None, "pages that more processes share since a fork stay", minimum=1, maximum=PIDS_PER_SANDBOX_MAX
+    )
+    touches_per_s_max: int | None = setting(
+        None,
+        "a dedup'd sandbox that touches more pages within a second is restored",
+        minimum=0,
+        maximum=WORKING_SET_PAGES_MAX,
     )
 
 
@@ -203,6 +210,12 @@ class AgentSettings(Settings):
         "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",
         minimum=1,
         maximum=PIDS_PER_SANDBOX_MAX,
+    )
+    touches_per_s_max: int = setting(
+        1024,
+        "a dedup'd sandbox gets so many pages that it touches within a second, and sleeps on; with more it is restored; 0: with the first",
+        minimum=0,
+        maximum=WORKING_SET_PAGES_MAX,
     )
     transport: str = setting(
         "auto",
@@ -320,6 +333,7 @@ class AgentSettings(Settings):
                 "activity_lease_s",
                 "hold_frozen",
                 "fork_sharers_max",
+                "touches_per_s_max",
             )
         }
         return dataclasses.replace(own, disabled=bool(own.disabled), **filled)

@@ -8,11 +8,28 @@ leaves the sandbox with all its memory, unless it says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from medes import native
 from medes.config import AgentSettings
 from medes.drivers.subject import Subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """How a dedup'd sandbox sleeps. Sets are packed as `Handle.working_set` packs them; a driver that does not know pages by
+    such names leaves them alone.
+
+    tick_set: pages that stay, since the sandbox touches them while nobody uses it. touches_per_s_max: so many touches within
+    a second get their page and nothing else; one more starts its restore, with `working_set` prefetched."""
+
+    tick_set: bytes = b""
+    touches_per_s_max: int = 0
+    working_set: bytes = b""
+
+
+AWAKE_AT_ONCE = Sleep()  # the first touch restores it
 
 
 class Handle(Protocol):
@@ -70,8 +87,13 @@ class Handle(Protocol):
         """The pages that were touched first, in order, packed; empty when that is not told."""
         ...
 
-    def set_working_set(self, working_set: bytes) -> None:
-        """What to prefetch when the sandbox wakes by its own fault."""
+    @property
+    def placed_pages(self) -> int:
+        """Pages of it that are back, of a dormant one by touches; 0 where the driver serves none."""
+        ...
+
+    def touched(self) -> bytes:
+        """The pages that it touched while dormant, in order, packed; without those that made it wake."""
         ...
 
     def detach(self) -> None:
@@ -109,16 +131,17 @@ class Driver(Protocol):
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> Handle:
         """Takes the pages of `image` away that are still as they are in the file, in a thread of its own: it may take without
         end (`Subject.held_up`). The file is journalled before: from the first page that goes `Subject.pages_out` must say
         so, also to an agent that starts after this one was killed. Raises cancelled, also when `cancel` is set meanwhile; what it
-        raises once a page has gone makes the agent adopt the file. `working_set`: what to prefetch should the sandbox wake by
-        its own fault."""
+        raises once a page has gone makes the agent adopt the file."""
         ...
 
-    def adopt(self, subject: Any, file: native.SandboxFile, bases: native.BaseSet) -> Handle:
+    def adopt(
+        self, subject: Any, file: native.SandboxFile, bases: native.BaseSet, sleep: Sleep = AWAKE_AT_ONCE
+    ) -> Handle:
         """A handle on what an agent before evicted, or this one after `detach`; a restore that was under way goes on. Raises
         process_gone; not_found, corrupt or lost when bytes are absent or wrong, by which the sandbox is lost; anything else is
         tried again later."""

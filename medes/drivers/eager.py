@@ -14,6 +14,7 @@ class EagerHandle:
     """One dedup'd sandbox; see medes.drivers.driver.Handle. It serves no faults: nothing touches the sandbox meanwhile."""
 
     needed = False  # nothing of it waits for pages while it is dedup'd
+    placed_pages = 0
 
     def __init__(
         self,
@@ -87,8 +88,8 @@ class EagerHandle:
     def working_set(self) -> bytes:
         return b""
 
-    def set_working_set(self, working_set: bytes) -> None:
-        """Nothing to prefetch."""
+    def touched(self) -> bytes:
+        return b""
 
     def detach(self) -> None:
         """Nothing to let go of but those who wait."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from medes import native
 from medes.config import AgentSettings
+from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.eager import EagerHandle
 from medes.drivers.process.subject import ProcessSubject
 from medes.drivers.process.subjects import ProcessSubjects
@@ -42,14 +43,20 @@ class ImageDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> EagerHandle:
         """Evicts nothing. Raises cancelled."""
         if cancel is not None and cancel.cancelled:
             raise CancelledError("cancelled before the eviction", object=file.path)
         return EagerHandle(file, lambda: file.verify(bases, image))
 
-    def adopt(self, subject: ProcessSubject, file: native.SandboxFile, bases: native.BaseSet) -> EagerHandle:
+    def adopt(
+        self,
+        subject: ProcessSubject,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        sleep: Sleep = AWAKE_AT_ONCE,
+    ) -> EagerHandle:
         """After a restart the image is gone: a restore then checks against the page checksums only."""
         return EagerHandle(file, lambda: file.verify(bases, None))
 

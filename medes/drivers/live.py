@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medes import native
 from medes.config import AgentSettings
+from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.process.subject import ProcessSubject
 from medes.drivers.process.subjects import ProcessSubjects
 
@@ -39,14 +40,27 @@ class LiveDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> native.LiveSandbox:
-        return self._server.evict(image, file, bases, hold_frozen, cancel, working_set)
+        return self._server.evict(
+            image,
+            file,
+            bases,
+            hold_frozen,
+            cancel,
+            sleep.working_set,
+            sleep.tick_set,
+            sleep.touches_per_s_max,
+        )
 
     def adopt(
-        self, subject: ProcessSubject, file: native.SandboxFile, bases: native.BaseSet
+        self,
+        subject: ProcessSubject,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> native.LiveSandbox:
-        return self._server.adopt(file, bases)
+        return self._server.adopt(file, bases, sleep.working_set, sleep.touches_per_s_max)
 
     @property
     def event_fd(self) -> int:

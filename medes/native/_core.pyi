@@ -581,8 +581,12 @@ class LiveSandbox:
     def working_set(self) -> bytes:
         """Faults of this restore in order, packed {u64 region_key, u64 page_offset}."""
 
-    def set_working_set(self, working_set: bytes) -> None:
-        """What to prefetch when the sandbox wakes by its own fault."""
+    @property
+    def placed_pages(self) -> int:
+        """Pages that came back since the eviction, by touches or by a restore."""
+
+    def touched(self) -> bytes:
+        """Pages touched while dormant in order, packed like working_set(); without those that made it wake."""
 
     def detach(self) -> None:
         """Stops serving without touching the sandbox (agent shutdown): it waits until adopted again."""
@@ -607,11 +611,16 @@ class FaultServer:
         hold_frozen: bool = False,
         cancel: CancelFlag | None = None,
         working_set: bytes = b"",
+        tick_set: bytes = b"",
+        touches_per_s_max: int = 0,
     ) -> LiveSandbox:
-        """(nogil) Stops the sandbox, leaves out what changed since the capture, registers, evicts, lets it go.
-        `working_set` as in set_working_set: it may wake at once."""
+        """(nogil) Stops the sandbox, leaves out what changed since the capture and the tick set, registers, evicts, lets it go.
+        More than
+        `touches_per_s_max` touches within a second restore it, with `working_set` prefetched."""
 
-    def adopt(self, file: SandboxFile, bases: BaseSet) -> LiveSandbox:
+    def adopt(
+        self, file: SandboxFile, bases: BaseSet, working_set: bytes = b"", touches_per_s_max: int = 0
+    ) -> LiveSandbox:
         """(nogil) Takes the sandbox's userfaultfds back (pidfd_getfd) after an agent restart."""
 
     def release_gone(self) -> None:

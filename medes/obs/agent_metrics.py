@@ -106,6 +106,9 @@ class AgentMetrics:
             "stage",
         )
         self.faults_demand = make.counter("faults_demand", "Page faults served on demand.")
+        self.pages_touched = make.counter(
+            "pages_touched", "Pages that dedup'd sandboxes touched, to sleep on with them."
+        )
         self.pages_prefetched = make.counter("pages_prefetched", "Pages placed ahead of their fault.")
         self.restores_running = make.gauge("restores_running", "Restore ops that hold a slot.")
 

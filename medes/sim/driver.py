@@ -11,6 +11,7 @@ from typing import Any
 
 from medes import native
 from medes.clock import Clock
+from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.subject import Asked, Subject, Subjects
 from medes.errors import CancelledError, LostError, MedesError, NotFoundError, ProcessGoneError
 from medes.sim.machine import Machine, Program
@@ -108,14 +109,20 @@ class SimDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> SimHandle:
         if cancel is not None and cancel.cancelled:
             raise CancelledError("cancelled before the eviction", object=file.path)
         subject.program.out = True
         return SimHandle(self, self._clock, subject.program, file, bases)
 
-    def adopt(self, subject: SimSubject, file: native.SandboxFile, bases: native.BaseSet) -> SimHandle:
+    def adopt(
+        self,
+        subject: SimSubject,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        sleep: Sleep = AWAKE_AT_ONCE,
+    ) -> SimHandle:
         if subject.gone():
             raise ProcessGoneError("the program has ended", object=subject.name)
         return SimHandle(self, self._clock, subject.program, file, bases)
@@ -132,6 +139,8 @@ class SimDriver:
 
 class SimHandle:
     """A program whose pages are out."""
+
+    placed_pages = 0
 
     def __init__(
         self,
@@ -207,8 +216,8 @@ class SimHandle:
     def working_set(self) -> bytes:
         return b""
 
-    def set_working_set(self, working_set: bytes) -> None:
-        """Nothing is prefetched."""
+    def touched(self) -> bytes:
+        return b""
 
     def detach(self) -> None:
         self._detached = True

@@ -25,6 +25,7 @@ nb::dict evict_dict(const EvictResult& r) {
   d["evicted_pages"] = r.evicted_pages;
   d["resident_pages"] = r.resident_pages;
   d["changed_pages"] = r.changed_pages;
+  d["tick_pages"] = r.tick_pages;
   d["stopped_us"] = r.stopped_us;
   d["evict_us"] = r.evict_us;
   d["threads"] = r.threads;
@@ -97,12 +98,12 @@ void register_sandbox(nb::module_& m) {
              const auto entries = self.working_set();
              return to_bytes(std::as_bytes(std::span(entries)));
            })
-      .def(
-          "set_working_set",
-          [](LiveSandbox& self, const nb::bytes& working_set) {
-            self.set_working_set(unpack_working_set(as_bytes(working_set)));
-          },
-          nb::arg("working_set"))
+      .def_prop_ro("placed_pages", &LiveSandbox::placed_pages)
+      .def("touched",
+           [](const LiveSandbox& self) {
+             const auto entries = self.touched();
+             return to_bytes(std::as_bytes(std::span(entries)));
+           })
       .def("detach", &LiveSandbox::detach, nb::call_guard<nb::gil_scoped_release>());
 }
 
@@ -134,17 +135,28 @@ void register_live(nb::module_& m) {
           "evict",
           [](FaultServer& self, std::shared_ptr<MemoryImage> image, std::shared_ptr<SandboxFile> file,
              std::shared_ptr<BaseSet> bases, bool hold_frozen, const CancelFlag* cancel,
-             const nb::bytes& working_set) {
-            const EvictOptions options{hold_frozen, unpack_working_set(as_bytes(working_set)),
+             const nb::bytes& working_set, const nb::bytes& tick_set, uint32_t touches_per_s_max) {
+            const EvictOptions options{hold_frozen,
+                                       {unpack_working_set(as_bytes(working_set)), touches_per_s_max},
+                                       unpack_working_set(as_bytes(tick_set)),
                                        cancel != nullptr ? &cancel->abandoned : nullptr};
             nb::gil_scoped_release release;
             return self.evict(*image, std::move(file), std::move(bases), options,
                               cancel != nullptr ? &cancel->cancelled : nullptr);
           },
           nb::arg("image"), nb::arg("file"), nb::arg("bases"), nb::arg("hold_frozen") = false,
-          nb::arg("cancel").none() = nb::none(), nb::arg("working_set") = nb::bytes("", 0))
-      .def("adopt", &FaultServer::adopt, nb::arg("file"), nb::arg("bases"),
-           nb::call_guard<nb::gil_scoped_release>())
+          nb::arg("cancel").none() = nb::none(), nb::arg("working_set") = nb::bytes("", 0),
+          nb::arg("tick_set") = nb::bytes("", 0), nb::arg("touches_per_s_max") = 0)
+      .def(
+          "adopt",
+          [](FaultServer& self, std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases,
+             const nb::bytes& working_set, uint32_t touches_per_s_max) {
+            WakeRule wake{unpack_working_set(as_bytes(working_set)), touches_per_s_max};
+            nb::gil_scoped_release release;
+            return self.adopt(std::move(file), std::move(bases), std::move(wake));
+          },
+          nb::arg("file"), nb::arg("bases"), nb::arg("working_set") = nb::bytes("", 0),
+          nb::arg("touches_per_s_max") = 0)
       .def("stats",
            [](const FaultServer& self) {
              const FaultServerStats s = self.stats();

@@ -21,6 +21,7 @@
 #include "process/make_uffd.h"
 #include "procfs/memory_sharers.h"
 #include "procfs/proc.h"
+#include "restore/working_set.h"
 #include "serving/keeper.h"
 #include "tracing/frozen.h"
 #include "tracing/injection_area.h"
@@ -84,6 +85,7 @@ void EvictOp::find_text() {
 void EvictOp::run(const std::function<void()>& before_release) {
   check_cancelled();
   find_text();
+  find_tick_set();
   std::vector<pid_t> pids;
   for (const auto& p : processes_) pids.push_back(p.pid);
   MemorySharers sharers(pids);
@@ -228,6 +230,12 @@ void EvictOp::open_uffd(Process& p) {
   own_uffds_[p.pid] = {fd, start, record.inode};
 }
 
+void EvictOp::find_tick_set() {
+  stays_.assign(image_.page_count(), false);
+  if (options_.tick_set.empty()) return;
+  for (const uint64_t page : RegionIndex(image_.layout()).pages_of(options_.tick_set)) stays_[page] = true;
+}
+
 // Image pages that are still private memory in an evictable mapping and need not stay.
 std::vector<uint64_t> EvictOp::candidates(Process& p) {
   std::vector<uint64_t> out;
@@ -247,7 +255,10 @@ std::vector<uint64_t> EvictOp::candidates(Process& p) {
       bool stays = false;  // ranges may overlap: look at all that begin at or before this page
       for (size_t k = keep; k < p.keep.size() && p.keep[k].begin <= address; ++k)
         stays |= p.keep[k].contains(address);
-      if (!stays) out.push_back(run.first_page + i);
+      if (stays_[run.first_page + i])
+        ++result_.tick_pages;
+      else if (!stays)
+        out.push_back(run.first_page + i);
     }
   }
   return out;

@@ -63,6 +63,7 @@ class EvictOp {
   void plan(Process& p, const StoppedProcesses& stop);
   void keep_pinned(Process& p, std::span<const Tracee> threads);
   void open_uffd(Process& p);
+  void find_tick_set();
   std::vector<uint64_t> candidates(Process& p);
   void compare(Process& p, std::vector<uint64_t> candidates);
   void register_mappings(Process& p);
@@ -84,6 +85,7 @@ class EvictOp {
   const std::map<pid_t, OwnUffd>& known_;
   const std::atomic<bool>* cancelled_;
   std::vector<Process> processes_;
+  std::vector<bool> stays_;  // a page of the image each, where it is of the tick set
   std::vector<std::shared_ptr<ProcessMemory>> memories_;
   std::map<pid_t, OwnUffd> own_uffds_;
   EvictResult result_;

@@ -346,7 +346,7 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
     known = impl_->own_uffds;
   }
   auto sandbox = std::make_shared<ServedSandbox>(*impl_, file, std::move(bases));
-  sandbox->set_working_set(options.working_set);  // it may wake as soon as it is let go
+  sandbox->set_wake_rule(options.wake);  // it may be touched as soon as it is let go
   EvictOp op(image, *file, options, known, cancelled);
   const auto remember = [&] {
     const std::lock_guard lock(impl_->mutex);
@@ -375,7 +375,7 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
 }
 
 std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> file,
-                                                std::shared_ptr<BaseSet> bases) {
+                                                std::shared_ptr<BaseSet> bases, WakeRule wake) {
   if (impl_->closed) throw Error(Code::invalid_argument, "the fault server is closed");
   {
     const std::lock_guard lock(impl_->mutex);
@@ -383,6 +383,7 @@ std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> fil
       throw Error(Code::already_exists, "the sandbox is served already", file->path());
   }
   auto sandbox = std::make_shared<ServedSandbox>(*impl_, file, std::move(bases));
+  sandbox->set_wake_rule(std::move(wake));
   AdoptOp op(*file);
   op.run();
   for (auto& memory : op.take_memories()) sandbox->add_memory(std::move(memory));

@@ -33,7 +33,8 @@ class FaultServer {
                                      const std::atomic<bool>* cancelled);
 
   // Takes a sandbox's userfaultfds back after an agent restart and finds out which pages are out.
-  std::shared_ptr<LiveSandbox> adopt(std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases);
+  std::shared_ptr<LiveSandbox> adopt(std::shared_ptr<SandboxFile> file, std::shared_ptr<BaseSet> bases,
+                                     WakeRule wake = {});
 
   // Lets go of what is still held of processes that ended after their sandbox was detached. Cheap.
   void release_gone();

@@ -25,16 +25,25 @@
 
 namespace medes {
 
+// When a dormant sandbox that is touched is asleep no more. Up to so many touches within a second each get
+// their page and nothing else happens; one more, and it restores as if it had been asked for.
+struct WakeRule {
+  std::vector<WorkingSetEntry> working_set = {};  // prefetched when it wakes so
+  uint32_t touches_per_s_max = 0;
+};
+
 struct EvictOptions {
-  bool hold_frozen = false;                       // keep the threads stopped until restore (no demand wake)
-  std::vector<WorkingSetEntry> working_set = {};  // prefetched when the sandbox wakes by its own fault
-  const std::atomic<bool>* abandoned = nullptr;   // see CancelFlag
+  bool hold_frozen = false;  // keep the threads stopped until restore: nothing touches it
+  WakeRule wake = {};
+  std::vector<WorkingSetEntry> tick_set = {};    // stays: the sandbox touches it while nobody uses it
+  const std::atomic<bool>* abandoned = nullptr;  // see CancelFlag
 };
 
 struct EvictResult {
   uint64_t evicted_pages = 0;
   uint64_t resident_pages = 0;  // image pages that had to stay (stack tops, TLS, rseq, mlocked …)
   uint64_t changed_pages = 0;   // written since the capture, or gone: they stay too
+  uint64_t tick_pages = 0;      // of the tick set: resident ones too
   uint64_t stopped_us = 0;      // how long the sandbox stood still
   uint64_t evict_us = 0;        // the part of it that registered and evicted
   uint64_t threads = 0, processes = 0;
@@ -53,7 +62,7 @@ struct RestoreStats {
   uint64_t complete_us = 0;  // restore called → last page placed and ranges unregistered
   uint64_t fetch_us = 0, apply_us = 0, place_us = 0;
   uint64_t remote_bytes = 0;
-  bool demand_woken = false;     // started by the sandbox's own fault
+  bool demand_woken = false;     // started by the sandbox's own touches
   bool short_of_memory = false;  // its memory cgroup had no room for all that was missing
 };
 
@@ -77,8 +86,10 @@ class LiveSandbox {
   virtual bool wait_complete(std::chrono::nanoseconds timeout) = 0;
   virtual RestoreStats stats() const = 0;
   virtual std::vector<WorkingSetEntry> working_set() const = 0;  // recorded by this restore
-  // What to prefetch when the sandbox wakes by its own fault.
-  virtual void set_working_set(std::vector<WorkingSetEntry> entries) = 0;
+  // Pages that came back so far, whether touched, near one that was, or restored.
+  virtual uint64_t placed_pages() const = 0;
+  // Touched while dormant, in order; without those that made it wake, which are the first of working_set().
+  virtual std::vector<WorkingSetEntry> touched() const = 0;
   // Stops serving without touching the sandbox; it waits until adopted again. Ends all waits.
   virtual void detach() = 0;
 };

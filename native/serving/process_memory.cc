@@ -27,9 +27,13 @@ ProcessMemory::ProcessMemory(pid_t pid, uint32_t process, const ImageLayout& lay
 }
 
 void ProcessMemory::count_missing() {
-  uint64_t n = 0;
-  for (uint64_t i = first_page_; i < end_page_; ++i) n += state(i) == PageState::evicted;
-  missing_.store(n, std::memory_order_release);
+  uint64_t missing = 0, placed = 0;
+  for (uint64_t i = first_page_; i < end_page_; ++i) {
+    missing += state(i) == PageState::evicted;
+    placed += state(i) == PageState::restored;
+  }
+  missing_.store(missing, std::memory_order_release);
+  placed_.store(placed, std::memory_order_release);
 }
 
 bool ProcessMemory::claim(uint64_t page) {
@@ -45,7 +49,9 @@ void ProcessMemory::unclaim(uint64_t page) { claims_[page - first_page_].store(0
 
 void ProcessMemory::set_state(uint64_t page, PageState next) {
   const auto before = states_[page].exchange(static_cast<uint8_t>(next), std::memory_order_acq_rel);
-  if (before == static_cast<uint8_t>(PageState::evicted) && next != PageState::evicted) missing_.fetch_sub(1);
+  if (before != static_cast<uint8_t>(PageState::evicted) || next == PageState::evicted) return;
+  missing_.fetch_sub(1);
+  if (next == PageState::restored) placed_.fetch_add(1);
 }
 
 // The program has no use any more for what the image holds for these addresses: they read as zero from now on

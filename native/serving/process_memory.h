@@ -62,6 +62,7 @@ class ProcessMemory : public Placer {
   uint64_t end_page() const { return end_page_; }
   std::chrono::steady_clock::time_point since() const { return since_; }  // we know of it
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
+  uint64_t placed() const { return placed_.load(std::memory_order_acquire); }  // since the eviction
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
   // Where to keep what must outlive the agent: in the sandbox file, or beside it for children forked later.
@@ -171,7 +172,7 @@ class ProcessMemory : public Placer {
   std::span<std::atomic<uint8_t>> states_;
   std::vector<std::atomic<uint8_t>> claims_;  // of pages first_page_ … end_page_
   uint64_t first_page_ = 0, end_page_ = 0;
-  std::atomic<uint64_t> missing_{0};
+  std::atomic<uint64_t> missing_{0}, placed_{0};
   std::atomic<bool> gone_{false};
   const std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
   mutable std::shared_mutex mutex_;

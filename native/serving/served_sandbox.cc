@@ -145,9 +145,21 @@ std::vector<WorkingSetEntry> ServedSandbox::working_set() const {
   return recorded_;
 }
 
-void ServedSandbox::set_working_set(std::vector<WorkingSetEntry> entries) {
+void ServedSandbox::set_wake_rule(WakeRule rule) {
   const std::lock_guard lock(mutex_);
-  default_working_set_ = std::move(entries);
+  wake_rule_ = std::move(rule);
+}
+
+uint64_t ServedSandbox::placed_pages() const {
+  uint64_t pages = 0;
+  for (const auto& m : memories())
+    if (!m->is_forked_child()) pages += m->placed();
+  return pages;
+}
+
+std::vector<WorkingSetEntry> ServedSandbox::touched() const {
+  const std::lock_guard lock(mutex_);
+  return touched_;
 }
 
 void ServedSandbox::detach() {
@@ -245,6 +257,11 @@ bool ServedSandbox::needed() const {
   };
   // Of a parent that is gone every fork has been read, and is taken in when nobody is about to.
   return any() || draining_ > 0 || any();
+}
+
+bool ServedSandbox::anything_missing() const {
+  const auto all = memories();
+  return std::any_of(all.begin(), all.end(), [](const auto& m) { return !m->gone() && m->missing() > 0; });
 }
 
 bool ServedSandbox::all_gone() const {

@@ -41,6 +41,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   void add_memory(std::shared_ptr<ProcessMemory> memory);
   void add_child(std::shared_ptr<ProcessMemory> child);  // forked while pages were out: it is filled at once
   void set_evict_result(EvictResult result);
+  void set_wake_rule(WakeRule rule);
   void set_stopped_us(uint64_t us);
   void set_held(bool held, Clock::time_point since = Clock::now()) { held_ = held, held_since_ = since; }
   const std::shared_ptr<SandboxFile>& file() const { return file_; }
@@ -57,7 +58,8 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   bool wait_complete(std::chrono::nanoseconds timeout) override;
   RestoreStats stats() const override;
   std::vector<WorkingSetEntry> working_set() const override;
-  void set_working_set(std::vector<WorkingSetEntry> entries) override;
+  uint64_t placed_pages() const override;
+  std::vector<WorkingSetEntry> touched() const override;
   void detach() override;
 
   // From the fault threads.
@@ -68,6 +70,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
 
  private:
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
+  bool only_touched(uint64_t page);
   void wake_by_fault();
   void record(ProcessMemory& memory, uint64_t page);
   void fetch_ahead();
@@ -108,6 +111,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   void check_not_lost() const;
   uint64_t since_restore_us() const;
   bool all_gone() const;
+  bool anything_missing() const;  // of processes that live
 
   SandboxServer& server_;
   const std::shared_ptr<SandboxFile> file_;
@@ -122,7 +126,13 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   EvictResult evict_result_;
   bool held_ = false;  // by SIGSTOP
   Clock::time_point held_since_{};
-  std::vector<WorkingSetEntry> default_working_set_;
+  WakeRule wake_rule_;
+  std::vector<WorkingSetEntry> touched_;  // while dormant
+  struct {                                // the second that the latest touch fell into
+    Clock::time_point since{};
+    uint32_t touches = 0;
+    size_t first = 0;  // in touched_
+  } burst_;
   std::vector<WorkingSetEntry> recorded_;
   std::string lost_reason_;
   Code lost_code_ = Code::ok;

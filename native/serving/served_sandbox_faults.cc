@@ -9,6 +9,11 @@
 #include "serving/served_sandbox.h"
 
 namespace medes {
+namespace {
+
+constexpr std::chrono::seconds kBurst{1};  // touches that come within it are of one deed
+
+}  // namespace
 
 void ServedSandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker) {
   std::vector<uint64_t> faults;
@@ -26,6 +31,20 @@ void ServedSandbox::handle_exit(ProcessMemory& memory) {
   if (all_gone()) lose(Code::process_gone, "its processes have exited");
 }
 
+// A program that ticks, or answers a probe, touches some pages and then no others: it gets them, and sleeps
+// on. One that works goes on touching. Neighbours would only be memory that is back, and hide from the record
+// what is touched.
+bool ServedSandbox::only_touched(uint64_t page) {
+  const std::lock_guard lock(mutex_);
+  if (state() != LiveState::dormant) return false;
+  const auto now = Clock::now();
+  if (now - burst_.since >= kBurst) burst_ = {now, 0, touched_.size()};
+  if (burst_.touches >= wake_rule_.touches_per_s_max) return false;
+  ++burst_.touches;
+  if (touched_.size() < kMaxWorkingSetPages) touched_.push_back(regions_.entry_of(page));
+  return true;
+}
+
 void ServedSandbox::wake_by_fault() {
   {
     const std::lock_guard lock(mutex_);
@@ -34,13 +53,19 @@ void ServedSandbox::wake_by_fault() {
     restore_called_ = Clock::now();
     stats_.demand_woken = true;
     ++running_;
+    // What led to it is the beginning of its work.
+    const auto first = touched_.begin() + static_cast<ptrdiff_t>(std::min(burst_.first, touched_.size()));
+    if (restore_called_ - burst_.since < kBurst) {
+      recorded_.assign(first, touched_.end());
+      touched_.erase(first, touched_.end());
+    }
   }
   server_.emit(file_->path(), "demand_woken");
   if (!room_for_all()) short_of_memory();
   RestoreOptions options;
   {
     const std::lock_guard lock(mutex_);
-    options.working_set = default_working_set_;
+    options.working_set = wake_rule_.working_set;
   }
   server_.enqueue([self = shared_from_this(), options = std::move(options)] { self->run(options); }, true);
 }
@@ -59,10 +84,12 @@ void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, u
         true, memory_pause(kMemoryBackoffDoublings));
   }
   fault_point("restore.fault");
-  wake_by_fault();
-  ++faults_;
-  last_fault_us_ = since_restore_us();
-  record(*memory, page);
+  if (memory->is_forked_child() || !only_touched(page)) {
+    wake_by_fault();
+    ++faults_;
+    last_fault_us_ = since_restore_us();
+    record(*memory, page);
+  }
   if (rebuilder_.all_local()) return serve_page(memory, page, worker);
   // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
   server_.enqueue(
@@ -86,8 +113,11 @@ void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uin
   if (told_short_of_memory_ && !room_for(kPageBytes)) return serve_again(memory, page, tries);
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   const Code code = serve_pages(memory, page, page + 1, worker);
-  if (code == Code::ok && !recording_afresh_ && !told_short_of_memory_) serve_around(memory, page, worker);
+  const bool dormant = state() == LiveState::dormant;
+  if (code == Code::ok && !dormant && !recording_afresh_ && !told_short_of_memory_)
+    serve_around(memory, page, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
+  if (dormant && !anything_missing()) wake_by_fault();  // touch by touch all of it has come back
   try_complete();
 }
 

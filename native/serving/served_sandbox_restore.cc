@@ -47,10 +47,12 @@ void ServedSandbox::add_child(std::shared_ptr<ProcessMemory> child) {
 
 void ServedSandbox::run(RestoreOptions options) {
   recording_afresh_ = options.working_set.empty();
-  if (room_for_all())
+  if (room_for_all()) {
+    told_short_of_memory_ = false;  // it was when it was touched, perhaps
     prefetch(options);
-  else
+  } else {
     short_of_memory();
+  }
   fault_point("restore.prefetched");
   if (state() == LiveState::lost || detached_) return;
   if (!options.lazy) return run_background(options);
@@ -115,9 +117,8 @@ void ServedSandbox::run_child(const std::shared_ptr<ProcessMemory>& child, int t
 
 void ServedSandbox::try_complete() {
   if (state() != LiveState::restoring || running_ > 0 || detached_) return;
+  if (anything_missing()) return;
   const auto all = memories();
-  for (const auto& m : all)
-    if (!m->gone() && m->missing() > 0) return;
   {
     const std::lock_guard lock(mutex_);
     if (state() != LiveState::restoring || running_ > 0 || detached_) return;

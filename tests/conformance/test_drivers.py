@@ -19,7 +19,7 @@ from medes import native, plugins
 from medes.agent.sandboxes.sandbox import SandboxSpec
 from medes.client import MedesClient
 from medes.config import AgentSettings
-from medes.drivers.driver import Driver, Handle
+from medes.drivers.driver import Driver, Handle, Sleep
 from medes.drivers.subject import Subject, Subjects
 from medes.errors import (
     AlreadyExistsError,
@@ -239,8 +239,7 @@ def test_who_lets_go_can_take_it_again(
     with pytest.raises(CancelledError):
         handle.wait_complete(WAIT_S)
     assert subject.pages_out(file) == driver.frees
-    handle = driver.adopt(subject, file, bases)
-    handle.set_working_set(b"")
+    handle = driver.adopt(subject, file, bases, Sleep(touches_per_s_max=16))
     restored(handle)
     sandbox.check()
 

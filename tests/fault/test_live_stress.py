@@ -42,10 +42,11 @@ def _answer(program: Program) -> str:
     return program.hear()
 
 
-def test_dedup_at_rest_then_all_hell(stress: Path, deduper: Deduper) -> None:
+@pytest.mark.parametrize("touches_per_s_max", [0, 1 << 18], ids=["awake at once", "asleep"])
+def test_dedup_at_rest_then_all_hell(stress: Path, deduper: Deduper, touches_per_s_max: int) -> None:
     with Program([str(stress), "3", str(SEED)]) as program:
         for round_number in range(1, 13):
-            live = deduper.dedup([program.pid])
+            live = deduper.dedup([program.pid], touches_per_s_max=touches_per_s_max)
             if round_number % 3 == 0:
                 live.restore(background_bytes_per_s=2 << 20)
             program.tell("go 300")

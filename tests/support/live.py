@@ -132,9 +132,19 @@ class Deduper:
             bases.add_local(self.slab)
         return bases
 
-    def dedup(self, pids: list[int], hold_frozen: bool = False) -> native.LiveSandbox:
+    def dedup(
+        self,
+        pids: list[int],
+        hold_frozen: bool = False,
+        *,
+        working_set: bytes = b"",
+        tick_set: bytes = b"",
+        touches_per_s_max: int = 0,
+    ) -> native.LiveSandbox:
         image, file, bases, _ = self.encode(pids)
-        return self.server.evict(image, file, bases, hold_frozen)
+        return self.server.evict(
+            image, file, bases, hold_frozen, None, working_set, tick_set, touches_per_s_max
+        )
 
     def close(self) -> None:
         self.server.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 from medes import native
 from medes.config import AgentSettings
+from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.eager import EagerHandle
 from medes.drivers.subject import Asked, Subject, Subjects
 from medes.errors import BusyError, CancelledError, InvalidArgumentError, NotFoundError, ProcessGoneError
@@ -85,7 +86,7 @@ class VaultDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> EagerHandle:
         if cancel is not None and cancel.cancelled:
             raise CancelledError("cancelled before the eviction", object=str(subject.path))
@@ -97,7 +98,9 @@ class VaultDriver:
         os.truncate(subject.path, len(data))
         return self._handle(subject, file, bases)
 
-    def adopt(self, subject: Vault, file: native.SandboxFile, bases: native.BaseSet) -> EagerHandle:
+    def adopt(
+        self, subject: Vault, file: native.SandboxFile, bases: native.BaseSet, sleep: Sleep = AWAKE_AT_ONCE
+    ) -> EagerHandle:
         if subject.gone():
             raise ProcessGoneError("the file is gone", object=str(subject.path))
         return self._handle(subject, file, bases)

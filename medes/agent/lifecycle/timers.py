@@ -10,7 +10,7 @@ from typing import Any
 from medes.agent.agent import Agent
 from medes.agent.lifecycle.activity import end_expired
 from medes.agent.node.pressure import Pressure, read_pressure
-from medes.agent.ops import departure, members, purge_op, restore_op, turns
+from medes.agent.ops import departure, members, purge_op, restore_op, touches, turns
 from medes.agent.ops.base_op import needed_functions, retire_unneeded, retire_unused
 from medes.agent.ops.view import view_of
 from medes.agent.sandboxes.sandbox import SandboxEntry
@@ -68,6 +68,7 @@ class Timers:
             end_expired(agent)
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
+            await touches.look(agent)
         self._look_at_memory()
         if agent.policy_stale or agent.pressure.high or now_s >= self._next_ask_s:
             self._ask(now_s)

@@ -20,6 +20,9 @@ class Observer:
     def lookup(self, by: str) -> None:
         """Where the pages of an image were looked up. `by`: own, remote or controller, each after those before it."""
 
+    def touched(self, pages: int) -> None:
+        """Pages that a dedup'd sandbox touched and that it sleeps on with."""
+
     def lost(self) -> None:
         """A sandbox was lost."""
 

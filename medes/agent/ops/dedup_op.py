@@ -400,7 +400,7 @@ class DedupOp:
             notes=tuple(self.notes),
         )
         entry.dedup_measured(report, patch_bytes + table_bytes + resident)
-        known = {**figures(entry), "kept_bytes": entry.kept_bytes, "dedup_count": entry.dedup_count}
+        known = {**figures(entry), "kept_bytes": entry.kept_at_op_bytes, "dedup_count": entry.dedup_count}
         agent.journal.post(self.pins.committed(known))
         agent.move(
             entry,

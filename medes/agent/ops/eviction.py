@@ -14,7 +14,7 @@ import logging
 from medes import native
 from medes.agent.agent import Agent
 from medes.agent.node.fault_points import point
-from medes.agent.ops import waiting
+from medes.agent.ops import touches, waiting
 from medes.agent.ops.op_pins import OpPins, Planned
 from medes.agent.ops.take_back import PROVEN
 from medes.agent.sandboxes.op_cancel import OpCancel
@@ -46,7 +46,7 @@ class Eviction:
         their way back, or the sandbox is lost, or the next agent has to look."""
         agent, entry = self._agent, self._entry
         driver = agent.driver_of(entry)
-        packed, holdout = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
+        sleep, holdout, tick_holdout = touches.sleep_of(agent, entry)
         try:
             live = await self._patiently(
                 agent.in_own_thread(
@@ -57,7 +57,7 @@ class Eviction:
                     planned.bases,
                     hold_frozen,
                     self._cancel.flag,
-                    packed,
+                    sleep,
                 )
             )
         except BaseException as error:
@@ -72,7 +72,7 @@ class Eviction:
             raise
         point("dedup.evicted")
         evicted = self._evicted(planned, live)
-        evicted.holdout = holdout
+        evicted.holdout, evicted.tick_holdout = holdout, tick_holdout
         entry.put_away(evicted)
         entry.pages_went()
         return evicted

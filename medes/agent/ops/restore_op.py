@@ -16,7 +16,7 @@ from medes.agent.agent import Agent
 from medes.agent.journal import records
 from medes.agent.node.admission import Slot
 from medes.agent.node.fault_points import point
-from medes.agent.ops import hooks, outcomes, page_sources, waiting
+from medes.agent.ops import hooks, outcomes, page_sources, touches, waiting
 from medes.agent.ops.departure import forget
 from medes.agent.ops.op_pins import unpin
 from medes.agent.ops.take_back import PROVEN, rebind, take_back
@@ -146,7 +146,7 @@ async def _run_hook(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None
 
 
 async def woken(agent: Agent, entry: SandboxEntry) -> None:
-    """The sandbox woke by its own fault; the fault server is restoring it already."""
+    """The sandbox woke by what it touched; the fault server is restoring it already."""
     async with entry.lock:
         evicted = entry.evicted
         if entry.state is not S.DEDUP or evicted is None:
@@ -154,7 +154,7 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
         # It was said of the handle before this one.
         if evicted.live is None or evicted.live.state == "dormant":
             return
-        entry.begin_op("woken by a fault of its own")
+        entry.begin_op("woken by what it touched")
         evicted.stage_us = {}
         agent.journal.post(records.restoring(entry.id))
         agent.move(entry, S.RESTORING, entry.op_reason)
@@ -166,8 +166,8 @@ async def woken(agent: Agent, entry: SandboxEntry) -> None:
 
 
 def short_of_memory(entry: SandboxEntry) -> None:
-    """Its restore waits for room, for as long as that takes: others, that have room, get its turn."""
-    log.warning("%s: its restore waits: %s", entry.id, NO_ROOM)
+    """Its pages wait for room, for as long as that takes: others, that have room, get the turn of its restore."""
+    log.warning("%s: its pages wait: %s", entry.id, NO_ROOM)
     if entry.evicted is not None and entry.evicted.slot is not None:
         entry.evicted.slot.release()
 
@@ -214,6 +214,7 @@ async def _watch(
     async with entry.lock:
         if entry.evicted is evicted and entry.state is S.RESTORING:
             await _settle(agent, entry, evicted, queue_us)
+    await touches.learn(agent, entry, evicted, over=True)
     if holdout is None or not (faulted or asked):
         return
     agent.working_sets.get(entry.spec.domain, entry.spec.function).merge(faulted, holdout)
@@ -279,14 +280,9 @@ async def go_on(agent: Agent, entry: SandboxEntry, wanted: bool) -> None:
     if evicted.handle.state in ("restoring", "complete"):
         agent.move(entry, S.RESTORING, "a restore that was under way goes on")
         _resume_watch(agent, entry)
-    elif wanted or await agent.in_restores(_had_begun, entry, evicted.file):
+    elif wanted or not await agent.in_restores(entry.subject.pages_out, evicted.file):
         deadline_s = RESTORE_READY_TIMEOUT_S
         await start(agent, entry, eager=False, deadline_s=deadline_s, reason="it can be restored again")
-
-
-def _had_begun(entry: SandboxEntry, file: native.SandboxFile) -> bool:
-    """(blocks) Whether pages are back already, or none ever went."""
-    return bool(file.page_state_counts.get("restored", 0)) or not entry.subject.pages_out(file)
 
 
 # --- ends that are none ------------------------------------------------------------------------------------
@@ -312,9 +308,10 @@ async def ended_badly(agent: Agent, entry: SandboxEntry, evicted: Evicted, error
     elif _waits_for_peer(evicted, error) and evicted.live is not None:
         live, evicted.live = evicted.live, None
         await agent.in_restores(live.detach)
-        if entry.state is S.RESTORING:
+        wanted = entry.state is S.RESTORING  # else it sleeps, and was touched
+        if wanted:
             agent.move(entry, S.DEDUP, f"it waits for its base pages: {error.message}")
         away = PeerUnreachableError("its base pages cannot be read now", object=entry.id)
-        waiting.wait(agent, entry, away, wanted=True)
+        waiting.wait(agent, entry, away, wanted=wanted)
     elif evicted.live is not None:
         agent.lose(entry, error.message if isinstance(error, LostError) else str(error))

@@ -12,6 +12,7 @@ from typing import Any
 from medes import native
 from medes.agent.agent import Agent, endpoints_from_json
 from medes.agent.bases.bases import BaseMeta
+from medes.agent.ops import touches
 from medes.agent.ops.dedup_file import META_VERSION
 from medes.agent.ops.op_pins import add_remote
 from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry, SandboxSpec
@@ -144,16 +145,11 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     if evicted.live is not None:
         live, evicted.live = evicted.live, None
         await agent.in_restores(live.detach)
-    evicted.live = await agent.in_restores(agent.driver_of(entry).adopt, entry.subject, evicted.file, bases)
+    sleep, evicted.holdout, _ = touches.sleep_of(agent, entry)
+    adopt = agent.driver_of(entry).adopt
+    evicted.live = await agent.in_restores(adopt, entry.subject, evicted.file, bases, sleep)
     evicted.bases, evicted.transport_by_peer = bases, transports
     evicted.remote_pages_before = {}
-    arm_wake(agent, entry, evicted)
-
-
-def arm_wake(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
-    """Tells the driver what to prefetch should the sandbox wake by its own fault."""
-    packed, evicted.holdout = agent.working_sets.get(entry.spec.domain, entry.spec.function).prefetch()
-    evicted.handle.set_working_set(packed)
 
 
 async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[native.BaseSet, dict[str, str]]:

@@ -90,11 +90,22 @@ class Evicted:
     waited_us: int = 0  # for it, until the sandbox ran
     slot: Slot | None = None  # of the restore under way
     holdout: frozenset[Page] = frozenset()  # what a demand wake's prefetch leaves out
+    tick_holdout: frozenset[Page] = (
+        frozenset()
+    )  # what was not left resident of the tick set, and not touched yet
+    touches_learnt: int = 0
+    placed_seen: int = 0  # pages that were back at the last look
+    placed_learnt: int = 0
 
     def sources(self, own_node: str) -> dict[str, str]:
         """Node → how its base pages are reached; the own node's are mapped."""
         own = {own_node: "local"} if self.pins.get(own_node) else {}
         return {**self.transport_by_peer, **own}
+
+    @property
+    def touched_bytes(self) -> int:
+        """What came back of it page by page while it sleeps; of the file's own word while there is no handle."""
+        return self.live.placed_pages * native.PAGE_BYTES if self.live is not None else 0
 
     @property
     def handle(self) -> Handle:
@@ -150,7 +161,7 @@ class SandboxEntry:
         self.completed = asyncio.Event()  # not set while RESTORING
         self.completed.set()
         self.warm_bytes = 0
-        self.kept_bytes = 0
+        self.kept_at_op_bytes = 0
         self.is_base = False
         self.dedup_count = 0
         self.restore_count = 0
@@ -198,7 +209,7 @@ class SandboxEntry:
     def recover_as_dedup(self, kept_bytes: int = 0) -> None:
         """What an agent before had made of it: no transition."""
         self.state = S.DEDUP
-        self.kept_bytes = kept_bytes
+        self.kept_at_op_bytes = kept_bytes
 
     def recover_as_lost(self, reason: str, file: str) -> None:
         """The same. `file`: what is left of its memory."""
@@ -247,7 +258,7 @@ class SandboxEntry:
     def come_back(self, previous: Previous | None) -> None:
         """Its last page is in: nothing of the dedup'd form is needed any more."""
         self.evicted = None
-        self.kept_bytes = 0
+        self.kept_at_op_bytes = 0
         if previous is not None:
             self.previous = previous
 
@@ -274,7 +285,8 @@ class SandboxEntry:
         self.dedup_failures += 1
 
     def dedup_measured(self, report: DedupReport, kept_bytes: int) -> None:
-        self.kept_bytes = kept_bytes
+        touched_bytes = self.evicted.touched_bytes if self.evicted is not None else 0
+        self.kept_at_op_bytes = kept_bytes - touched_bytes  # by the time of measuring
         self.last_dedup = report
         self.dedup_count += 1
         self.dedup_failures = 0
@@ -333,6 +345,16 @@ class SandboxEntry:
         return S.RUNNING if self.requests else S.WARM
 
     @property
+    def touched_bytes(self) -> int:
+        """Of a dedup'd sandbox: what it touched and so has back. From any thread."""
+        return self.evicted.touched_bytes if self.state is S.DEDUP and self.evicted is not None else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a dedup'd sandbox: patches, tables and what is resident, by now. From any thread."""
+        return self.kept_at_op_bytes + self.touched_bytes
+
+    @property
     def freed_bytes(self) -> int:
         """What the sandbox itself takes less than without Medes, base pages apart. Negative: more. From any thread."""
         evicted, previous, freed = self.evicted, self.previous, 0
@@ -357,6 +379,7 @@ class SandboxEntry:
             driver=self.spec.driver,
             warm_bytes=self.warm_bytes,
             kept_bytes=self.kept_bytes if self.state in (S.DEDUP, S.RESTORING) else 0,
+            touched_bytes=self.touched_bytes,
             is_base=self.is_base,
             state_age_ms=max(0, int((now_s - self.since_s) * 1000)),
             dedup_count=self.dedup_count,

@@ -7,6 +7,7 @@ import struct
 import threading
 
 from medes import native
+from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.process.subject import ProcessSubject
 from medes.drivers.process.subjects import ProcessSubjects
 from medes.errors import CancelledError, LostError
@@ -25,7 +26,9 @@ class StandInHandle:
         self.needed = False
         self.short_of_memory = False
         self.notes = ["a page is mlocked"]
-        self.wake_prefetch = b""
+        self.sleep = AWAKE_AT_ONCE
+        self.touched_set = b""
+        self.placed_pages = 0
         self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
         self.evict_result = {
             "evicted_pages": page_count,
@@ -79,8 +82,8 @@ class StandInHandle:
     def working_set(self) -> bytes:
         return self.faulted
 
-    def set_working_set(self, working_set: bytes) -> None:
-        self.wake_prefetch = working_set
+    def touched(self) -> bytes:
+        return self.touched_set
 
     def detach(self) -> None:
         self.detached = True
@@ -120,7 +123,7 @@ class StandInDriver:
         bases: native.BaseSet,
         hold_frozen: bool = False,
         cancel: native.CancelFlag | None = None,
-        working_set: bytes = b"",
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> StandInHandle:
         if self.evict_gate is not None:
             self.evict_gate.wait(10.0)
@@ -129,11 +132,15 @@ class StandInDriver:
         if cancel is not None and cancel.cancelled:
             raise CancelledError("cancelled")
         handle = self._handle(file)
-        handle.wake_prefetch = working_set
+        handle.sleep = sleep
         return handle
 
     def adopt(
-        self, subject: ProcessSubject, file: native.SandboxFile, bases: native.BaseSet
+        self,
+        subject: ProcessSubject,
+        file: native.SandboxFile,
+        bases: native.BaseSet,
+        sleep: Sleep = AWAKE_AT_ONCE,
     ) -> StandInHandle:
         if self.fail_adopt is not None:
             raise self.fail_adopt

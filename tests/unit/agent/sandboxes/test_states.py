@@ -77,7 +77,7 @@ def test_a_lost_sandbox_says_so() -> None:
 
 def test_kept_bytes_show_only_while_something_is_kept() -> None:
     e = entry()
-    e.warm_bytes, e.kept_bytes = 100, 7
+    e.warm_bytes, e.kept_at_op_bytes = 100, 7
     assert e.view(11.0).kept_bytes == 0
     e.state = S.DEDUP
     view = e.view(12.5)

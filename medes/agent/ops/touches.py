@@ -1,0 +1,56 @@
+"""What dedup'd sandboxes touch while nobody uses them: learnt as the tick set of their function, which stays resident from
+the next dedup op on, in every instance.
+
+Tick sets are kept as working sets are (medes.agent.sandboxes.working_sets): each dedup op leaves some pages of the set out,
+and one that is not touched by then has lost its reason.
+"""
+
+from __future__ import annotations
+
+from medes.agent.agent import Agent
+from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
+from medes.agent.sandboxes.working_sets import Page, unpack_pages
+from medes.drivers.driver import Sleep
+from medes.types import SandboxState as S
+
+# Asleep this long, a program has had its time to touch a page again.
+HELD_OUT_S = 60.0
+
+
+def sleep_of(agent: Agent, entry: SandboxEntry) -> tuple[Sleep, frozenset[Page], frozenset[Page]]:
+    """How it shall sleep, what of its working set a wake does not prefetch, and what of its tick set goes all the same."""
+    spec = entry.spec
+    touches_per_s_max = agent.settings.for_function(spec.function).touches_per_s_max
+    assert touches_per_s_max is not None
+    working_set, holdout = agent.working_sets.get(spec.domain, spec.function).prefetch()
+    tick_set, tick_holdout = agent.tick_sets.get(spec.domain, spec.function).prefetch()
+    return Sleep(tick_set, touches_per_s_max, working_set), holdout, tick_holdout
+
+
+async def learn(agent: Agent, entry: SandboxEntry, evicted: Evicted, *, over: bool = False) -> None:
+    """Takes in what was touched since the last time. `over`: the sandbox sleeps no more."""
+    assert evicted.live is not None
+    touched = unpack_pages(evicted.live.touched())
+    new, evicted.touches_learnt = touched[evicted.touches_learnt :], len(touched)
+    evicted.tick_holdout -= frozenset(new) if not over else frozenset()
+    held_out = over and agent.clock.now_s() - evicted.since_s >= HELD_OUT_S
+    if not new and not (held_out and evicted.tick_holdout):
+        return
+    agent.observer.touched(len(new))
+    tick_set = agent.tick_sets.get(entry.spec.domain, entry.spec.function)
+    tick_set.merge(new, evicted.tick_holdout if held_out else frozenset())
+    await agent.in_restores(agent.tick_sets.save, entry.spec.domain, entry.spec.function)
+
+
+async def look(agent: Agent) -> None:
+    """Learns from sandboxes that were touched before the last look, and not since: a program that goes on touching may be
+    about to wake."""
+    for entry in list(agent.entries.values()):
+        evicted = entry.evicted
+        if entry.state is not S.DEDUP or evicted is None or evicted.live is None:
+            continue
+        placed = evicted.live.placed_pages
+        if placed == evicted.placed_seen and evicted.placed_learnt != placed:
+            evicted.placed_learnt = placed
+            await learn(agent, entry, evicted)
+        evicted.placed_seen = placed

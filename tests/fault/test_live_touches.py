@@ -1,0 +1,149 @@
+"""A dedup'd sandbox that is touched: it gets its pages and sleeps on, until what it touches looks like work."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from medes import native
+from medes.agent.sandboxes.working_sets import unpack_pages
+from tests.support.live import Deduper, Program
+
+pytestmark = pytest.mark.live
+WAIT_S = 30.0
+ALL = 1 << 18  # more touches than any of these programs has pages
+READ_ALL = (
+    "exec [__import__('ctypes').string_at(int(b, 16), int(e, 16) - int(b, 16))[:1] for b, e in"
+    " [m.split()[0].split('-') for m in open('/proc/self/maps') if m.split()[1][0] == 'r' and '[v' not in m]] and 'read'"
+)
+
+
+def settled(live: native.LiveSandbox) -> int:
+    """How many pages are back once the program has done what it does after its answer."""
+    placed = -1
+    while placed != live.placed_pages:
+        placed = live.placed_pages
+        time.sleep(0.1)
+    return placed
+
+
+def test_touches_bring_pages_and_no_restore(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    assert live.placed_pages == 0
+    program.ask("touch")
+    program.ask("touch")
+    placed = settled(live)
+    assert 0 < placed < live.evict_result["evicted_pages"] // 4
+    assert len(unpack_pages(live.touched())) == placed  # what was touched, and nothing else
+    program.ask("touch")
+    assert settled(live) - placed < 16  # another piece of its data, by the code that is there
+    assert live.state == "dormant"
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+
+
+def test_one_touch_too_many_restores(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=8)
+    assert program.ask("check") == "intact"
+    assert live.wait_complete(WAIT_S)
+    assert live.stats()["demand_woken"] == 1
+    # Those before it may have been of an earlier second; what led to the restore belongs to it.
+    worked, slept = unpack_pages(live.working_set()), unpack_pages(live.touched())
+    assert len(worked) > 8
+    assert not set(worked) & set(slept)
+
+
+def test_a_sandbox_may_come_back_by_touches_alone(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    assert program.ask(READ_ALL) == "read"
+    assert live.wait_complete(WAIT_S)
+    assert live.placed_pages == live.evict_result["evicted_pages"]
+    assert program.ask("check") == "intact"
+
+
+def test_what_is_in_the_tick_set_stays(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    for _ in range(3):
+        program.ask("touch")
+    first, tick_set = settled(live), live.touched()
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    live = deduper.dedup([program.pid], tick_set=tick_set, touches_per_s_max=ALL)
+    assert live.evict_result["tick_pages"] > first // 2
+    program.ask("touch")
+    assert settled(live) < first // 4
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+
+
+def test_another_instance_finds_the_tick_set_by_region(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    for _ in range(3):
+        program.ask("touch")
+    first, tick_set = settled(live), live.touched()
+    with Program() as other:
+        live = deduper.dedup([other.pid], tick_set=tick_set, touches_per_s_max=ALL)
+        assert live.evict_result["tick_pages"] > first // 2
+        other.ask("touch")
+        assert settled(live) < first // 2
+        live.restore()
+        assert live.wait_complete(WAIT_S)
+        assert other.ask("check") == "intact"
+
+
+def test_it_sleeps_on_under_the_next_server(tmp_path: Path, program: Program) -> None:
+    deduper = Deduper(tmp_path)
+    image, file, bases, _ = deduper.encode([program.pid])
+    live = deduper.server.evict(image, file, bases, touches_per_s_max=ALL)
+    program.ask("touch")
+    placed = settled(live)
+    assert placed > 0
+    deduper.close()
+    server = native.FaultServer()
+    live = server.adopt(native.SandboxFile.open(file.path), deduper.bases(), touches_per_s_max=ALL)
+    assert (live.state, live.placed_pages) == ("dormant", placed)
+    program.ask("touch")
+    assert live.state == "dormant"
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+    server.close()
+
+
+def test_mappings_change_while_it_sleeps(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    code = (
+        "exec (lambda m: (m.write(b'y' * 8192), m.resize(65536), m[8191], m.close()))"
+        "(__import__('mmap').mmap(-1, 16384))[2]"
+    )
+    for _ in range(5):
+        assert program.ask(code) == str(ord("y"))
+    assert live.state == "dormant"
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+
+
+def test_a_fork_restores_parent_and_child(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    assert program.ask("exec fork()") == "forked"
+    assert program.ask("exec reap()") == "intact"
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+
+
+def test_state_changes_while_it_sleeps(deduper: Deduper, program: Program) -> None:
+    for n in itertools.count():
+        live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+        assert program.ask("change") == "changed"
+        assert program.ask("check") == "intact"
+        if n == 3:
+            break
+        live.restore(lazy=n % 2 == 0)
+        assert live.wait_complete(WAIT_S)
+        assert program.ask("check") == "intact"

@@ -1,0 +1,93 @@
+"""What a sleeping sandbox touched: how it counts, and when it is learnt. The driver is a stand-in."""
+
+from __future__ import annotations
+
+import pytest
+
+from medes import native
+from medes.agent.api import handlers
+from medes.agent.daemon import AgentDaemon
+from medes.agent.ops import touches
+from medes.agent.sandboxes.working_sets import pack_pages, unpack_pages
+from medes.types import SandboxState as S
+from tests.unit.agent.conftest import MakeAgent
+from tests.unit.agent.ops.test_agent_ops import MakeApp, register, until
+from tests.unit.agent.stand_ins import StandInHandle
+
+PAGES = [(7, 1), (7, 2), (9, 4)]
+
+
+async def asleep(make_agent: MakeAgent, make_app: MakeApp) -> tuple[AgentDaemon, StandInHandle]:
+    daemon, app = await make_agent(touches_per_s_max=16), make_app()
+    await register(daemon, app)
+    await handlers.dedup(daemon.agent, "s1")
+    return daemon, daemon.driver.handles[0]  # type: ignore[attr-defined]
+
+
+def touch(handle: StandInHandle, count: int) -> None:
+    handle.placed_pages, handle.touched_set = count, pack_pages(PAGES[:count])
+
+
+def tick_set(daemon: AgentDaemon) -> set[tuple[int, int]]:
+    return set(unpack_pages(daemon.agent.tick_sets.get("default", "f").exact()))
+
+
+async def test_what_was_touched_counts_as_kept(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    before, used = handlers.get(agent, "s1"), agent.usage()
+    touch(handle, 3)
+    after, bytes_now = handlers.get(agent, "s1"), 3 * native.PAGE_BYTES
+    assert (before.touched_bytes, after.touched_bytes) == (0, bytes_now)
+    assert after.kept_bytes - before.kept_bytes == bytes_now
+    assert agent.usage().kept_bytes - used.kept_bytes == bytes_now
+    assert used.saved_bytes - agent.usage().saved_bytes == bytes_now
+    await handlers.restore(agent, "s1")
+    await until(lambda: handlers.get(agent, "s1").state is S.WARM, "restored")
+    assert (entry.kept_bytes, entry.touched_bytes) == (0, 0)
+
+
+async def test_touches_are_learnt_once_they_have_ended(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    entry = daemon.agent.entries["s1"]
+    assert entry.evicted is not None
+    entry.evicted.placed_seen = entry.evicted.placed_learnt = 0
+    for count in (1, 2):  # more each time: it may be about to wake
+        touch(handle, count)
+        await touches.look(daemon.agent)
+        if entry.evicted.placed_seen == count and entry.evicted.placed_learnt != count:
+            assert tick_set(daemon) == set()
+    await touches.look(daemon.agent)
+    assert tick_set(daemon) == set(PAGES[:2])
+    await touches.look(daemon.agent)
+    assert daemon.agent.tick_sets.get("default", "f").restores == 1  # nothing new, nothing learnt
+
+
+async def test_the_next_op_leaves_the_tick_set(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    touch(handle, 3)
+    await handlers.restore(daemon.agent, "s1")
+    await until(lambda: handlers.get(daemon.agent, "s1").state is S.WARM, "restored")
+    await until(lambda: tick_set(daemon) == set(PAGES), "learnt at the end of its sleep")
+    await handlers.dedup(daemon.agent, "s1")
+    entry, sleep = daemon.agent.entries["s1"], daemon.driver.handles[1].sleep  # type: ignore[attr-defined]
+    assert entry.evicted is not None
+    assert sleep.touches_per_s_max == 16
+    assert set(unpack_pages(sleep.tick_set)) | entry.evicted.tick_holdout == set(PAGES)
+    assert not set(unpack_pages(sleep.tick_set)) & entry.evicted.tick_holdout
+
+
+@pytest.mark.parametrize("slept_s", [0.0, touches.HELD_OUT_S])
+async def test_what_is_touched_no_more_leaves_the_set(
+    make_agent: MakeAgent, make_app: MakeApp, slept_s: float
+) -> None:
+    daemon, _ = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    agent.tick_sets.get("default", "f").merge(PAGES)
+    for _ in range(3):
+        assert entry.evicted is not None
+        entry.evicted.tick_holdout = frozenset(PAGES[:1])
+        entry.evicted.since_s -= slept_s
+        await touches.learn(agent, entry, entry.evicted, over=True)
+    assert (PAGES[0] in tick_set(daemon)) == (slept_s == 0.0)
+    assert PAGES[1] in tick_set(daemon)
