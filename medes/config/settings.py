@@ -205,6 +205,12 @@ class AgentSettings(Settings):
     dedups_concurrent_max: int = setting(1, "dedup ops at once", minimum=1, maximum=256)
     background_bytes_per_s: int = setting(0, "rate of the restore's background part; 0: no bound", minimum=0)
     fault_threads: int = setting(2, "threads that serve page faults", minimum=1, maximum=64)
+    busy_cpu_ratio: float = setting(
+        0.05,
+        "share of a processor above which a sandbox whose runtime reports no requests counts as in use",
+        minimum=0.0,
+        maximum=1024.0,
+    )
     fork_sharers_max: int = setting(
         8,
         "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",

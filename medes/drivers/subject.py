@@ -84,6 +84,11 @@ class Subject(ABC):
     def private_bytes(self) -> int:
         """(blocks) What its end would free. Raises process_gone."""
 
+    def cpu_s(self) -> float | None:
+        """(blocks) Processor time that what lives of it has used; None: that is not told. Less than before when
+        part of it has ended."""
+        return None
+
     def memory_room(self) -> int | None:
         """(blocks) Bytes that it may still take before it is killed for them; None: as many as there are."""
         return None

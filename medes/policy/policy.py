@@ -44,7 +44,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A sandbox as the decision sees it. `age_s`: how long it has been in its state."""
+    """A sandbox as the decision sees it. `age_s`: how long it has been in its state; a warm one whose runtime reports no
+    requests, since it was last seen to work."""
 
     sandbox_id: str
     state: SandboxState

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from medes.agent.agent import Agent
+from medes.agent.lifecycle import unreported
 from medes.agent.lifecycle.activity import end_expired
 from medes.agent.node.pressure import Pressure, read_pressure
 from medes.agent.ops import departure, members, purge_op, restore_op, touches, turns
@@ -66,6 +67,7 @@ class Timers:
         if now_s >= self._next_liveness_s:
             self._next_liveness_s = now_s + LIVENESS_ROUND_S
             end_expired(agent)
+            await unreported.look(agent)
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
             await touches.look(agent)

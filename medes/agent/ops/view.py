@@ -14,7 +14,7 @@ def view_of(agent: Agent, entry: SandboxEntry) -> View:
     return View(
         entry.id,
         entry.state,
-        agent.clock.now_s() - entry.since_s,
+        entry.idle_s(agent.clock.now_s()),
         periods_in_force(own, override),
         own.disabled or bool(override.disabled),
         entry.idle_wakes,

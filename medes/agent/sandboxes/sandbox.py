@@ -150,6 +150,9 @@ class SandboxEntry:
         self.lock = OpLock()
         self.requests = 0  # begun and not yet ended
         self.heard_s = now_s  # when the runtime last said that one began or ended
+        self.reports_requests = False  # it has said so once
+        self.used_s = now_s  # when it was last seen to work, told by processor time
+        self._cpu_seen: tuple[float, float] | None = None  # when, and what it had used by then
         self.cancel: OpCancel | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None
@@ -191,6 +194,7 @@ class SandboxEntry:
     def move(self, after: S, now_s: float) -> S:
         """Changes the state as the table allows; returns the state before. Raises internal otherwise."""
         before = self.state
+        self._cpu_seen = None
         if not may_follow(before, after):
             raise InternalError(f"{before.label} → {after.label} is no transition", object=self.id)
         self.state = after
@@ -219,8 +223,22 @@ class SandboxEntry:
         """Why it is in its state."""
         self.reason = reason
 
+    def look_at_use(self, now_s: float, cpu_s: float | None, busy_ratio: float) -> None:
+        """`cpu_s`: processor time used by now; above `busy_ratio` of a processor since the last look it is in use."""
+        before = self._cpu_seen
+        self._cpu_seen = (now_s, cpu_s) if cpu_s is not None else None
+        if before is None or cpu_s is None:
+            return
+        if cpu_s - before[1] > busy_ratio * (now_s - before[0]):
+            self.used_s = now_s
+
+    def idle_s(self, now_s: float) -> float:
+        """How long it has been in its state, a warm one since it was last in use."""
+        return now_s - (max(self.since_s, self.used_s) if self.state is S.WARM else self.since_s)
+
     def begin_request(self, now_s: float) -> None:
         self.heard_s = now_s
+        self.reports_requests = True
         self.requests += 1
         self.idle_wakes = 0
 

@@ -132,6 +132,12 @@ def _stat(pid: int) -> list[str]:
     return text[text.rfind(")") + 2 :].split()
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time that its threads have used; 0 for one that has ended."""
+    ticks = sum(map(int, _stat(pid)[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def send(number: int, pid: int, start_time_ticks: int, owner: int | None = None) -> None:
     """A signal to that very process, if it is the owner's where there is one; silently nothing when it is gone. Raises
     permission_denied."""

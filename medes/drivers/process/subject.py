@@ -11,6 +11,7 @@ from typing import Any
 
 from medes import native
 from medes.drivers.process.processes import (
+    cpu_s,
     end_all,
     is_ending,
     is_guarded,
@@ -180,6 +181,9 @@ class ProcessSubject(Subject):
 
     def private_bytes(self) -> int:
         return native.private_bytes(self.members())
+
+    def cpu_s(self) -> float | None:
+        return sum(map(cpu_s, self.living()))
 
     def memory_room(self) -> int | None:
         return native.memory_room(self.members()[0])
