@@ -46,6 +46,9 @@ class AgentObserver(Observer):
             metrics.sandboxes.labels(state.label).set_function(partial(_count, agent, state))
         for kind in ("warm", "kept", "base"):
             metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
+        metrics.memory_bytes.labels("touched").set_function(
+            lambda: float(sum(e.touched_bytes for e in list(agent.entries.values())))
+        )
         metrics.memory_bytes.labels("previous").set_function(lambda: float(agent.accounting.previous_bytes))
         metrics.memory_bytes.labels("index").set_function(lambda: float(agent.accounting.index_bytes))
         metrics.node_saved_bytes.set_function(partial(_memory, agent, "saved_bytes"))

@@ -76,7 +76,8 @@ def _holds(found: Explanation) -> str:
         kinds = (
             ("patches", found.patch_bytes),
             ("table", found.table_bytes),
-            ("resident", found.resident_bytes),
+            ("resident", found.resident_bytes - s.touched_bytes),
+            ("touched since", s.touched_bytes),
         )
         parts.append("kept " + ", ".join(f"{bytes_text(size)} {kind}" for kind, size in kinds))
     if found.previous_bytes:

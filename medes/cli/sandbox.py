@@ -68,7 +68,7 @@ def _row(s: Sandbox) -> list[str]:
         + (f": {s.lost_reason}" if s.lost_reason else f", waits: {s.waiting}" if s.waiting else ""),
         duration_text(s.state_age_ms / 1000),
         bytes_text(s.warm_bytes),
-        bytes_text(s.kept_bytes),
+        bytes_text(s.kept_bytes) + (f" ({bytes_text(s.touched_bytes)} touched)" if s.touched_bytes else ""),
         maybe_bytes_text(s.base_share_bytes),
         maybe_bytes_text(s.saved_bytes),
         "yes" if s.is_base else "",

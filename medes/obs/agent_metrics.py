@@ -46,7 +46,7 @@ class AgentMetrics:
     def _of_memory(self, make: _Make) -> None:
         self.memory_bytes = make.gauge(
             "memory_bytes",
-            "Memory by kind: warm, kept, base, previous (kept of warm sandboxes for their next dedup), index.",
+            "Memory by kind: warm, kept, touched (of kept: back since the dedup op), base, previous (kept of warm sandboxes for their next dedup), index.",
             "kind",
         )
         self.node_saved_bytes = make.gauge(
