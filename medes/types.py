@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # How a page is stored (docs/patch-format.md), in the order in which reports give their numbers.
-PAGE_KINDS = ("zero", "identical", "patch", "compressed", "raw")
 
 
 class _Labelled(enum.IntEnum):

@@ -24,7 +24,6 @@ from medes.bench.workloads import select
 from medes.errors import InvalidArgumentError, IoError
 from medes.runtimes import manifest
 from medes.runtimes.host.standalone import running_instances
-from medes.types import PAGE_KINDS
 
 SCHEMES = ("medes", "medes-nogroup", "medes-untagged", "paper", "zstd", "lz4", "ksm")
 OURS = {"medes": None, "medes-nogroup": 0, "medes-untagged": None}  # scheme → group_pages
@@ -105,7 +104,7 @@ def encode_against(
         encode_s=sum(steps.values()),
         apply_s=apply_s,
     )
-    outcome.pages.update({kind: stats[f"pages_{kind}"] for kind in PAGE_KINDS})
+    outcome.pages.update({kind: stats[f"pages_{kind}"] for kind in native.PAGE_KINDS})
     outcome.extra = {**steps, "windows": stats["windows"]}
     return outcome
 
@@ -126,7 +125,7 @@ def report_line(function: str, scheme: str, outcome: Outcome, **more: Any) -> di
         "scheme": scheme,
         "saved_ratio": round(1 - outcome.kept_bytes / max(1, outcome.warm_bytes), 4),
         "mean_patch_bytes": round(outcome.patch_bytes / pages, 1),
-        "pages": {kind: outcome.pages[kind] for kind in PAGE_KINDS},
+        "pages": {kind: outcome.pages[kind] for kind in native.PAGE_KINDS},
         "encode_us_per_page": per_page(outcome.encode_s),
         "apply_us_per_page": per_page(outcome.apply_s),
         "gb_per_s_per_core_encode": speed(outcome.encode_s),

@@ -22,7 +22,6 @@ from medes.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from medes.types import PAGE_KINDS
 from medes.units import bytes_text
 
 ENCODED_MAGIC = b"MEDESENC"
@@ -187,7 +186,7 @@ def _encoded(encoded: native.EncodedImage, pages: bool) -> dict[str, Any]:
     warm = max(1, encoded.page_count * native.PAGE_BYTES)
     facts: dict[str, Any] = {
         "pages": encoded.page_count,
-        "pages_by_kind": {kind: stats[f"pages_{kind}"] for kind in PAGE_KINDS},
+        "pages_by_kind": {kind: stats[f"pages_{kind}"] for kind in native.PAGE_KINDS},
         "encoded_bytes": encoded.blob_bytes,
         "gross_saved_ratio": round(1 - encoded.blob_bytes / warm, 4),
         "patch_bytes": stats["patch_bytes"],
@@ -204,7 +203,7 @@ def _encoded(encoded: native.EncodedImage, pages: bool) -> dict[str, Any]:
         first = 0
         for kind, group in itertools.groupby(encoded.page_kinds()):
             count = len(list(group))
-            runs.append({"first": first, "count": count, "kind": PAGE_KINDS[kind]})
+            runs.append({"first": first, "count": count, "kind": native.PAGE_KINDS[kind]})
             first += count
         facts["runs"] = runs
     return facts

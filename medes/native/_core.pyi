@@ -143,6 +143,8 @@ class WindowPlan:
 def plan_windows(image: MemoryImage, fingerprints: Fingerprints, locations: Locations) -> WindowPlan:
     """(nogil)"""
 
+PAGE_KINDS: tuple[str, ...]  # docs/patch-format.md, native/codec/page_kinds.h
+
 class EncodedImage:
     """The dedup'd form of an image, verified: every page was decoded and compared equal."""
 
@@ -159,10 +161,10 @@ class EncodedImage:
         """Per base: how many 256 KiB granules have a learnt slide, and how many distinct slides there are."""
 
     def page_kinds(self) -> bytes:
-        """One byte a page: 0 zero, 1 identical, 2 patch, 3 compressed, 4 raw."""
+        """One byte a page: its place in PAGE_KINDS."""
     @property
     def stats(self) -> dict[str, int]: ...
-    # pages_zero, pages_identical, pages_patch, pages_compressed, pages_raw, patch_bytes, table_bytes, windows
+    # pages_KIND for each of PAGE_KINDS, patch_bytes, table_bytes, windows
     @property
     def base_ids(self) -> list[int]: ...
     @property

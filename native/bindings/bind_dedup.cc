@@ -21,20 +21,19 @@ std::vector<BaseView> fetch_bases(const EncodedImage& image, uint64_t first, uin
   return views;
 }
 
+nb::dict stats_dict(const EncodedStats& stats) {
+  nb::dict out;
+  for (size_t i = 0; i < kPageKinds; ++i)
+    out[(std::string("pages_") + kPageKindNames[i]).c_str()] = stats.pages[i];
+  out["patch_bytes"] = stats.patch_bytes;
+  out["table_bytes"] = stats.table_bytes;
+  out["windows"] = stats.windows;
+  return out;
+}
+
 namespace {
 
 using Encoded = EncodedBlob;
-
-nb::dict stats_dict(const EncodedStats& s) {
-  nb::dict d;
-  static constexpr const char* kNames[] = {"pages_zero", "pages_identical", "pages_patch", "pages_compressed",
-                                           "pages_raw"};
-  for (size_t i = 0; i < 5; ++i) d[kNames[i]] = s.pages[i];
-  d["patch_bytes"] = s.patch_bytes;
-  d["table_bytes"] = s.table_bytes;
-  d["windows"] = s.windows;
-  return d;
-}
 
 nb::bytes decode_page(const Encoded& self, uint64_t page, BaseSet& bases) {
   std::vector<std::byte> out(kPageBytes);
@@ -109,6 +108,9 @@ void register_plan(nb::module_& m) {
 }
 
 void register_encoded(nb::module_& m) {
+  nb::list kinds;
+  for (const char* name : kPageKindNames) kinds.append(name);
+  m.attr("PAGE_KINDS") = nb::tuple(kinds);
   nb::class_<Encoded>(m, "EncodedImage")
       .def_static(
           "from_bytes",

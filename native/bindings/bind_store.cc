@@ -22,17 +22,6 @@ std::vector<std::pair<uint64_t, uint64_t>> range_pairs(const AddressSpace& space
   return out;
 }
 
-nb::dict encoded_stats(const EncodedStats& s) {
-  nb::dict out;
-  static constexpr const char* kKinds[] = {"pages_zero", "pages_identical", "pages_patch", "pages_compressed",
-                                           "pages_raw"};
-  for (size_t i = 0; i < std::size(kKinds); ++i) out[kKinds[i]] = s.pages[i];
-  out["patch_bytes"] = s.patch_bytes;
-  out["table_bytes"] = s.table_bytes;
-  out["windows"] = s.windows;
-  return out;
-}
-
 nb::dict page_state_counts(SandboxFile& file) {
   static constexpr const char* kStates[] = {"resident", "evicting", "evicted", "restored"};
   uint64_t counts[std::size(kStates)] = {};
@@ -179,7 +168,7 @@ void register_store(nb::module_& m) {
                        ticks.push_back(process.start_time_ticks);
                      return ticks;
                    })
-      .def_prop_ro("stats", [](const SandboxFile& f) { return encoded_stats(f.encoded().stats()); })
+      .def_prop_ro("stats", [](const SandboxFile& f) { return stats_dict(f.encoded().stats()); })
       .def_prop_ro("page_state_counts", &page_state_counts)
       .def_prop_ro("may_be_stopped", &SandboxFile::may_be_stopped)
       .def("continue_stopped", &SandboxFile::continue_stopped)

@@ -30,6 +30,9 @@ void register_rdma(nb::module_& m);
 void register_live(nb::module_& m);
 void register_registry(nb::module_& m);
 
+// pages_KIND each, patch_bytes, table_bytes, windows.
+nb::dict stats_dict(const EncodedStats& stats);
+
 // Makes the extents of pages [first, first + count) present; views in the image's slot order. Blocks.
 std::vector<BaseView> fetch_bases(const EncodedImage& image, uint64_t first, uint64_t count, BaseSet& bases);
 

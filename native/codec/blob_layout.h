@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "codec/page_kinds.h"
 #include "codec/page_tags.h"
 #include "common/bytes.h"
 #include "common/checksum.h"
@@ -59,27 +60,11 @@ inline void put_header(const Header& h, std::byte* blob) {
 }
 
 // A page entry: kind in the upper 3 bits, payload length in the lower 13.
-enum class EntryKind : uint8_t { zero, identical, patch, compressed, raw, words, loose };
-inline constexpr unsigned kEntryKinds = 7;
 constexpr uint16_t pack_entry(EntryKind kind, size_t length) {
   return static_cast<uint16_t>(static_cast<unsigned>(kind) << 13 | length);
 }
 constexpr unsigned entry_kind(uint16_t entry) { return entry >> 13; }
 constexpr size_t entry_length(uint16_t entry) { return entry & 0x1fff; }
-// Patches and window-less word patches lie in a group's packed part; frames, raw pages and loose patches (of
-// pages that a restore wants without the rest of their group) in its direct part.
-constexpr bool in_packed(unsigned kind) {
-  return kind == static_cast<unsigned>(EntryKind::patch) || kind == static_cast<unsigned>(EntryKind::words);
-}
-constexpr bool in_direct(unsigned kind) {
-  return kind == static_cast<unsigned>(EntryKind::compressed) ||
-         kind == static_cast<unsigned>(EntryKind::raw) || kind == static_cast<unsigned>(EntryKind::loose);
-}
-constexpr bool has_windows(unsigned kind) {
-  return kind == static_cast<unsigned>(EntryKind::patch) ||
-         kind == static_cast<unsigned>(EntryKind::identical) ||
-         kind == static_cast<unsigned>(EntryKind::loose);
-}
 
 struct Group {
   uint64_t payload_offset = 0;  // into the payload section: packed part, then direct part

@@ -1,11 +1,11 @@
 #include "codec/encoded_image.h"
 
+#include <algorithm>
+
 #include "codec/encoded_image_impl.h"
 #include "codec/group_verifier.h"
 
 namespace medes {
-
-using blob::EntryKind;
 
 void EncodedImage::Scratch::make_context() {
   workspace.resize(ZSTD_estimateDCtxSize());
@@ -34,10 +34,12 @@ bool EncodedImage::matches(uint64_t page, const std::byte* bytes) const {
 uint32_t EncodedImage::group_pages() const { return impl_->header.group_pages; }
 
 PageKind EncodedImage::kind(uint64_t page) const {
-  const auto kind = static_cast<EntryKind>(blob::entry_kind(impl_->entries[page]));
-  if (kind == EntryKind::words) return PageKind::compressed;
-  if (kind == EntryKind::loose) return PageKind::patch;
-  return static_cast<PageKind>(kind);
+  return kKinds[static_cast<unsigned>(stored_kind(page))].counted_as;
+}
+
+EntryKind EncodedImage::stored_kind(uint64_t page) const {
+  // The bytes may have changed since open().
+  return static_cast<EntryKind>(std::min(blob::entry_kind(impl_->entries[page]), kEntryKinds - 1));
 }
 
 bool EncodedImage::group_compressed(uint64_t group) const {
@@ -103,7 +105,7 @@ bool EncodedImage::stored_windows(uint64_t page, Scratch& s, StoredPage& out) co
   const uint64_t group = page / impl_->header.group_pages;
   if ((s.serial != impl_->serial || s.group != group) && !impl_->load_group(group, s)) return false;
   const size_t index = page % impl_->header.group_pages;
-  out.entry_kind = static_cast<uint8_t>(blob::entry_kind(s.entries[index]));
+  out.kind = static_cast<EntryKind>(blob::entry_kind(s.entries[index]));
   out.windows = {s.windows[index], s.window_count[index]};
   out.length = blob::entry_length(s.entries[index]);
   out.payload = {};
@@ -114,7 +116,7 @@ bool EncodedImage::stored_page(uint64_t page, Scratch& s, StoredPage& out) const
   if (!stored_windows(page, s, out)) return false;
   const size_t index = page % impl_->header.group_pages, length = out.length;
   if (length == 0) return true;
-  if (blob::in_direct(out.entry_kind)) {
+  if (in_direct(static_cast<unsigned>(out.kind))) {
     out.payload =
         impl_->payload.subspan(s.index.payload_offset + s.index.packed_bytes + s.offset[index], length);
     return true;

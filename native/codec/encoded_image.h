@@ -10,19 +10,18 @@
 #include <vector>
 
 #include "codec/base_view.h"
+#include "codec/page_kinds.h"
 #include "codec/page_tags.h"
 #include "common/bytes.h"
 #include "common/error.h"
 
 namespace medes {
 
-enum class PageKind : uint8_t { zero, identical, patch, compressed, raw };
-
 struct EncodedStats {
-  uint64_t pages[5] = {};    // by PageKind
-  uint64_t patch_bytes = 0;  // patches, compressed and raw payloads as stored
-  uint64_t table_bytes = 0;  // everything else in the blob
-  uint64_t windows = 0;      // base windows used by patch and identical pages
+  uint64_t pages[kPageKinds] = {};  // by PageKind
+  uint64_t patch_bytes = 0;         // patches, compressed and raw payloads as stored
+  uint64_t table_bytes = 0;         // everything else in the blob
+  uint64_t windows = 0;             // base windows used by patch and identical pages
 };
 
 class SlideTable;
@@ -30,7 +29,7 @@ struct Dictionary;
 
 // One page as it is stored. Views into the image or a scratch, valid until that is used again.
 struct StoredPage {
-  uint8_t entry_kind = 0;  // blob::EntryKind
+  EntryKind kind = EntryKind::zero;
   Bytes payload;
   size_t length = 0;                  // of the payload, also when that was not asked for
   std::span<const uint64_t> windows;  // in the image's slots
@@ -59,6 +58,7 @@ class EncodedImage {
   uint64_t page_count() const;
   std::span<const uint64_t> base_ids() const;  // slot → base
   PageKind kind(uint64_t page) const;
+  EntryKind stored_kind(uint64_t page) const;
   bool keyed() const;  // pages carry keyed tags, not checksums
   // Whether the bytes are the page's. Without the key of a keyed image none are.
   bool matches(uint64_t page, const std::byte* bytes) const;

@@ -7,8 +7,6 @@
 
 namespace medes {
 
-using blob::EntryKind;
-
 namespace {
 
 constexpr uint64_t kUnitLimit = 1ull << kWindowUnitBits;
@@ -61,11 +59,11 @@ bool EncodedImage::Impl::load_group(uint64_t group, Scratch& s) const {
   uint32_t packed = 0, direct = 0;
   for (size_t i = 0; i < count; ++i) {
     const unsigned kind = blob::entry_kind(s.entries[i]);
-    uint32_t& part = blob::in_direct(kind) ? direct : packed;
+    uint32_t& part = in_direct(kind) ? direct : packed;
     s.offset[i] = part;
     part += static_cast<uint32_t>(blob::entry_length(s.entries[i]));
     s.window_count[i] = 0;
-    if (blob::has_windows(kind) &&
+    if (has_windows(kind) &&
         !read_windows(at, end, g.reference, i, base_ids.size(), s.windows[i], s.window_count[i])) {
       return false;
     }

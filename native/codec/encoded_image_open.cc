@@ -7,8 +7,6 @@
 
 namespace medes {
 
-using blob::EntryKind;
-
 namespace {
 
 [[noreturn]] void corrupt(const char* what) { throw Error(Code::corrupt, what, "encoded image"); }
@@ -64,13 +62,13 @@ void EncodedImage::Impl::check_groups() const {
     for (size_t i = 0; i < pages_in_group(g); ++i) {
       const unsigned kind = blob::entry_kind(entry[i]);
       const size_t length = blob::entry_length(entry[i]);
-      if (kind >= blob::kEntryKinds) corrupt("unknown page kind");
-      const bool stored = blob::in_packed(kind) || blob::in_direct(kind);
-      if (kind == static_cast<unsigned>(EntryKind::raw) ? length != kPageBytes : length >= kPageBytes) {
+      if (kind >= kEntryKinds) corrupt("unknown page kind");
+      const bool stored = in_packed(kind) || in_direct(kind);
+      if (is_full_page(kind) ? length != kPageBytes : length >= kPageBytes) {
         corrupt("page payload length out of bounds");
       }
       if (stored != (length != 0)) corrupt("page payload length does not fit its kind");
-      (blob::in_direct(kind) ? direct : packed) += length;
+      (in_direct(kind) ? direct : packed) += length;
     }
     if (packed != group.unpacked_bytes || direct != group.direct_bytes)
       corrupt("group length does not match its pages");

@@ -14,8 +14,6 @@
 namespace medes {
 namespace {
 
-using blob::EntryKind;
-
 constexpr size_t kGoodEnoughWords = 12;   // exceptions below which no further window is tried
 constexpr unsigned kWindowGainWords = 4;  // exceptions a further window must save: it costs 4 to 10 bytes
 constexpr size_t kTryAloneBytes = 2200;   // patches above this are compared with the page compressed alone

@@ -24,7 +24,7 @@ struct BaseWords {
 };
 
 struct EncodedPage {
-  blob::EntryKind kind = blob::EntryKind::zero;
+  EntryKind kind = EntryKind::zero;
   size_t length = 0;              // of the payload, in payload()
   uint64_t windows[kMaxWindows];  // slots of the plan
   size_t window_count = 0;

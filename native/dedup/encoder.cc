@@ -25,8 +25,6 @@ void check_cancelled(const CancelFlag* cancel) {
 
 namespace {
 
-using blob::EntryKind;
-
 constexpr size_t kGroupsPerTask = 16;
 // Unpacking a group takes as long as decoding about four of its pages; compression saves a fifth of a patch.
 constexpr size_t kLoosePagesMost = 8;
@@ -175,7 +173,7 @@ class BlobEncoder {
       throw Error(Code::corrupt, "a page cannot be taken over", "page " + std::to_string(page));
     payload = stored.payload;
     EncodedPage e;
-    e.kind = placed(page, static_cast<EntryKind>(stored.entry_kind));
+    e.kind = placed(page, stored.kind);
     e.length = payload.size();
     e.window_count = stored.windows.size();
     std::copy(stored.windows.begin(), stored.windows.end(), e.windows);
@@ -201,8 +199,8 @@ class BlobEncoder {
       StoredPage page;
       if (options_.reuse->old_page(first + i) != old + i ||
           !options_.reuse->still_same(first + i, pages + i * kPageBytes) ||
-          (loose_[first + i] && (!before.stored_windows(old + i, scratch, page) ||
-                                 page.entry_kind == static_cast<uint8_t>(EntryKind::patch))))
+          (loose_[first + i] &&
+           (!before.stored_windows(old + i, scratch, page) || page.kind == EntryKind::patch)))
         return false;
     }
     StoredGroup stored;
@@ -223,7 +221,7 @@ class BlobEncoder {
       EncodedPage e;
       e.window_count = page.windows.size();
       std::copy(page.windows.begin(), page.windows.end(), e.windows);
-      entries_[first + i] = blob::pack_entry(static_cast<EntryKind>(page.entry_kind), page.length);
+      entries_[first + i] = blob::pack_entry(page.kind, page.length);
       if (e.window_count != 0) put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
     }
@@ -250,7 +248,7 @@ class BlobEncoder {
       entries_[page] = blob::pack_entry(e.kind, e.length);
       put_windows(out.windows, e, out.index.reference, i);
       out.window_count += e.window_count;
-      auto& part = blob::in_packed(static_cast<unsigned>(e.kind)) ? packed : direct;
+      auto& part = in_packed(static_cast<unsigned>(e.kind)) ? packed : direct;
       part.insert(part.end(), payload.begin(), payload.end());
     }
     out.index.unpacked_bytes = static_cast<uint32_t>(packed.size());

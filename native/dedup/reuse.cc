@@ -23,10 +23,6 @@ std::vector<uint32_t> same_processes(const ImageLayout& now, const ImageLayout& 
   return out;
 }
 
-bool may_be_taken_over(PageKind kind) {
-  return kind == PageKind::zero || kind == PageKind::identical || kind == PageKind::patch;
-}
-
 }  // namespace
 
 Reuse::Reuse(const ImageLayout& now, const ImageLayout& before, std::shared_ptr<const EncodedImage> encoded)
@@ -46,7 +42,7 @@ void Reuse::look(uint64_t first, uint64_t count, const std::byte* pages) {
     if (processes_[run.process] == kNoProcess) continue;
     const uint64_t address = run.address + (page - run.first_page) * kPageBytes;
     const uint64_t old = before_.find(processes_[run.process], address);
-    if (old == kNoPage || !may_be_taken_over(encoded_->kind(old))) continue;
+    if (old == kNoPage || !is_reusable(static_cast<unsigned>(encoded_->stored_kind(old)))) continue;
     if (!encoded_->matches(old, pages)) continue;
     old_pages_[page] = old;
     ++found;

@@ -107,7 +107,7 @@ std::vector<uint64_t> loose_pages(Bytes blob) {
   for (uint64_t page = 0; page < encoded.page_count(); ++page) {
     StoredPage stored;
     EXPECT_TRUE(encoded.stored_windows(page, *scratch, stored));
-    if (stored.entry_kind == static_cast<uint8_t>(blob::EntryKind::loose)) out.push_back(page);
+    if (stored.kind == EntryKind::loose) out.push_back(page);
   }
   return out;
 }

@@ -38,7 +38,7 @@ from medes.errors import (
     NotFoundError,
     ProcessGoneError,
 )
-from medes.types import PAGE_KINDS, DedupReport, Note, NoteCode
+from medes.types import DedupReport, Note, NoteCode
 from medes.types import SandboxState as S
 from medes.units import bytes_text
 
@@ -390,7 +390,7 @@ class DedupOp:
             base_share_bytes=share,
             saved_bytes=gross - share,
             base_bytes_added=self.base_bytes_added,
-            pages_by_kind=tuple(stats[f"pages_{kind}"] for kind in PAGE_KINDS),
+            pages_by_kind=tuple(stats[f"pages_{kind}"] for kind in native.PAGE_KINDS),
             stopped_us=result.get("stopped_us", 0),
             total_us=int((self.agent.clock.now_s() - start_s) * 1e6),
             stage_us=self.stage_us,

@@ -14,8 +14,8 @@ from medes.bench import dedup
 from medes.bench.dedup_baselines import Paper, ksm, lz4, page_digests, zstd
 from medes.cli.bench_dedup import cli
 from medes.errors import InvalidArgumentError
+from medes.native import PAGE_KINDS
 from medes.runtimes import manifest
-from medes.types import PAGE_KINDS
 from tests.support import memory
 
 
