@@ -18,9 +18,6 @@
 namespace medes::blob {
 
 inline constexpr char kMagicText[9] = "MEDESENC";
-// How pages are told right from wrong: by keyed tags (page_tags.h), where there is a key; else by XXH3.
-inline constexpr uint32_t kVersion = 4;
-inline constexpr uint32_t kVersionUnkeyed = 3;
 inline constexpr size_t kMaxGroupPages = 64;
 inline constexpr size_t kTailPadding = 64;
 
@@ -40,7 +37,7 @@ struct Header {
   uint32_t base_count = 0;
   uint32_t reserved = 0;
   Section bases, dictionary, page_checks, entries, groups, windows, payload;
-  // Version 4 only.
+  // Where pages carry keyed tags.
   TagNonce nonce = {};
   uint64_t key_check = 0;  // PageTags::key_check
 };
@@ -48,7 +45,7 @@ static_assert(sizeof(Header) == 240 && offsetof(Header, nonce) == 216);
 
 // What is stored of the header, behind which its own checksum (checksum64) lies.
 constexpr size_t stored_bytes(const Header& h) {
-  return h.version == kVersionUnkeyed ? offsetof(Header, nonce) : sizeof(Header);
+  return is_keyed(h.version) ? sizeof(Header) : offsetof(Header, nonce);
 }
 constexpr size_t header_bytes(const Header& h) { return stored_bytes(h) + sizeof(uint64_t); }
 

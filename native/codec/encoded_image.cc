@@ -27,7 +27,7 @@ void EncodedImage::wipe(Scratch& s) noexcept {
 Bytes EncodedImage::blob() const { return impl_->blob; }
 uint64_t EncodedImage::page_count() const { return impl_->header.page_count; }
 std::span<const uint64_t> EncodedImage::base_ids() const { return impl_->base_ids; }
-bool EncodedImage::keyed() const { return impl_->header.version == blob::kVersion; }
+bool EncodedImage::keyed() const { return blob::is_keyed(impl_->header.version); }
 bool EncodedImage::matches(uint64_t page, const std::byte* bytes) const {
   return impl_->check(page, bytes) == Code::ok;
 }

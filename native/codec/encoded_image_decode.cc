@@ -164,7 +164,7 @@ Code EncodedImage::Impl::decode(uint64_t group, size_t index, size_t next, std::
 Code EncodedImage::Impl::check(uint64_t page, const std::byte* bytes) const {
   const uint64_t expected = page_checks[page];
   if (tags != nullptr) return tags->tag(first_page + page, bytes) == expected ? Code::ok : Code::corrupt;
-  if (header.version == blob::kVersion) return Code::permission_denied;
+  if (blob::is_keyed(header.version)) return Code::permission_denied;
   return checksum64({bytes, kPageBytes}) == expected ? Code::ok : Code::corrupt;
 }
 

@@ -90,7 +90,7 @@ EncodedImage EncodedImage::open(Bytes blob, const StoreKey* key) {
   blob::Header& h = impl->header;
   std::memcpy(static_cast<void*>(&h), blob.data(), offsetof(blob::Header, nonce));
   if (std::memcmp(h.magic, blob::kMagicText, sizeof h.magic) != 0) corrupt("no encoded image");
-  if (h.version != blob::kVersion && h.version != blob::kVersionUnkeyed)
+  if (!blob::is_known(h.version))
     throw Error(Code::unsupported,
                 "encoded image: version " + std::to_string(h.version) + " is not known here");
   const size_t stored = blob::stored_bytes(h);
@@ -102,7 +102,7 @@ EncodedImage EncodedImage::open(Bytes blob, const StoreKey* key) {
       h.group_pages < 1 || h.group_pages > kMaxGroupPages) {
     corrupt("header field out of bounds");
   }
-  if (h.version == blob::kVersion && key != nullptr) {
+  if (blob::is_keyed(h.version) && key != nullptr) {
     impl->tags = std::make_shared<const PageTags>(*key, h.nonce);
     if (impl->tags->key_check() != h.key_check) corrupt("its page tags were made with another key");
   }

@@ -41,6 +41,22 @@ inline constexpr KindTraits kKinds[] = {
 };
 inline constexpr unsigned kEntryKinds = std::size(kKinds);
 static_assert(kEntryKinds <= 8);
+static_assert([] {
+  for (unsigned i = 0; i < kEntryKinds; ++i)
+    if (static_cast<unsigned>(kKinds[i].kind) != i || kKinds[i].counted_as >= PageKind{kPageKinds})
+      return false;
+  return true;
+}());
+
+namespace blob {
+
+// Of the format, in pairs: in an even version pages carry keyed tags (page_tags.h), in the odd one before it
+// checksums. An agent that lacks one of the kinds must refuse the image, so a new kind raises both.
+inline constexpr uint32_t kVersionFirst = 3, kVersionUnkeyed = 3, kVersion = 4;
+constexpr bool is_known(uint32_t version) { return version >= kVersionFirst && version <= kVersion; }
+constexpr bool is_keyed(uint32_t version) { return version % 2 == 0; }
+
+}  // namespace blob
 
 // Sets of kinds, a bit each: asked for every page, with kinds that damage may have made up.
 template <typename Predicate>
@@ -62,6 +78,5 @@ constexpr bool in_direct(unsigned kind) { return kDirectKinds >> kind & 1; }
 constexpr bool has_windows(unsigned kind) { return kWindowKinds >> kind & 1; }
 constexpr bool is_full_page(unsigned kind) { return kFullPageKinds >> kind & 1; }
 constexpr bool is_reusable(unsigned kind) { return kReusableKinds >> kind & 1; }
-static_assert(kinds_where([](const KindTraits&) { return true; }) == (1u << kEntryKinds) - 1);
 
 }  // namespace medes

@@ -91,6 +91,15 @@ def test_the_map_for_contributors_names_what_is_there() -> None:
     assert [n for n in names if "NAME" not in n and not (root / n).exists()] == []
 
 
+def test_the_kinds_of_page_are_those_of_the_codec() -> None:
+    source = (DOCS.parent / "native" / "codec" / "page_kinds.h").read_text()
+    rows = re.findall(r"\{EntryKind::(\w+), PageKind::\w+, GroupPart::(\w+), ", source)
+    text = (DOCS / "patch-format.md").read_text()
+    told = re.findall(r"^\| (\w+) \| (\d) \| .* \| (?:(\w+) part)? ?\|$", text, re.MULTILINE)
+    assert told == [(name, str(i), "" if part == "none" else part) for i, (name, part) in enumerate(rows)]
+    assert len(rows) >= 7
+
+
 def slugs(text: str) -> set[str]:
     """The anchors of a document's headings, as its viewers make them."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
