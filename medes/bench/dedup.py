@@ -260,9 +260,9 @@ def shared_bases(
         total,
         bases="shared",
         aslr=aslr,
-        base_bytes_whole=whole * PAGE,
-        base_bytes_stored=stored * PAGE,
-        kept_bytes_of_bases=round(of_firsts.kept_bytes),
+        base_whole_bytes=whole * PAGE,
+        base_stored_bytes=stored * PAGE,
+        bases_kept_bytes=round(of_firsts.kept_bytes),
         registry_bytes=registry_bytes,
         registry_bytes_per_base_page=round(registry_bytes / max(1, stored), 1),
     )

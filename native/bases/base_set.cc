@@ -312,12 +312,12 @@ void BaseSet::drop_remote() {
   }
 }
 
-uint64_t BaseSet::remote_bytes_read() const {
+uint64_t BaseSet::remote_read_bytes() const {
   const BytesByTransport bytes = remote_bytes_by_transport();
   return std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
 }
 
-uint64_t BaseSet::remote_pages_read() const { return remote_bytes_read() / kPageBytes; }
+uint64_t BaseSet::remote_pages_read() const { return remote_read_bytes() / kPageBytes; }
 
 BytesByTransport BaseSet::remote_bytes_by_transport() const {
   BytesByTransport out{};

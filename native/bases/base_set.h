@@ -41,7 +41,7 @@ class BaseSet {
   // Gives remote pages back to the system (after an op); local slabs are unaffected.
   void drop_remote();
 
-  uint64_t remote_bytes_read() const;
+  uint64_t remote_read_bytes() const;
   uint64_t remote_pages_read() const;
   BytesByTransport remote_bytes_by_transport() const;  // by what carried them
 

@@ -107,7 +107,7 @@ void register_base_set(nb::module_& m) {
                      return ids;
                    })
       .def_prop_ro("remote_pages_read", &BaseSet::remote_pages_read)
-      .def_prop_ro("remote_bytes_read", &BaseSet::remote_bytes_read)
+      .def_prop_ro("remote_read_bytes", &BaseSet::remote_read_bytes)
       .def_prop_ro(
           "remote_pages_by_transport",
           [](const BaseSet& set) { return by_transport(set.remote_bytes_by_transport(), kPageBytes); })

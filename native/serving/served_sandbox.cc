@@ -135,7 +135,7 @@ RestoreStats ServedSandbox::stats() const {
   s.fetch_us = rebuilder_.fetch_us();
   s.apply_us = rebuilder_.apply_us();
   s.place_us = rebuilder_.place_us();
-  s.remote_bytes = bases_->remote_bytes_read();
+  s.remote_bytes = bases_->remote_read_bytes();
   s.short_of_memory = told_short_of_memory_;
   return s;
 }

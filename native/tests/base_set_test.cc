@@ -68,7 +68,7 @@ TEST(BaseSet, CountsBytesByWhatCarriedThem) {
   const BytesByTransport bytes = set.remote_bytes_by_transport();
   EXPECT_EQ(bytes[static_cast<size_t>(Transport::rdma)], kPageBytes);
   EXPECT_EQ(bytes[static_cast<size_t>(Transport::tcp)], 6 * kPageBytes);
-  EXPECT_EQ(set.remote_bytes_read(), 7 * kPageBytes);
+  EXPECT_EQ(set.remote_read_bytes(), 7 * kPageBytes);
   EXPECT_EQ(set.remote_pages_read(), 7u);
 }
 

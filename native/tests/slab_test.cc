@@ -205,7 +205,7 @@ TEST_F(SlabTest, LocalSlabIsPresentInABaseSet) {
   const std::vector<Extent> extents = {{slot, kPageBytes, 16}};
   EXPECT_EQ(set.ensure(extents, std::chrono::seconds(1)), Code::ok);
   EXPECT_EQ(set.view(slot).bytes.data(), slab->bytes().data()) << "mapped, not copied";
-  EXPECT_EQ(set.remote_bytes_read(), 0u);
+  EXPECT_EQ(set.remote_read_bytes(), 0u);
 }
 
 }  // namespace

@@ -173,7 +173,7 @@ class FaultConformance:
         assert work.rebuild(work.encode(), bases) == (work.PAGES, 0)
         assert set(bases.remote_pages_by_transport) == {link.transport}
         assert sum(bases.remote_pages_by_transport.values()) == bases.remote_pages_read >= work.PAGES
-        assert faulty.bytes_by_transport[link.transport] - before == bases.remote_bytes_read
+        assert faulty.bytes_by_transport[link.transport] - before == bases.remote_read_bytes
 
     def test_close_ends_batches_that_are_held_back(self, link: Link) -> None:
         faulty = native.failing_reader(link.reader, seed=4, delay_max_us=200_000)

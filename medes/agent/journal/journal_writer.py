@@ -32,7 +32,7 @@ class JournalWriter:
         self._journal = journal
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="medes-journal")
         self._compact_at_bytes = max(COMPACT_BYTES_MIN, GROWTH_BEFORE_COMPACTION * journal.size_bytes)
-        self._appended_bytes_seen = 0
+        self._appended_seen_bytes = 0
         self._healing: Future[None] | None = None
         self._closed = False
         self.failure: str = ""  # why the file lacks records that `state` has; empty: it lacks none
@@ -65,10 +65,10 @@ class JournalWriter:
         for record in records:
             self.state.apply(record)
         snapshot = None
-        if self.failure or self._appended_bytes_seen > self._compact_at_bytes:
+        if self.failure or self._appended_seen_bytes > self._compact_at_bytes:
             # Taken after these records were applied, so it stands for them as well.
             snapshot = list(self.state.snapshot())
-            self._appended_bytes_seen = 0
+            self._appended_seen_bytes = 0
         future = self._thread.submit(self._run, records, sync, snapshot)
         future.add_done_callback(lambda f: None if f.cancelled() else f.exception())  # told by _run
         return future
@@ -77,7 +77,7 @@ class JournalWriter:
         try:
             if snapshot is None:
                 self._journal.append(records, sync=sync)
-                self._appended_bytes_seen = self._journal.size_bytes
+                self._appended_seen_bytes = self._journal.size_bytes
                 return
             self._journal.compact(snapshot)
             self._compact_at_bytes = max(

@@ -19,8 +19,8 @@ FIGURES = {
     "apply_us_per_page": "page_apply_us",
     "warm_bytes": "warm_bytes",
     "kept_bytes": "kept_bytes",
-    "base_bytes_whole": "base_whole_bytes",
-    "base_bytes_stored": "base_stored_bytes",
+    "base_whole_bytes": "base_whole_bytes",
+    "base_stored_bytes": "base_stored_bytes",
 }
 
 

@@ -64,8 +64,8 @@ class IdleMemory:
                 yield Figure("warm_bytes", line["warm_bytes"], labels)
                 yield Figure("kept_bytes", line["kept_bytes"], labels)
             elif line["bases"] == "shared":
-                yield Figure("first_bytes", line["base_bytes_whole"])
-                yield Figure("base_bytes", line["base_bytes_stored"])
-                yield Figure("first_kept_bytes", line["kept_bytes_of_bases"])
+                yield Figure("first_bytes", line["base_whole_bytes"])
+                yield Figure("base_bytes", line["base_stored_bytes"])
+                yield Figure("first_kept_bytes", line["bases_kept_bytes"])
                 yield Figure("registry_bytes", line["registry_bytes"])
                 yield Figure("functions_count", len(functions))

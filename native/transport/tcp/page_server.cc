@@ -131,7 +131,7 @@ struct PageServer::Impl {
   std::thread acceptor;
   std::atomic<uint64_t> total{0}, refused{0}, refused_certificates{0}, refused_tokens{0}, refused_nodes{0};
   std::atomic<uint64_t> ended_tokens{0}, malformed{0}, batches{0}, reads{0}, bytes{0}, failed_reads{0},
-      cpu_us_ended{0};
+      ended_cpu_us{0};
 
   void signal() {
     const uint64_t one = 1;
@@ -214,7 +214,7 @@ PageServerStats PageServer::stats() const {
   out.reads = impl.reads;
   out.bytes = impl.bytes;
   out.failed_reads = impl.failed_reads;
-  out.cpu_us = impl.cpu_us_ended;
+  out.cpu_us = impl.ended_cpu_us;
   std::lock_guard lock(impl.connections_mutex);
   for (auto& connection : impl.connections) {
     if (connection->done) continue;
@@ -289,7 +289,7 @@ void PageServer::Impl::run(Connection& connection) noexcept {
   } catch (const std::exception&) {
     // Out of memory for one request: this connection ends, the others go on.
   }
-  cpu_us_ended += thread_cpu_us(CLOCK_THREAD_CPUTIME_ID);
+  ended_cpu_us += thread_cpu_us(CLOCK_THREAD_CPUTIME_ID);
   {
     std::lock_guard lock(connection.mutex);
     connection.stream.reset();
