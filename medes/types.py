@@ -284,6 +284,7 @@ class RestoreReport:
     pages_total: int = 0
     pages_prefetched: int = 0
     faults_demand: int = 0
+    faults_zero: int = 0
     ready_us: int = 0
     complete_us: int = 0
     remote_bytes: int = 0

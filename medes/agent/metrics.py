@@ -108,6 +108,7 @@ class AgentObserver(Observer):
                 if stage in report.stage_us:
                     self._metrics.restore_stage_seconds.labels(stage).observe(report.stage_us[stage] / 1e6)
             self._metrics.faults_demand.inc(report.faults_demand)
+            self._metrics.faults_zero.inc(report.faults_zero)
             self._metrics.pages_prefetched.inc(report.pages_prefetched)
 
     def remote_pages(self, transport: str, pages: int) -> None:

@@ -79,7 +79,7 @@ class Handle(Protocol):
         ...
 
     def stats(self) -> dict[str, int]:
-        """Of the restore: pages_total, pages_prefetched, pages_background, faults_demand, ready_us, complete_us, fetch_us,
+        """Of the restore: pages_total, pages_prefetched, pages_background, faults_demand, faults_zero, ready_us, complete_us, fetch_us,
         apply_us, place_us, demand_woken, short_of_memory. What is missing counts as 0."""
         ...
 

@@ -106,6 +106,10 @@ class AgentMetrics:
             "stage",
         )
         self.faults_demand = make.counter("faults_demand", "Page faults served on demand.")
+        self.faults_zero = make.counter(
+            "faults_zero",
+            "Page faults on new memory of dedup'd and restoring sandboxes, served with runs of zeros.",
+        )
         self.pages_touched = make.counter(
             "pages_touched", "Pages that dedup'd sandboxes touched, to sleep on with them."
         )

@@ -39,6 +39,8 @@ nb::dict restore_dict(const RestoreStats& s) {
   d["pages_prefetched"] = s.pages_prefetched;
   d["pages_background"] = s.pages_background;
   d["faults_demand"] = s.faults_demand;
+  d["faults_zero"] = s.faults_zero;
+  d["pages_zero"] = s.pages_zero;
   d["ready_us"] = s.ready_us;
   d["complete_us"] = s.complete_us;
   d["fetch_us"] = s.fetch_us;

@@ -58,8 +58,9 @@ struct RestoreOptions {
 
 struct RestoreStats {
   uint64_t pages_total = 0, pages_prefetched = 0, pages_background = 0, faults_demand = 0;
-  uint64_t ready_us = 0;     // restore called → thawed
-  uint64_t complete_us = 0;  // restore called → last page placed and ranges unregistered
+  uint64_t faults_zero = 0, pages_zero = 0;  // in memory that was never there, since the eviction
+  uint64_t ready_us = 0;                     // restore called → thawed
+  uint64_t complete_us = 0;                  // restore called → last page placed and ranges unregistered
   uint64_t fetch_us = 0, apply_us = 0, place_us = 0;
   uint64_t remote_bytes = 0;
   bool demand_woken = false;     // started by the sandbox's own touches

@@ -100,9 +100,10 @@ class ProcessMemory : public Placer {
 
   // Image page behind an address, kNoPage when it is not of the image or not out.
   uint64_t missing_page_at(uint64_t address);
-  // An untouched (or given back) address was accessed: the kernel would have given a zero page.
-  // busy: the page turned out to be one of the image's that is out. limit_exceeded: no memory now.
-  Code place_zero(uint64_t address);
+  // An untouched (or given back) address was accessed: the kernel would have given a zero page. It gets one,
+  // and so do those behind it that would (`placed`: how many in all). busy: the page turned out to be one of
+  // the image's that is out. limit_exceeded: no memory now.
+  Code place_zeros(uint64_t address, uint64_t& placed);
   // Makes every waiting thread fault once more: those whose fault a dead agent had read and not answered.
   void wake_all();
   void wake(uint64_t address) { uffd_.wake(address & ~(kPageBytes - 1), 1); }
@@ -159,6 +160,7 @@ class ProcessMemory : public Placer {
   bool unregister_registered();  // true when there were any, or it could not be told
   void set_state(uint64_t page, PageState state);
   uint64_t unguarded(uint64_t address, uint64_t count);
+  uint64_t fresh_pages(uint64_t address);
   Code place_once(uint64_t page, uint64_t count, const std::byte* bytes, uint64_t& done);
 
   const pid_t pid_;

@@ -132,6 +132,8 @@ RestoreStats ServedSandbox::stats() const {
   s.pages_prefetched = prefetched_;
   s.pages_background = background_;
   s.faults_demand = faults_;
+  s.faults_zero = zero_faults_;
+  s.pages_zero = zeros_;
   s.fetch_us = rebuilder_.fetch_us();
   s.apply_us = rebuilder_.apply_us();
   s.place_us = rebuilder_.place_us();

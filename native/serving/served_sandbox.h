@@ -150,6 +150,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   std::atomic<int> running_{0};                    // restore jobs at work
   std::atomic<int> draining_{0};  // threads between reading a fork event and taking its child in
   std::atomic<uint64_t> faults_{0}, prefetched_{0}, background_{0}, demanded_{0};
+  std::atomic<uint64_t> zero_faults_{0}, zeros_{0};  // since the eviction: in memory that was never there
 };
 
 }  // namespace medes

@@ -75,7 +75,10 @@ void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, u
   if (state() == LiveState::lost || detached_) return;  // it waits, rather than run on wrong bytes
   const uint64_t page = memory->missing_page_at(address);
   if (page == ImageLayout::kNoPage) {
-    const Code code = memory->place_zero(address);
+    uint64_t placed = 0;
+    const Code code = memory->place_zeros(address, placed);
+    if (placed > 0) ++zero_faults_;
+    zeros_ += placed;
     if (code == Code::busy) server_.fault_later(shared_from_this(), memory, address);
     if (code != Code::limit_exceeded) return;
     short_of_memory();

@@ -89,6 +89,30 @@ def test_no_page_comes_back_into_a_guard_region(deduper: Deduper, program: Progr
     assert program.ask("check") == "intact"
 
 
+@pytest.mark.skipif(KERNEL < (6, 15), reason="no guard regions, or the page map does not show them")
+def test_no_zeros_come_into_a_guard_region(deduper: Deduper, program: Program) -> None:
+    """New memory is given in runs, which end before a guard."""
+    _define(program, GUARD)
+    _define(
+        program,
+        "fresh = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "fresh[0] = 1\n"
+        "def guard_fresh():\n"
+        "    fresh.madvise(102, 5 * 4096, 4096)\n"
+        "    fresh[4096], fresh[6 * 4096] = 2, 3\n"
+        "    global mine\n"
+        "    mine = fresh\n"
+        "    return [page for page in range(256) if guarded(page)]\n",
+    )
+    live = deduper.dedup([program.pid], touches_per_s_max=1 << 18)
+    assert program.ask("exec guard_fresh()") == "[5]"
+    assert live.stats()["pages_zero"] > 200
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("exec [fresh[page * 4096] for page in (0, 1, 4, 6, 7)]") == "[1, 2, 0, 3, 0]"
+    assert program.ask("check") == "intact"
+
+
 DAEMON = """
 import hashlib, os, sys
 big = [hashlib.sha256(str(i).encode()).digest() * 64 for i in range(4000)]

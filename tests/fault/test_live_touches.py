@@ -147,3 +147,25 @@ def test_state_changes_while_it_sleeps(deduper: Deduper, program: Program) -> No
         live.restore(lazy=n % 2 == 0)
         assert live.wait_complete(WAIT_S)
         assert program.ask("check") == "intact"
+
+
+def test_new_memory_comes_in_runs(deduper: Deduper, program: Program) -> None:
+    """Pages of a mapping that were never touched before the dedup op are new to the program, not missing."""
+    mapped = "exec (globals().update(m=__import__('mmap').mmap(-1, 16 << 20, flags=0x22)), m.write(b'x'))[1]"
+    assert program.ask(mapped) == "1"
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    pages = range(4096, 16 << 20, 4096)
+    written = (
+        f"exec [m.__setitem__(i, 7) for i in range({pages.start}, {pages.stop}, {pages.step})] and 'written'"
+    )
+    assert program.ask(written) == "written"
+    stats = live.stats()
+    assert stats["pages_zero"] >= len(pages)
+    assert stats["faults_zero"] < stats["pages_zero"] / 16
+    assert (
+        program.ask("exec sum(m[:4]) == ord('x') and sum(m[4096:]) == 7 * 4095 and not any(m[4097:8192])")
+        == "True"
+    )
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"

@@ -255,6 +255,7 @@ def _report(evicted: Evicted, queue_us: int) -> RestoreReport:
         pages_total=stats.get("pages_total", 0),
         pages_prefetched=stats.get("pages_prefetched", 0),
         faults_demand=stats.get("faults_demand", 0),
+        faults_zero=stats.get("faults_zero", 0),
         ready_us=stats.get("ready_us", 0),
         complete_us=stats.get("complete_us", 0),
         remote_bytes=sum(remote_pages.values()) * native.PAGE_BYTES,
