@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 from medes.config import AgentSettings
 from medes.policy import keep_alive
-from medes.policy.keep_alive import Action, Decision
+from medes.policy.keep_alive import Action, Decision, Periods
 from medes.policy.policy import Event, NodeView, Outlook, Step, View
 from medes.types import SandboxState as S
 
@@ -50,7 +49,7 @@ class FixedPeriods:
         if decision.due_in_s is None:
             why = "without purge_kills a timer ends nothing: it stays dedup'd until it is needed or purged"
             return Outlook(Action.NONE, 0.0, why)
-        later = due(replace(view, age_s=view.age_s + decision.due_in_s + 0.001)).action
+        later = due(view, decision.due_in_s + 0.001).action
         if later is Action.PURGE:
             period = "keep-alive period" if view.state is S.WARM else "keep-dedup period"
             return Outlook(later, decision.due_in_s, period)
@@ -59,17 +58,16 @@ class FixedPeriods:
         return Outlook(later, decision.due_in_s, "idle period" + f", longer for {setbacks}" * bool(setbacks))
 
 
-def due(view: View) -> Decision:
-    """What is due now, or in how many seconds the next thing is (None: nothing ever, as things are)."""
+def due(view: View, in_s: float = 0.0) -> Decision:
+    """What is due `in_s` from now, as things are, or how many seconds later the next thing is (None: nothing ever)."""
     if view.disabled:
         return Decision(Action.NONE)
+    periods, never = view.periods, math.inf
     setbacks = min(view.idle_wakes + view.dedup_failures, BACKOFF_DOUBLINGS_MAX)
     # A zero idle period must back off too, hence the second term.
-    idle_s = max(view.periods.idle_s * 2**setbacks, float(setbacks))
-    periods = replace(view.periods, idle_s=idle_s)
-    if not view.purge_kills:
-        periods = replace(periods, keep_alive_s=math.inf, keep_dedup_s=math.inf)
-    return keep_alive.decide(view.state, max(0.0, view.age_s), periods)
+    idle_s = max(periods.idle_s * 2**setbacks, float(setbacks))
+    keeps_s = (periods.keep_alive_s, periods.keep_dedup_s) if view.purge_kills else (never, never)
+    return keep_alive.decide(view.state, max(0.0, view.age_s + in_s), Periods(idle_s, *keeps_s))
 
 
 def under_pressure(views: Iterable[View], limit: int) -> list[str]:

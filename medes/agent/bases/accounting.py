@@ -65,24 +65,41 @@ class Accounting:
 
     def used_bytes(self) -> int:
         """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
-        usage = self.usage()
-        stores = usage.base_bytes + self.previous_bytes + self._remote_index.used_bytes
-        return usage.warm_bytes + usage.kept_bytes + stores
+        sandboxes = 0
+        for entry in list(self._entries.values()):
+            state, previous = entry.state, entry.previous
+            if state is S.DEDUP:
+                sandboxes += entry.kept_bytes
+            elif state in HELD:
+                sandboxes += entry.warm_bytes
+            if previous is not None:
+                sandboxes += previous.file.file_bytes
+        return sandboxes + self._bases.used_bytes + self._remote_index.used_bytes
 
     def usage(self) -> NodeUsage:
         """The node's sums."""
-        entries = list(self._entries.values())
-        states = [e.state for e in entries]
+        warm_bytes = kept_bytes = dedupd_bytes = freed_bytes = 0
+        states = []
+        for entry in list(self._entries.values()):
+            state = entry.state
+            states.append(state)
+            freed_bytes += entry.freed_bytes
+            if state is S.DEDUP:
+                dedupd_bytes += entry.warm_bytes
+                kept_bytes += entry.kept_bytes
+            elif state in HELD:
+                warm_bytes += entry.warm_bytes
+        base_bytes = self._bases.used_bytes
         return NodeUsage(
             memory_bytes=self._memory_bytes,
-            warm_bytes=sum(e.warm_bytes for e in entries if e.state in HELD),
-            kept_bytes=sum(e.kept_bytes for e in entries if e.state is S.DEDUP),
-            base_bytes=self._bases.used_bytes,
+            warm_bytes=warm_bytes,
+            kept_bytes=kept_bytes,
+            base_bytes=base_bytes,
             sandboxes_running=states.count(S.RUNNING),
             sandboxes_warm=states.count(S.WARM),
             sandboxes_dedup=states.count(S.DEDUP),
-            gross_saved_bytes=sum(e.warm_bytes - e.kept_bytes for e in entries if e.state is S.DEDUP),
-            saved_bytes=sum(e.freed_bytes for e in entries) - self._bases.used_bytes - self.index_bytes,
+            gross_saved_bytes=dedupd_bytes - kept_bytes,
+            saved_bytes=freed_bytes - base_bytes - self.index_bytes,
         )
 
     # --- shares --------------------------------------------------------------------------------------------
@@ -142,14 +159,12 @@ class Accounting:
     def function_usage(self) -> tuple[FunctionUsage, ...]:
         """By function and tenant, the largest first and the smallest in one row where there are too many."""
         made = self.unpinned_by_maker()
-        rows: dict[tuple[str, str], FunctionUsage] = {}
+        by_key: dict[tuple[str, str], list[FunctionUsage]] = defaultdict(list)
         for entry in list(self._entries.values()):
-            key = (entry.spec.function, entry.spec.tenant)
             one = _one(entry, self.share_bytes(entry, made))
-            rows[key] = _sum(key, (rows[key], one)) if key in rows else one
-        ordered = sorted(
-            rows.values(), key=lambda r: (-abs(r.saved_bytes), -r.sandboxes, r.function, r.tenant)
-        )
+            by_key[one.function, one.tenant].append(one)
+        rows = [_sum(key, of_one) for key, of_one in by_key.items()]
+        ordered = sorted(rows, key=lambda r: (-abs(r.saved_bytes), -r.sandboxes, r.function, r.tenant))
         if len(ordered) > FUNCTION_ROWS_MAX:
             first, rest = ordered[: FUNCTION_ROWS_MAX - 1], ordered[FUNCTION_ROWS_MAX - 1 :]
             ordered = [*first, _sum((OTHERS, OTHERS), rest)]

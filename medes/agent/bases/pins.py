@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 UNKNOWN_NODE, UNKNOWN_HOLDER = "(unknown)", "(a damaged journal)"
 
 HolderKey = tuple[str, str]  # (node id, holder id)
+_NOBODY: frozenset[HolderKey] = frozenset()
 
 
 class PinTable:
@@ -20,6 +21,7 @@ class PinTable:
     def __init__(self) -> None:
         self._by_base: dict[int, set[HolderKey]] = {}
         self._by_holder: dict[HolderKey, tuple[str, set[int]]] = {}
+        self._unknown: set[HolderKey] = set()  # those of UNKNOWN_NODE
 
     def pin(self, node_id: str, holder_id: str, domain: str, base_ids: Iterable[int]) -> None:
         """Adds pins; repeating one is harmless."""
@@ -30,6 +32,8 @@ class PinTable:
             self._by_base.setdefault(base_id, set()).add(key)
         if not ids:
             del self._by_holder[key]
+        elif node_id == UNKNOWN_NODE:
+            self._unknown.add(key)
 
     def unpin(self, node_id: str, holder_id: str, base_ids: Iterable[int] | None = None) -> set[int]:
         """Takes pins back (all of the holder's without base_ids). Returns the bases nobody pins any more."""
@@ -47,6 +51,7 @@ class PinTable:
                 freed.add(base_id)
         if not held:
             del self._by_holder[key]
+            self._unknown.discard(key)
         return freed
 
     def replace_node(
@@ -73,7 +78,8 @@ class PinTable:
 
     def users(self, base_id: int) -> int:
         """How many of them are known: those that the base's memory is shared out to."""
-        return sum(node != UNKNOWN_NODE for node, _ in self._by_base.get(base_id, ()))
+        holders = self._by_base.get(base_id, _NOBODY)
+        return len(holders) - len(holders & self._unknown)
 
     def by_node(self, base_id: int) -> dict[str, int]:
         """Node → how many of its holders pin the base."""

@@ -232,11 +232,12 @@ class ControllerLink:
     async def _until_due(self, interval_s: float, pause_s: float) -> None:
         """Until the next heartbeat: after the interval, or when a sandbox has fallen asleep or woken, `pause_s` after the
         last one at the earliest."""
-        least_s = min(interval_s, max(pause_s, ANNOUNCE_INTERVAL_S))
-        await self._clock.sleep(least_s)
+        due_s = self._clock.now_s() + min(interval_s, max(pause_s, ANNOUNCE_INTERVAL_S))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(interval_s - least_s):
+            async with asyncio.timeout(interval_s):
                 await self._savings_changed.wait()
+        if (left_s := due_s - self._clock.now_s()) > 0:
+            await self._clock.sleep(left_s)
 
     async def _announce_changes(self) -> None:
         while True:

@@ -75,7 +75,7 @@ class Timers:
         if agent.policy_stale or agent.pressure.high or now_s >= self._next_ask_s:
             self._ask(now_s)
         await self._retire()
-        if now_s >= self._next_owed_s:
+        if now_s >= self._next_owed_s and agent.peers.owes:
             self._next_owed_s = now_s + OWED_INTERVAL_S
             agent.spawn(agent.peers.pay_owed(), "unpins owed")
 

@@ -69,10 +69,13 @@ def judge(used_bytes: int, limit_bytes: int, psi_text: str, meminfo_text: str) -
 
 def read_pressure(used_bytes: int, limit_bytes: int) -> Pressure:
     """The same from this machine's files."""
-    texts = []
-    for file in (PSI_FILE, meminfo.FILE):
-        try:
-            texts.append(file.read_text())
-        except OSError:
-            texts.append("")
-    return judge(used_bytes, limit_bytes, *texts)
+    psi = _text(PSI_FILE)
+    stalls_told = psi_some_avg10(psi) is not None  # then nobody asks what is available
+    return judge(used_bytes, limit_bytes, psi, "" if stalls_told else _text(meminfo.FILE))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

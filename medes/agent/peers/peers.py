@@ -141,6 +141,11 @@ class PeerTable:
             log.info("unpin at %s: %s: will try again", node_id, error)
             self._owed.setdefault((node_id, holder), set()).update(ids)
 
+    @property
+    def owes(self) -> bool:
+        """Whether a peer has not heard of an unpin."""
+        return bool(self._owed)
+
     async def pay_owed(self) -> None:
         """Sends unpins that failed before."""
         owed, self._owed = self._owed, {}
