@@ -9,65 +9,85 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import math
 import selectors
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
 
 from medes.clock import Clock
 from medes.errors import InternalError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 WALL_BEGIN_S = 1_700_000_000.0  # what the calendar says at the begin
 
 
-class _Jump(selectors.BaseSelector):
-    """Selects without waiting, and moves the loop's time instead."""
-
-    def __init__(self, jump: Callable[[float], None]) -> None:
-        self._real = selectors.DefaultSelector()
-        self._jump = jump
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(0)
-        if ready or (timeout is not None and timeout <= 0):
-            return ready
-        if timeout is None:
-            raise InternalError("nothing is left that could happen", object="simulation")
-        self._jump(timeout)
-        return []
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._real.unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.modify(fileobj, events, data)
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._real.get_map()
-
-    def close(self) -> None:
-        self._real.close()
-
-
 class SimLoop(asyncio.SelectorEventLoop):
-    """Begins at second 0."""
+    """Begins at second 0. Use from the thread that made it; others may call `call_soon_threadsafe`."""
+
+    # asyncio's own: what runs next, whether `stop` was called, and what takes in what a selector found.
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+    _process_events: Callable[[list[tuple[selectors.SelectorKey, int]]], None]
 
     def __init__(self) -> None:
         self._now_s = 0.0
-        super().__init__(_Jump(self._pass))
+        self._thread = threading.get_ident()
+        # (when, which came first, timer): those of one time run in the order in which they were set. Cancelled ones stay.
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers_set = 0
+        self._sockets = selectors.DefaultSelector()
+        super().__init__(self._sockets)
 
     def time(self) -> float:
         return self._now_s
 
-    def _pass(self, seconds: float) -> None:
-        self._now_s += seconds
-        # A loop runs timers up to its clock's resolution early. Whoever then finds that it is not yet time would wait for less
-        # than a float can add, for ever: so it is the least that this one can.
-        self._clock_resolution = math.ulp(self._now_s)
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_set += 1
+        heapq.heappush(self._timers, (when, self._timers_set, timer))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Without a word through the loop's socket where it is the loop itself that calls: an executor that works inline."""
+        if threading.get_ident() == self._thread:
+            return self.call_soon(callback, *args, context=context)
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        """asyncio's own turn, with the next timer's time in place of a wait."""
+        ready = self._ready
+        if not ready and not self._stopping:
+            self._process_events(self._sockets.select(0))
+            if not ready:
+                self._jump()
+        for _ in range(len(ready)):  # what these make ready has its turn in the next round
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+
+    def _jump(self) -> None:
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if not timers or timers[0][0] == math.inf:
+            raise InternalError("nothing is left that could happen", object="simulation")
+        self._now_s = now_s = max(self._now_s, timers[0][0])
+        while timers and timers[0][0] <= now_s:
+            self._ready.append(heapq.heappop(timers)[2])
 
 
 class SimClock(Clock):
