@@ -1,13 +1,13 @@
 """Calls between the daemons of a simulated cluster: messages to the same servicers, without a socket between.
 
 A message arrives after the network's latency. A call to who is down or cut off fails as a connection that is refused; one
-between two that lose each other's messages ends with its deadline.
+between two that lose each other's messages ends with its deadline. Messages are handed over as they are: clients and
+servicers make each for one call, and keep none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -109,33 +109,29 @@ class Link:
             raise self._unreachable("it does not answer", object=self._name)
         return servicer
 
-    @contextlib.asynccontextmanager
-    async def _within(self, timeout_s: float) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except TimeoutError:
-            raise DeadlineExceededError(f"no answer within {timeout_s:g} s", object=self._name) from None
-        except MedesError as error:
-            raise error.alone() from None
+    def _failure(self, error: Exception, timeout_s: float) -> MedesError:
+        if isinstance(error, MedesError):
+            return error.alone()
+        return DeadlineExceededError(f"no answer within {timeout_s:g} s", object=self._name)
 
     async def _call(self, timeout_s: float, method: str, request: Message) -> Message:
-        async with self._within(timeout_s):
-            servicer = await self._servicer()
-            answer = await getattr(servicer, method)(_copy(request), _Context(self._caller))
-            await self._servicer()  # the answer has to come back
-        return _copy(answer)
+        try:
+            async with asyncio.timeout(timeout_s):
+                servicer = await self._servicer()
+                answer: Message = await getattr(servicer, method)(request, _Context(self._caller))
+                await self._servicer()  # the answer has to come back
+                return answer
+        except (TimeoutError, MedesError) as error:
+            raise self._failure(error, timeout_s) from None
 
     async def _stream(self, timeout_s: float, method: str, request: Message) -> AsyncIterator[Message]:
-        async with self._within(timeout_s):
-            servicer = await self._servicer()
-            async for answer in getattr(servicer, method)(_copy(request), _Context(self._caller)):
-                yield _copy(answer)
+        try:
+            async with asyncio.timeout(timeout_s):
+                servicer = await self._servicer()
+                async for answer in getattr(servicer, method)(request, _Context(self._caller)):
+                    yield answer
+        except (TimeoutError, MedesError) as error:
+            raise self._failure(error, timeout_s) from None
 
     async def close(self) -> None:
         """There is nothing to end."""
-
-
-def _copy(message: Message) -> Message:
-    """As it would be read at the other end."""
-    return type(message).FromString(message.SerializeToString())

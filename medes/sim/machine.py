@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass, field
 
 from medes import native
 
 COMMON_RATIO = 0.75  # of a program's pages, which all instances of its function have alike
+COMMON_KEPT_MAX = 4  # functions whose pages are not made up again: each takes as much as a program
 WORDS_CHANGED = 4  # in each of the other pages, from one instance to the next
+
+
+@functools.lru_cache(maxsize=COMMON_KEPT_MAX)
+def _common(function: str, page_count: int) -> bytes:
+    """What all instances of a function begin with."""
+    return random.Random(f"function {function}").randbytes(page_count * native.PAGE_BYTES)
 
 
 @dataclass(slots=True)
@@ -24,9 +32,7 @@ class Program:
 
     def contents(self) -> bytes:
         """`page_count` pages."""
-        pages = bytearray(
-            random.Random(f"function {self.function}").randbytes(self.page_count * native.PAGE_BYTES)
-        )
+        pages = bytearray(_common(self.function, self.page_count))
         own = random.Random(f"instance {self.name}")
         for page in range(int(self.page_count * COMMON_RATIO), self.page_count):
             self._scribble(pages, page, own)
