@@ -375,6 +375,9 @@ class DedupOp:
         agent, entry = self.agent, self.entry
         result, stats = evicted.handle.evict_result, encoded.stats
         self.notes += [Note(NoteCode.PAGES_STAY, text) for text in evicted.handle.notes]
+        touched_bytes = (
+            evicted.touched_bytes
+        )  # before measuring: what is touched meanwhile counts rather twice than never
         resident = await agent.in_ops(resident_bytes, agent, entry, result)
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
@@ -399,7 +402,7 @@ class DedupOp:
             pages_by_transport=self.remote_pages,
             notes=tuple(self.notes),
         )
-        entry.dedup_measured(report, patch_bytes + table_bytes + resident)
+        entry.dedup_measured(report, patch_bytes + table_bytes + resident - touched_bytes)
         known = {**figures(entry), "kept_bytes": entry.kept_at_op_bytes, "dedup_count": entry.dedup_count}
         agent.journal.post(self.pins.committed(known))
         agent.move(

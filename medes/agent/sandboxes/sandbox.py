@@ -302,9 +302,9 @@ class SandboxEntry:
     def dedup_failed(self) -> None:
         self.dedup_failures += 1
 
-    def dedup_measured(self, report: DedupReport, kept_bytes: int) -> None:
-        touched_bytes = self.evicted.touched_bytes if self.evicted is not None else 0
-        self.kept_at_op_bytes = kept_bytes - touched_bytes  # by the time of measuring
+    def dedup_measured(self, report: DedupReport, kept_at_op_bytes: int) -> None:
+        """`kept_at_op_bytes`: without what it has touched since."""
+        self.kept_at_op_bytes = kept_at_op_bytes
         self.last_dedup = report
         self.dedup_count += 1
         self.dedup_failures = 0
