@@ -52,14 +52,14 @@ def make_ticker() -> Iterator[Callable[[], Program]]:
         program.__exit__(None, None, None)
 
 
-def asleep(client: MedesClient, sandbox_id: str) -> Sandbox:
+def asleep(client: MedesClient, sandbox_id: str, touched_bytes_min: int = 1) -> Sandbox:
     """The sandbox once it has touched what it touches at each tick."""
 
     def steady() -> Sandbox | None:
         before = client.get(sandbox_id)
         time.sleep(0.5)
         now = client.get(sandbox_id)
-        return now if now.touched_bytes == before.touched_bytes > 0 else None
+        return now if now.touched_bytes == before.touched_bytes >= touched_bytes_min else None
 
     return wait_until(steady, "it touches nothing more")
 
@@ -92,15 +92,16 @@ def test_the_next_instance_keeps_what_the_first_touched(
     with cluster.agents[0].client() as client:
         client.register("ticker", pids=[make_ticker().pid], sandbox_id="a")
         client.dedup("a")
-        first = asleep(client, "a")
+        asleep(client, "a")
         wait_until(
             lambda: sample(metrics_address, "medes_agent_pages_touched_total") > 0,
             "its tick set is learnt while it sleeps",
         )
         client.register("ticker", pids=[make_ticker().pid], sandbox_id="b")
         client.dedup("b")
-        time.sleep(1.0)
-        assert client.get("b").touched_bytes < first.touched_bytes // 2
+        second = asleep(client, "b", touched_bytes_min=0)
+        # Its interpreter's pages are at home in every instance, those of its heap not always.
+        assert second.touched_bytes < 0.9 * client.get("a").touched_bytes
         assert client.get("a").state is client.get("b").state is S.DEDUP
 
 

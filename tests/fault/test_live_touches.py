@@ -88,9 +88,9 @@ def test_another_instance_finds_the_tick_set_by_region(deduper: Deduper, program
     first, tick_set = settled(live), live.touched()
     with Program() as other:
         live = deduper.dedup([other.pid], tick_set=tick_set, touches_per_s_max=ALL)
-        assert live.evict_result["tick_pages"] > first // 2
+        assert live.evict_result["tick_pages"] > first // 3
         other.ask("touch")
-        assert settled(live) < first // 2
+        assert settled(live) < 0.9 * first
         live.restore()
         assert live.wait_complete(WAIT_S)
         assert other.ask("check") == "intact"
