@@ -74,7 +74,8 @@ class ControllerLink:
         self._announcing = asyncio.Lock()
         self._dirty_event = asyncio.Event()
         self._asleep: set[str] = set()  # as the controller was told
-        self._savings_changed = asyncio.Event()
+        self._savings_changed = False
+        self._beat_wanted = asyncio.Event()  # the interval is over, or savings have changed
         self._controller_incarnation = ""
         self._refused_s = -math.inf
         self.connected = False
@@ -210,9 +211,9 @@ class ControllerLink:
         while True:
             await self._until_due(joined.heartbeat_interval_ms / 1000, pause_s)
             begin_s, functions = self._clock.now_s(), None
-            changed = self._savings_changed.is_set() and begin_s >= told_s + pause_s
+            changed = self._savings_changed and begin_s >= told_s + pause_s
             if changed or begin_s >= told_s + FUNCTIONS_INTERVAL_S:
-                self._savings_changed.clear()
+                self._savings_changed = False
                 told_s, functions = begin_s, self._announcer.function_usage()
                 pause_s = (self._clock.now_s() - begin_s) / TELLING_RATIO_MAX
             incarnation, join_again = await client.heartbeat(
@@ -233,11 +234,14 @@ class ControllerLink:
         """Until the next heartbeat: after the interval, or when a sandbox has fallen asleep or woken, `pause_s` after the
         last one at the earliest."""
         due_s = self._clock.now_s() + min(interval_s, max(pause_s, ANNOUNCE_INTERVAL_S))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(interval_s):
-                await self._savings_changed.wait()
+        timer = asyncio.get_running_loop().call_later(interval_s, self._beat_wanted.set)
+        try:
+            await self._beat_wanted.wait()
+        finally:
+            timer.cancel()
         if (left_s := due_s - self._clock.now_s()) > 0:
             await self._clock.sleep(left_s)
+        self._beat_wanted.clear()
 
     async def _announce_changes(self) -> None:
         while True:
@@ -266,7 +270,8 @@ class ControllerLink:
             told = {r.sandbox_id for r in records}
             asleep = {r.sandbox_id for r in records if r.state is SandboxState.DEDUP}
             if asleep != self._asleep & told:
-                self._savings_changed.set()
+                self._savings_changed = True
+                self._beat_wanted.set()
             self._asleep = self._asleep - told | asleep
             self._told |= told
             self._told.difference_update(r.sandbox_id for r in records if r.state is SandboxState.PURGED)

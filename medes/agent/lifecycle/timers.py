@@ -143,7 +143,9 @@ class Timers:
 
     def _look_at_memory(self) -> None:
         agent = self._agent
-        agent.pressure = self._read_pressure(agent.accounting.used_bytes(), agent.settings.memory_limit_bytes)
+        limit_bytes = agent.settings.memory_limit_bytes
+        used_bytes = agent.accounting.used_bytes() if limit_bytes else 0  # of no interest without a limit
+        agent.pressure = self._read_pressure(used_bytes, limit_bytes)
         if agent.pressure.high:
             agent.drop_previous()
 
