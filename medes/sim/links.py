@@ -60,7 +60,7 @@ class Network:
         self._lost.discard(frozenset((one, other)))
 
     def loses(self, one: str, other: str) -> bool:
-        return frozenset((one, other)) in self._lost
+        return bool(self._lost) and frozenset((one, other)) in self._lost
 
     def find(self, caller: str, name: str, service: str) -> Any:
         """The servicer, None where it cannot be reached."""
@@ -96,9 +96,13 @@ class Link:
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
             raise AttributeError(method)
-        if method.startswith("List") and self._service == "peer":
-            return lambda request, timeout=None: self._stream(timeout or self._timeout_s, method, request)
-        return lambda request, timeout=None: self._call(timeout or self._timeout_s, method, request)
+        begin = self._stream if method.startswith("List") and self._service == "peer" else self._call
+
+        def call(request: Message, timeout: float | None = None) -> Any:
+            return begin(timeout or self._timeout_s, method, request)
+
+        self.__dict__[method] = call  # found without this the next time
+        return call
 
     async def _servicer(self) -> Any:
         await asyncio.sleep(self._network.latency_s)
