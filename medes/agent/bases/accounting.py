@@ -83,10 +83,11 @@ class Accounting:
         for entry in list(self._entries.values()):
             state = entry.state
             states.append(state)
-            freed_bytes += entry.freed_bytes
+            kept, freed = entry.kept_and_freed()
+            freed_bytes += freed
             if state is S.DEDUP:
                 dedupd_bytes += entry.warm_bytes
-                kept_bytes += entry.kept_bytes
+                kept_bytes += kept
             elif state in HELD:
                 warm_bytes += entry.warm_bytes
         base_bytes = self._bases.used_bytes
@@ -173,15 +174,16 @@ class Accounting:
 
 def _one(entry: SandboxEntry, share_bytes: int) -> FunctionUsage:
     dedupd = entry.state is S.DEDUP
+    kept_bytes, freed_bytes = entry.kept_and_freed()
     return FunctionUsage(
         entry.spec.function,
         entry.spec.tenant,
         1,
         int(dedupd),
         entry.warm_bytes if dedupd else 0,
-        entry.kept_bytes if dedupd else 0,
+        kept_bytes if dedupd else 0,
         share_bytes,
-        entry.freed_bytes - share_bytes,
+        freed_bytes - share_bytes,
     )
 
 

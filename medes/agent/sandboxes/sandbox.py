@@ -375,13 +375,19 @@ class SandboxEntry:
     @property
     def freed_bytes(self) -> int:
         """What the sandbox itself takes less than without Medes, base pages apart. Negative: more. From any thread."""
-        evicted, previous, freed = self.evicted, self.previous, 0
+        return self.kept_and_freed()[1]
+
+    def kept_and_freed(self) -> tuple[int, int]:
+        """`kept_bytes` and `freed_bytes`, of one look at what it touched. From any thread."""
+        evicted, previous = self.evicted, self.previous
+        kept_bytes, freed_bytes = self.kept_at_op_bytes, 0
         if self.state is S.DEDUP:
-            freed = self.warm_bytes - self.kept_bytes
+            kept_bytes += evicted.touched_bytes if evicted is not None else 0
+            freed_bytes = self.warm_bytes - kept_bytes
         elif evicted is not None:
             # Until its last page is in, count all of its memory as back beside the file it comes from.
-            freed = -evicted.file.file_bytes
-        return freed - (previous.file.file_bytes if previous is not None else 0)
+            freed_bytes = -evicted.file.file_bytes
+        return kept_bytes, freed_bytes - (previous.file.file_bytes if previous is not None else 0)
 
     def view(self, now_s: float, base_share_bytes: int | None = None) -> Sandbox:
         """The sandbox as the restore API shows it; without its share, without what it saves."""
