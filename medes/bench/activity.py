@@ -6,39 +6,35 @@ whose speed drifts does not decide between them.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from medes.bench.agent import running_agent
+from medes.bench.cpu import cpu_s
 from medes.bench.machine import machine
 from medes.client import MedesClient
 from medes.client.messages import activity_request
-from medes.errors import InternalError, IoError
+from medes.errors import InternalError
 from medes.quantiles import quantile
 from medes.types import Activity, SandboxState
 
 SANDBOX = "bench"
 ROUND_PAIRS = 100
-STOP_TIMEOUT_S = 20.0
 Pair = Callable[[], None]
 
 
 def run(pairs: int) -> Iterator[dict[str, Any]]:
     """A line each for the stream and for calls, of `pairs` pairs each. Raises io when the agent does not start."""
     with (
-        tempfile.TemporaryDirectory(prefix="medes-bench-") as name,
-        _agent(Path(name)) as (agent_pid, address),
+        running_agent(driver="image") as agent,
         _process() as pid,
-        MedesClient(address) as medes,
+        MedesClient(agent.address) as medes,
     ):
         medes.register("bench", pids=[pid], sandbox_id=SANDBOX)
-        yield from _measure(medes, agent_pid, pairs)
+        yield from _measure(medes, agent.pid, pairs)
 
 
 def _measure(medes: MedesClient, agent_pid: int, pairs: int) -> Iterator[dict[str, Any]]:
@@ -59,13 +55,13 @@ def _measure(medes: MedesClient, agent_pid: int, pairs: int) -> Iterator[dict[st
             pair()
     while len(us["calls"]) < pairs:
         for case, pair in cases.items():
-            own_s, agents_s = time.process_time(), _cpu_s(agent_pid)
+            own_s, agents_s = time.process_time(), cpu_s([agent_pid])
             for _ in range(min(ROUND_PAIRS, pairs - len(us[case]))):
                 begun_s = time.perf_counter()
                 pair()
                 us[case].append((time.perf_counter() - begun_s) * 1e6)
             cpu_us[case][0] += (time.process_time() - own_s) * 1e6
-            cpu_us[case][1] += (_cpu_s(agent_pid) - agents_s) * 1e6
+            cpu_us[case][1] += (cpu_s([agent_pid]) - agents_s) * 1e6
     for case, samples in us.items():
         yield {
             "bench": "activity",
@@ -79,11 +75,6 @@ def _measure(medes: MedesClient, agent_pid: int, pairs: int) -> Iterator[dict[st
         }
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def _process() -> Iterator[int]:
     process = subprocess.Popen(["sleep", "infinity"])
@@ -92,37 +83,3 @@ def _process() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _agent(folder: Path) -> Iterator[tuple[int, str]]:
-    """(pid, address) of an agent that leaves nothing behind."""
-    address = f"unix:{folder}/agent.sock"
-    options = {
-        "node-id": "bench",
-        "controllers": "",
-        "driver": "image",
-        "listen": address,
-        "peer-address": "127.0.0.1:0",
-        "state-dir": folder / "state",
-        "shm-dir": folder / "shm",
-    }
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDES_AGENT_")}
-    command = [sys.executable, "-P", "-m", "medes", "agent", *(f"--{k}={v}" for k, v in options.items())]
-    with (folder / "log").open("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        try:
-            assert process.stdout is not None
-            if not process.stdout.readline():
-                log.seek(0)
-                raise IoError(f"did not start: {log.read()[-800:]}", object="agent")
-            yield process.pid, address
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()

@@ -13,10 +13,10 @@ import functools
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from medes.bench import baselines, criu, throughput, zram
+from medes.bench.cpu import cpu_s
 from medes.bench.machine import machine
 from medes.bench.throughput import Pair, settled
 from medes.demo.cluster import Cluster, local_cluster
@@ -243,12 +243,12 @@ async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) ->
         await _complete(host, instance)
     warm_bytes = sum([(await _dedup(host, instance)).warm_bytes for instance in instances])
     pids = [process.pid for process in cluster.daemons.values()] + [i.pid for i in instances] + [os.getpid()]
-    work_s, begun = _cpu_s(pids), time.perf_counter()
+    work_s, begun = cpu_s(pids), time.perf_counter()
     answers = await asyncio.gather(*(_ask(host, i, i.spec.event) for i in instances))
     answered_ms = (time.perf_counter() - begun) * 1000
     await asyncio.gather(*(_complete(host, instance) for instance in instances))
     total_ms = (time.perf_counter() - begun) * 1000
-    work_ms = (_cpu_s(pids) - work_s) * 1000
+    work_ms = (cpu_s(pids) - work_s) * 1000
     for instance, (answer, _), before in zip(instances, answers, expected, strict=True):
         if instance.spec.idempotent and answer != before:
             raise CorruptError("answered otherwise after the storm", object=instance.instance_id)
@@ -270,12 +270,3 @@ async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) ->
         "bytes_per_s": round(warm_bytes / (total_ms / 1000)),
         "verified": all(instance.spec.idempotent for instance in instances),
     }
-
-
-def _cpu_s(pids: list[int]) -> float:
-    """User and system time of the processes so far."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
