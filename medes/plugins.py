@@ -54,6 +54,7 @@ OWN = {
         "dedup": "medes.eval.cases.dedup:Dedup",
         "restore": "medes.eval.cases.restore:Restore",
         "transport": "medes.eval.cases.transport:Transport",
+        "asleep": "medes.eval.cases.asleep:Asleep",
     },
 }
 
