@@ -69,6 +69,9 @@ def private_bytes(pids: list[int]) -> int:
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/pid/stat, in clock ticks: tells a reused pid from the same process."""
 
+def living_start_time(pid: int) -> int:
+    """The same of a process that `is_alive`; 0 where none of that pid is."""
+
 def is_alive(pid: int) -> bool:
     """Whether a thread of the process has not ended. The main thread may end long before others."""
 

@@ -96,6 +96,7 @@ void register_processes(nb::module_& m) {
       "private_bytes", [](const std::vector<pid_t>& pids) { return private_bytes(pids); }, nb::arg("pids"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("process_start_time", &process_start_time, nb::arg("pid"));
+  m.def("living_start_time", &living_start_time, nb::arg("pid"));
   m.def("is_alive", &is_alive, nb::arg("pid"));
 }
 

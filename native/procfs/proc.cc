@@ -53,6 +53,11 @@ void collect_cgroup(const std::string& path, std::vector<pid_t>& out, int depth)
   }
 }
 
+// The main thread may end before others.
+bool lives(pid_t pid, const ProcessStat& stat) {
+  return (stat.state != 'Z' && stat.state != 'X') || is_alive(pid);
+}
+
 }  // namespace
 
 std::string read_proc_file(const std::string& path, pid_t pid, size_t max_bytes) {
@@ -114,6 +119,16 @@ bool is_alive(pid_t pid) {
   }
 }
 
+uint64_t living_start_time(pid_t pid) {
+  try {
+    const ProcessStat stat = read_stat(pid);
+    return lives(pid, stat) ? stat.start_time_ticks : 0;
+  } catch (const Error& e) {
+    if (e.code != Code::process_gone) throw;
+    return 0;
+  }
+}
+
 // The kernel hands the file out in pieces; mappings that change in between can make it contradict itself.
 std::vector<Vma> read_maps(pid_t pid) {
   for (int tries = 0; tries < kMapsTries; ++tries) {
@@ -161,7 +176,7 @@ std::vector<std::pair<pid_t, ProcessStat>> living_processes() {
   for (pid_t pid : all_processes()) {
     try {
       const ProcessStat stat = read_stat(pid);
-      if ((stat.state != 'Z' && stat.state != 'X') || is_alive(pid)) out.emplace_back(pid, stat);
+      if (lives(pid, stat)) out.emplace_back(pid, stat);
     } catch (const Error& e) {
       if (e.code != Code::process_gone) throw;  // exited between readdir and here
     }

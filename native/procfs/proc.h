@@ -31,7 +31,8 @@ ProcessStat read_stat(pid_t pid);
 // The main thread, or another where that has ended before it: the kernel shows a process's memory and
 // descriptors by a thread that lives. Throws process_gone also when the others are being killed.
 pid_t live_thread(pid_t pid);
-bool is_alive(pid_t pid);  // one of its threads has not ended; never throws process_gone
+bool is_alive(pid_t pid);               // one of its threads has not ended; never throws process_gone
+uint64_t living_start_time(pid_t pid);  // of one that is alive, 0 where none is: most often one look
 inline uint64_t process_start_time(pid_t pid) { return read_stat(pid).start_time_ticks; }
 
 // What the processes hold for themselves: pages mapped once, and anonymous pages that they share

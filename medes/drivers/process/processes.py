@@ -13,7 +13,6 @@ from medes.errors import (
     MedesError,
     NotFoundError,
     PermissionDeniedError,
-    ProcessGoneError,
 )
 
 _SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
@@ -35,8 +34,8 @@ def is_ending(pid: int) -> bool:
 def start_time(pid: int) -> int:
     """Start time in clock ticks, 0 when there is no such (running) process. Raises why that cannot be told now."""
     try:
-        return native.process_start_time(pid) if native.is_alive(pid) else 0
-    except (ProcessGoneError, NotFoundError):
+        return native.living_start_time(pid)
+    except NotFoundError:
         return 0
 
 

@@ -60,6 +60,17 @@ def test_sizes_and_start_time(child: subprocess.Popen[str]) -> None:
     assert native.process_start_time(child.pid) == native.process_start_time(child.pid)
 
 
+def test_only_what_lives_has_a_living_start_time() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        ticks = native.process_start_time(child.pid)
+        assert native.living_start_time(child.pid) == ticks
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is there still, as a zombie
+        assert native.process_start_time(child.pid) == ticks
+        assert native.living_start_time(child.pid) == 0
+    assert native.living_start_time(child.pid) == 0
+
+
 def test_pages_shared_since_a_fork_count_once() -> None:
     code = """
 import os, sys, signal
