@@ -18,6 +18,8 @@ from medes import native
 from medes.client import MedesClient
 from medes.drivers.process.forks import Forks
 from medes.drivers.process.processes import start_time
+from medes.drivers.process.subjects import ProcessSubjects
+from medes.drivers.subject import Asked
 from medes.errors import NotFoundError
 from medes.types import SandboxState as S
 from tests.support.cluster import AgentProcess, Cluster, wait_until
@@ -258,6 +260,29 @@ def test_a_daemon_of_an_instant_is_found_by_a_purge(make_cluster: MakeCluster, t
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(daemon, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("tells_of_forks")
+def test_what_a_root_forked_in_its_last_instant_is_looked_for_before_it_counts_as_gone() -> None:
+    """Between a look and the question whether anything lives: the agent forgot such a sandbox (rehearsal of CI)."""
+    subjects = ProcessSubjects()
+    with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True) as root:
+        assert root.stdout is not None
+        assert root.stdout.readline() == "ready\n"
+        subject = subjects.registered("a", Asked(pids=(root.pid,)))
+        subjects.follow(subject)
+        subjects.look([subject])
+        root.send_signal(signal.SIGUSR1)
+        daemon = int(root.stdout.readline())
+        try:
+            root.wait(30)
+            assert not subject.gone()
+            assert subject.living() == [daemon]
+        finally:
+            os.kill(daemon, signal.SIGKILL)
+            wait_until(lambda: not native.is_alive(daemon), "it has ended")
+        assert subject.gone()
+    subjects.close()
 
 
 def test_a_purge_leaves_another_sandbox_of_the_same_tree_alone(

@@ -108,7 +108,10 @@ class ProcessSubject(Subject):
         return [p for p, t in self.all_known() if runs(p, t)]
 
     def gone(self) -> bool:
+        """What it forked in its last instant is found by a look that begins after that."""
         try:
+            if not self.cgroup and not self.living():
+                self._look(self)
             return not self.living()
         except MedesError:
             return False
