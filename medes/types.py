@@ -75,6 +75,7 @@ class NoteCode(enum.IntEnum):
     NO_BASE_NEEDED = 9
     OWN_BASES_ONLY = 10
     HOOK_FAILED = 11
+    TICK_SET = 12
 
     @property
     def label(self) -> str:

@@ -31,7 +31,7 @@ from medes.agent.peers.domain_rights import DomainRights
 from medes.agent.peers.peers import PeerTable, ReaderFactory
 from medes.agent.sandboxes.sandbox import SandboxEntry, SandboxSpec
 from medes.agent.sandboxes.watch import WatchHub
-from medes.agent.sandboxes.working_sets import WorkingSetStore
+from medes.agent.sandboxes.working_sets import TICK_SET_SLICES, WorkingSetStore
 from medes.agent.store.orphans import Orphan
 from medes.certs.identity import Identity
 from medes.chance import Chance
@@ -111,7 +111,7 @@ class Agent:
         # Files of shm_dir that the agent does not know: path → what they are and why they were left alone.
         self.orphans: dict[str, Orphan] = {}
         self.working_sets = WorkingSetStore(Path(settings.state_dir) / "working-sets")
-        self.tick_sets = WorkingSetStore(Path(settings.state_dir) / "tick-sets")
+        self.tick_sets = WorkingSetStore(Path(settings.state_dir) / "tick-sets", TICK_SET_SLICES)
         self.admission = Admission(settings.restores_concurrent_max)
         self.dedup_turn = asyncio.Semaphore(settings.dedups_concurrent_max)
         self.dedups_queued = 0

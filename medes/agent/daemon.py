@@ -32,7 +32,7 @@ from medes.agent.journal.store_identity import store_identity
 from medes.agent.lifecycle.timers import DriverEvents, Timers
 from medes.agent.metrics import AgentObserver
 from medes.agent.node import rights
-from medes.agent.ops import purge_op, restore_op
+from medes.agent.ops import purge_op, restore_op, touches
 from medes.agent.ops.base_op import retire_unneeded
 from medes.agent.peer_api import page_leases
 from medes.agent.peer_api.peer_handlers import PageAccessTable
@@ -317,6 +317,7 @@ class AgentDaemon:
         await asyncio.gather(*self._loops, return_exceptions=True)
         if self._events is not None:
             self._events.stop()
+        await touches.learn_all(agent)
         # While peers can still be read: forked children get their pages first, the rest waits for the next agent.
         for driver in agent.drivers.running.values():
             await agent.in_restores(driver.close)

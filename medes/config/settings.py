@@ -218,7 +218,7 @@ class AgentSettings(Settings):
         maximum=PIDS_PER_SANDBOX_MAX,
     )
     touches_per_s_max: int = setting(
-        1024,
+        2048,
         "a dedup'd sandbox gets so many pages that it touches within a second, and sleeps on; with more it is restored; 0: with the first",
         minimum=0,
         maximum=WORKING_SET_PAGES_MAX,

@@ -371,6 +371,7 @@ std::shared_ptr<LiveSandbox> FaultServer::evict(const MemoryImage& image, std::s
   fault_point("evict.released");
   remember();
   sandbox->set_stopped_us(static_cast<uint64_t>(stopped / std::chrono::microseconds(1)));
+  sandbox->wake_if_whole();
   return sandbox;
 }
 
@@ -391,6 +392,7 @@ std::shared_ptr<LiveSandbox> FaultServer::adopt(std::shared_ptr<SandboxFile> fil
   sandbox->set_evict_result(op.result());
   impl_->serve(sandbox);
   for (auto& child : op.take_children()) sandbox->add_child(std::move(child));
+  sandbox->wake_if_whole();
   return sandbox;
 }
 

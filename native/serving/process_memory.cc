@@ -49,6 +49,8 @@ void ProcessMemory::unclaim(uint64_t page) { claims_[page - first_page_].store(0
 
 void ProcessMemory::set_state(uint64_t page, PageState next) {
   const auto before = states_[page].exchange(static_cast<uint8_t>(next), std::memory_order_acq_rel);
+  if (before == static_cast<uint8_t>(PageState::restored) && next == PageState::resident)
+    placed_.fetch_sub(1);  // the program has given it up again
   if (before != static_cast<uint8_t>(PageState::evicted) || next == PageState::evicted) return;
   missing_.fetch_sub(1);
   if (next == PageState::restored) placed_.fetch_add(1);

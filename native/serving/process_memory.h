@@ -62,7 +62,7 @@ class ProcessMemory : public Placer {
   uint64_t end_page() const { return end_page_; }
   std::chrono::steady_clock::time_point since() const { return since_; }  // we know of it
   uint64_t missing() const { return missing_.load(std::memory_order_acquire); }
-  uint64_t placed() const { return placed_.load(std::memory_order_acquire); }  // since the eviction
+  uint64_t placed() const { return placed_.load(std::memory_order_acquire); }  // and still there
   void add_segment(uint64_t begin, uint64_t end) { segments_.add(begin, end, begin); }
   void count_missing();  // after the states were set up
   // Where to keep what must outlive the agent: in the sandbox file, or beside it for children forked later.

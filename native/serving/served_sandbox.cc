@@ -58,6 +58,7 @@ void ServedSandbox::add_memory(std::shared_ptr<ProcessMemory> memory) {
     std::vector<uint64_t> faults;
     self->drain(memory, faults);
     for (uint64_t address : faults) self->server_.fault_later(self, memory, address);
+    self->wake_if_whole();
   });
   const std::lock_guard lock(mutex_);
   memories_.push_back(std::move(memory));

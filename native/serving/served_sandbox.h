@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -67,10 +68,12 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   void handle_fault(const std::shared_ptr<ProcessMemory>& memory, uint64_t address,
                     Rebuilder::Worker& worker);
   void handle_exit(ProcessMemory& memory);  // its pidfd became readable
+  void wake_if_whole();                     // asleep with nothing out it would sleep for ever
 
  private:
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
   bool only_touched(uint64_t page);
+  void serve_remote();
   void wake_by_fault();
   void record(ProcessMemory& memory, uint64_t page);
   void fetch_ahead();
@@ -92,6 +95,10 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   void run_child(const std::shared_ptr<ProcessMemory>& child, int tries);
   void prefetch(const RestoreOptions& options);
   struct Fill;
+  struct Waiting {
+    std::shared_ptr<ProcessMemory> memory;
+    uint64_t page = 0;
+  };
   struct Wanted {
     uint32_t memory = 0;  // index
     uint64_t page = 0;
@@ -133,6 +140,8 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
     uint32_t touches = 0;
     size_t first = 0;  // in touched_
   } burst_;
+  std::deque<Waiting> remote_waiting_;  // pages that were touched, of base pages elsewhere
+  size_t remote_at_work_ = 0;           // threads that serve these
   std::vector<WorkingSetEntry> recorded_;
   std::string lost_reason_;
   Code lost_code_ = Code::ok;
@@ -149,6 +158,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   std::atomic<bool> recording_afresh_{true};       // this restore knows no working set
   std::atomic<int> running_{0};                    // restore jobs at work
   std::atomic<int> draining_{0};  // threads between reading a fork event and taking its child in
+  std::atomic<uint64_t> room_looks_{0};
   std::atomic<uint64_t> faults_{0}, prefetched_{0}, background_{0}, demanded_{0};
   std::atomic<uint64_t> zero_faults_{0}, zeros_{0};  // since the eviction: in memory that was never there
 };

@@ -12,6 +12,12 @@ namespace medes {
 namespace {
 
 constexpr std::chrono::seconds kBurst{1};  // touches that come within it are of one deed
+// Between two looks at the room in the memory cgroup; what comes in between fits the room that is left to
+// others.
+constexpr uint64_t kTouchesPerLook = 32;
+// A thread that serves a page of a peer's may wait for that peer, and there are few for the whole node: a
+// sandbox that sleeps takes no more of them than this.
+constexpr size_t kRemoteAsleep = 2, kRemoteAwake = 16;
 
 }  // namespace
 
@@ -19,6 +25,7 @@ void ServedSandbox::handle_readable(const std::shared_ptr<ProcessMemory>& memory
   std::vector<uint64_t> faults;
   drain(memory, faults);
   for (uint64_t address : faults) handle_fault(memory, address, worker);
+  wake_if_whole();
 }
 
 // A process may end as soon as its last fork was read, while another thread still takes the child in: only
@@ -40,9 +47,20 @@ bool ServedSandbox::only_touched(uint64_t page) {
   const auto now = Clock::now();
   if (now - burst_.since >= kBurst) burst_ = {now, 0, touched_.size()};
   if (burst_.touches >= wake_rule_.touches_per_s_max) return false;
+  uint64_t placed = 0, missing = 0;
+  for (const auto& m : memories_) placed += m->placed(), missing += m->missing();
+  if (placed > missing) return false;  // what is left saves less than what an op anew would
   ++burst_.touches;
   if (touched_.size() < kMaxWorkingSetPages) touched_.push_back(regions_.entry_of(page));
   return true;
+}
+
+void ServedSandbox::wake_if_whole() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (held_) return;  // it wakes when it is asked for
+  }
+  if (state() == LiveState::dormant && !detached_ && !anything_missing() && !all_gone()) wake_by_fault();
 }
 
 void ServedSandbox::wake_by_fault() {
@@ -95,12 +113,30 @@ void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, u
   }
   if (rebuilder_.all_local()) return serve_page(memory, page, worker);
   // The network may keep us waiting; fault threads serve other sandboxes meanwhile.
-  server_.enqueue(
-      [self = shared_from_this(), memory, page] {
-        WorkerLease worker;
-        self->serve_page(memory, page, *worker);
-      },
-      true);
+  {
+    const std::lock_guard lock(mutex_);
+    remote_waiting_.push_back({memory, page});
+    if (remote_at_work_ >= (state() == LiveState::dormant ? kRemoteAsleep : kRemoteAwake)) return;
+    ++remote_at_work_;
+  }
+  server_.enqueue([self = shared_from_this()] { self->serve_remote(); }, true);
+}
+
+void ServedSandbox::serve_remote() {
+  WorkerLease worker;
+  for (;;) {
+    Waiting next;
+    {
+      const std::lock_guard lock(mutex_);
+      if (remote_waiting_.empty()) {
+        --remote_at_work_;
+        return;
+      }
+      next = std::move(remote_waiting_.front());
+      remote_waiting_.pop_front();
+    }
+    serve_page(next.memory, next.page, *worker);
+  }
 }
 
 // Records the page that was touched. Children are left out: their pages are filled at once, whoever touches
@@ -113,14 +149,16 @@ void ServedSandbox::record(ProcessMemory& memory, uint64_t page) {
 
 void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
                                Rebuilder::Worker& worker, int tries) {
-  if (told_short_of_memory_ && !room_for(kPageBytes)) return serve_again(memory, page, tries);
+  const bool look =
+      told_short_of_memory_ || (state() == LiveState::dormant && room_looks_++ % kTouchesPerLook == 0);
+  if (look && !room_for(kPageBytes)) return serve_again(memory, page, tries);
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   const Code code = serve_pages(memory, page, page + 1, worker);
   const bool dormant = state() == LiveState::dormant;
   if (code == Code::ok && !dormant && !recording_afresh_ && !told_short_of_memory_)
     serve_around(memory, page, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
-  if (dormant && !anything_missing()) wake_by_fault();  // touch by touch all of it has come back
+  if (dormant) wake_if_whole();
   try_complete();
 }
 

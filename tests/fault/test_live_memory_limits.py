@@ -135,3 +135,22 @@ def test_what_parent_and_child_may_write_is_left_room_for(deduper: Deduper, grou
         program.tell("check")
         assert program.hear() == "intact"
         assert live.wait_complete(WAIT_S)
+
+
+def test_a_touch_into_a_full_group_waits_for_room(deduper: Deduper, group: MemoryCgroup) -> None:
+    """A sleeper's touches: nobody in the group is killed for them, and they come when there is room."""
+    group.limit(96 * MIB)
+    with Program([sys.executable, "-c", FORKER]) as program, Program([sys.executable, "-c", HOG]) as hog:
+        group.add(program.pid)
+        group.add(hog.pid)
+        live = deduper.dedup([program.pid], touches_per_s_max=1 << 18)
+        hog.tell(str(76 * MIB))
+        assert hog.hear() == "held"
+        program.tell("check")
+        _next_events(deduper.server, "short_of_memory")
+        time.sleep(0.5)
+        assert hog.process.poll() is None
+        assert live.state == "dormant"  # less is back than out
+        hog.process.kill()
+        assert program.hear() == "intact"
+        assert live.wait_complete(WAIT_S)  # more than half of it was touched

@@ -61,6 +61,7 @@ def test_a_sandbox_may_come_back_by_touches_alone(deduper: Deduper, program: Pro
     live = deduper.dedup([program.pid], touches_per_s_max=ALL)
     assert program.ask(READ_ALL) == "read"
     assert live.wait_complete(WAIT_S)
+    assert live.stats()["demand_woken"] == 1  # when more was back than out
     assert live.placed_pages == live.evict_result["evicted_pages"]
     assert program.ask("check") == "intact"
 
@@ -79,6 +80,35 @@ def test_what_is_in_the_tick_set_stays(deduper: Deduper, program: Program) -> No
     live.restore()
     assert live.wait_complete(WAIT_S)
     assert program.ask("check") == "intact"
+
+
+def test_a_tick_set_keeps_a_quarter_at_most(deduper: Deduper, program: Program) -> None:
+    live = deduper.dedup([program.pid])
+    assert program.ask(READ_ALL) == "read"
+    assert live.wait_complete(WAIT_S)
+    everything = live.working_set()
+    assert len(unpack_pages(everything)) > live.evict_result["evicted_pages"] // 2
+    live = deduper.dedup([program.pid], tick_set=everything, touches_per_s_max=ALL)
+    result = live.evict_result
+    assert 0 < result["tick_pages"] <= (result["evicted_pages"] + result["resident_pages"]) // 4
+    assert result["evicted_pages"] > result["resident_pages"]
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
+
+
+def test_what_is_given_up_again_counts_no_more(deduper: Deduper, program: Program) -> None:
+    program.ask(
+        "exec (globals().update(m=__import__('mmap').mmap(-1, 4 << 20, flags=0x22)), m.write(b'x' * (4 << 20)))[1]"
+    )
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    assert program.ask("exec sum(m[i] for i in range(0, 2 << 20, 4096))") == str(512 * ord("x"))
+    placed = settled(live)
+    assert placed >= 512
+    program.ask("exec m.madvise(4, 0, 2 << 20)")  # MADV_DONTNEED
+    assert settled(live) < placed - 400
+    assert program.ask("exec m[0] == 0 and m[3 << 20] == ord('x')") == "True"
+    assert live.state == "dormant"
 
 
 def test_another_instance_finds_the_tick_set_by_region(deduper: Deduper, program: Program) -> None:

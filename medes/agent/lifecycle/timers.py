@@ -189,8 +189,10 @@ class DriverEvents:
     async def _ended(self, entry: SandboxEntry, path: str, event: str) -> None:
         async with entry.lock:
             evicted = entry.evicted
-            if evicted is None or evicted.file.path != path:
+            if evicted is None or evicted.live is None or evicted.file.path != path:
                 return
-            reason = evicted.live.lost_reason if evicted.live is not None else ""
+            if evicted.live.state != "lost":  # it was said of the handle before this one
+                return
+            reason = evicted.live.lost_reason
             error = LostError(reason) if event == "lost" else ProcessGoneError(reason)
             await restore_op.ended_badly(self._agent, entry, evicted, error)

@@ -381,6 +381,8 @@ class DedupOp:
         resident = await agent.in_ops(resident_bytes, agent, entry, result)
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
+        if ticks := result.get("tick_pages", 0):
+            self._note(NoteCode.TICK_SET, f"{ticks} pages stay: it touches them while nobody uses it")
         page_sources.count(agent, self.remote_pages)
         gross = warm_bytes - patch_bytes - table_bytes - resident
         share = agent.accounting.share_bytes(entry)

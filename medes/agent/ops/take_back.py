@@ -143,8 +143,10 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
     """
     bases, transports = await open_bases(agent, entry.spec.domain, evicted)
     if evicted.live is not None:
+        await touches.learn(agent, entry, evicted)
         live, evicted.live = evicted.live, None
         await agent.in_restores(live.detach)
+    evicted.touches_learnt = 0  # of the next handle
     sleep, evicted.holdout, _ = touches.sleep_of(agent, entry)
     adopt = agent.driver_of(entry).adopt
     evicted.live = await agent.in_restores(adopt, entry.subject, evicted.file, bases, sleep)

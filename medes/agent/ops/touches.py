@@ -7,14 +7,18 @@ and one that is not touched by then has lost its reason.
 
 from __future__ import annotations
 
+import contextlib
+
 from medes.agent.agent import Agent
 from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
 from medes.agent.sandboxes.working_sets import Page, unpack_pages
 from medes.drivers.driver import Sleep
+from medes.errors import MedesError
 from medes.types import SandboxState as S
 
 # Asleep this long, a program has had its time to touch a page again.
 HELD_OUT_S = 60.0
+WEIGH_S = 30.0
 
 
 def sleep_of(agent: Agent, entry: SandboxEntry) -> tuple[Sleep, frozenset[Page], frozenset[Page]]:
@@ -42,9 +46,17 @@ async def learn(agent: Agent, entry: SandboxEntry, evicted: Evicted, *, over: bo
     await agent.in_restores(agent.tick_sets.save, entry.spec.domain, entry.spec.function)
 
 
+async def learn_all(agent: Agent) -> None:
+    """The agent ends: what its sandboxes have touched will not be touched again in this sleep."""
+    for entry in list(agent.entries.values()):
+        if entry.state is S.DEDUP and entry.evicted is not None and entry.evicted.live is not None:
+            await learn(agent, entry, entry.evicted)
+
+
 async def look(agent: Agent) -> None:
     """Learns from sandboxes that were touched before the last look, and not since: a program that goes on touching may be
-    about to wake."""
+    about to wake. Weighs each now and then."""
+    now_s, due = agent.clock.now_s(), []
     for entry in list(agent.entries.values()):
         evicted = entry.evicted
         if entry.state is not S.DEDUP or evicted is None or evicted.live is None:
@@ -54,3 +66,21 @@ async def look(agent: Agent) -> None:
             evicted.placed_learnt = placed
             await learn(agent, entry, evicted)
         evicted.placed_seen = placed
+        if now_s - evicted.weighed_s >= WEIGH_S and agent.driver_of(entry).frees:
+            evicted.weighed_s = now_s
+            due.append((entry, evicted))
+    if due:
+        for entry, evicted, touched_bytes, resident_bytes in await agent.in_restores(_weigh, due):
+            if entry.state is S.DEDUP and entry.evicted is evicted:
+                entry.weigh_asleep(evicted.file.file_bytes + resident_bytes - touched_bytes)
+
+
+def _weigh(due: list[tuple[SandboxEntry, Evicted]]) -> list[tuple[SandboxEntry, Evicted, int, int]]:
+    """(blocks) What each had touched, and then what it holds: new memory too, of which nothing else tells."""
+    found = []
+    for entry, evicted in due:
+        if evicted.live is not None and "resident_bytes" not in evicted.live.evict_result:
+            touched_bytes = evicted.touched_bytes
+            with contextlib.suppress(MedesError):
+                found.append((entry, evicted, touched_bytes, entry.subject.private_bytes()))
+    return found

@@ -96,6 +96,7 @@ class Evicted:
     touches_learnt: int = 0
     placed_seen: int = 0  # pages that were back at the last look
     placed_learnt: int = 0
+    weighed_s: float = 0.0  # when what it holds was last measured
 
     def sources(self, own_node: str) -> dict[str, str]:
         """Node → how its base pages are reached; the own node's are mapped."""
@@ -104,8 +105,9 @@ class Evicted:
 
     @property
     def touched_bytes(self) -> int:
-        """What came back of it page by page while it sleeps; of the file's own word while there is no handle."""
-        return self.live.placed_pages * native.PAGE_BYTES if self.live is not None else 0
+        """What came back of it page by page while it sleeps; as of the last look while there is no handle."""
+        placed = self.live.placed_pages if self.live is not None else self.placed_seen
+        return placed * native.PAGE_BYTES
 
     @property
     def handle(self) -> Handle:
@@ -309,6 +311,10 @@ class SandboxEntry:
         self.dedup_count += 1
         self.dedup_failures = 0
 
+    def weigh_asleep(self, kept_at_op_bytes: int) -> None:
+        """The same, measured again."""
+        self.kept_at_op_bytes = kept_at_op_bytes
+
     def restore_ready(self, report: RestoreReport) -> None:
         """It runs; the rest of its pages comes."""
         self.restore_count += 1
@@ -370,7 +376,7 @@ class SandboxEntry:
     @property
     def kept_bytes(self) -> int:
         """Of a dedup'd sandbox: patches, tables and what is resident, by now. From any thread."""
-        return self.kept_at_op_bytes + self.touched_bytes
+        return self.kept_and_freed()[0]
 
     @property
     def freed_bytes(self) -> int:
@@ -382,7 +388,7 @@ class SandboxEntry:
         evicted, previous = self.evicted, self.previous
         kept_bytes, freed_bytes = self.kept_at_op_bytes, 0
         if self.state is S.DEDUP:
-            kept_bytes += evicted.touched_bytes if evicted is not None else 0
+            kept_bytes = max(0, kept_bytes + (evicted.touched_bytes if evicted is not None else 0))
             freed_bytes = self.warm_bytes - kept_bytes
         elif evicted is not None:
             # Until its last page is in, count all of its memory as back beside the file it comes from.

@@ -37,6 +37,9 @@ UNEASY_AFTER_PAGES = 20  # held out
 CONFIRMED_MIN = 0.5  # of the pages held out lately; no function touches every page each time
 HOLDOUT_MEMORY = 0.9  # what a restore leaves of the weight of earlier holdouts
 DRIFT_PAGES = 32  # new ones in a restore, or a sixteenth of the set: it is not calm
+TICK_SET_SLICES = (
+    8  # nobody waits for what is touched asleep, and a page that stays for nothing costs its memory
+)
 DECAY = 0.5
 SCORE_MIN = 0.2  # an entry goes after three holdouts without a fault
 RANK_WEIGHT = 0.3  # of the newest restore in an entry's average position
@@ -63,7 +66,9 @@ def pack_pages(pages: list[Page]) -> bytes:
 class WorkingSet:
     """The working set of one function."""
 
-    def __init__(self) -> None:
+    def __init__(self, slices: int = 0) -> None:
+        """`slices`: one of so many is held out each time; 0: as many as its size and its calm say."""
+        self._slices = slices
         self._entries: dict[Page, _Entry] = {}
         self._next: tuple[bytes, frozenset[Page]] | None = None
         self.restores = 0
@@ -95,7 +100,7 @@ class WorkingSet:
     def _plan(self) -> tuple[bytes, frozenset[Page]]:
         ordered = sorted(self._entries, key=lambda page: self._entries[page].rank)
         pages = HOLDOUT_PAGES_CALM if self._calm else HOLDOUT_PAGES
-        slices = max(HOLDOUT_SLICES_MIN, len(ordered) // pages)
+        slices = self._slices or max(HOLDOUT_SLICES_MIN, len(ordered) // pages)
         turn = self.restores % slices
         holdout = frozenset(page for page in ordered if hash(page) % slices == turn)
         return pack_pages([page for page in ordered if page not in holdout]), holdout
@@ -149,7 +154,7 @@ class WorkingSet:
         return _HEADER.pack(_MAGIC, self.restores & 0xFFFFFFFF, native.checksum64(body)) + body
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> WorkingSet:
+    def from_bytes(cls, data: bytes, slices: int = 0) -> WorkingSet:
         """Raises ValueError for a damaged file."""
         if len(data) < _HEADER.size:
             raise ValueError("truncated")
@@ -159,7 +164,7 @@ class WorkingSet:
             raise ValueError("not a working set")
         if native.checksum64(body) != checksum:
             raise ValueError("checksum mismatch")
-        found = cls()
+        found = cls(slices)
         found.restores = restores
         for key, offset, score, rank in _ENTRY.iter_unpack(body):
             found._entries[(key, offset)] = _Entry(score, rank)
@@ -170,8 +175,9 @@ class WorkingSetStore:
     """All functions' working sets, loaded on first use, saved after each merge. Calls touch small files: not for
     the event loop's thread when the disk is slow. Losing a file costs one slower restore."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slices: int = 0) -> None:
         self._folder = folder
+        self._slices = slices
         self._sets: dict[tuple[str, str], WorkingSet] = {}
 
     def _path(self, domain: str, function: str) -> Path:
@@ -183,12 +189,12 @@ class WorkingSetStore:
         if key not in self._sets:
             path = self._path(domain, function)
             try:
-                self._sets[key] = WorkingSet.from_bytes(read_private(path, _FILE_BYTES_MAX))
+                self._sets[key] = WorkingSet.from_bytes(read_private(path, _FILE_BYTES_MAX), self._slices)
             except NotFoundError:
-                self._sets[key] = WorkingSet()
+                self._sets[key] = WorkingSet(self._slices)
             except (MedesError, ValueError) as error:
                 log.warning("working set of %s: %s: starting a new one", function, error)
-                self._sets[key] = WorkingSet()
+                self._sets[key] = WorkingSet(self._slices)
         return self._sets[key]
 
     def save(self, domain: str, function: str) -> None:

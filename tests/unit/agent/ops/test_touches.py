@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from medes import native
 from medes.agent.api import handlers
 from medes.agent.daemon import AgentDaemon
 from medes.agent.ops import touches
+from medes.agent.ops.take_back import rebind
 from medes.agent.sandboxes.working_sets import pack_pages, unpack_pages
 from medes.types import SandboxState as S
 from tests.unit.agent.conftest import MakeAgent
@@ -91,3 +94,55 @@ async def test_what_is_touched_no_more_leaves_the_set(
         await touches.learn(agent, entry, entry.evicted, over=True)
     assert (PAGES[0] in tick_set(daemon)) == (slept_s == 0.0)
     assert PAGES[1] in tick_set(daemon)
+
+
+async def test_a_handle_taken_anew_begins_its_record_anew(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    assert entry.evicted is not None
+    touch(handle, 2)
+    await rebind(agent, entry, entry.evicted)
+    assert tick_set(daemon) == set(PAGES[:2])
+    second = daemon.driver.handles[1]  # type: ignore[attr-defined]
+    second.placed_pages, second.touched_set = 3, pack_pages(PAGES[2:])
+    await touches.learn(agent, entry, entry.evicted)
+    assert tick_set(daemon) == set(PAGES)
+
+
+async def test_an_agent_that_ends_learns_first(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    touch(handle, 3)
+    await daemon.stop()
+    assert tick_set(daemon) == set(PAGES)
+
+
+async def test_a_loss_of_the_handle_before_is_not_believed(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    """A holder of base pages was away for too long, and is back: the sandbox has a new handle by then."""
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    assert entry.evicted is not None
+    await rebind(agent, entry, entry.evicted)
+    daemon.driver.post(handle.path, "lost")  # type: ignore[attr-defined]
+    daemon.driver.post(handle.path, "process_gone")  # type: ignore[attr-defined]
+    await asyncio.sleep(0.1)
+    assert handlers.get(agent, "s1").state is S.DEDUP
+    daemon.driver.handles[1].state = "lost"  # type: ignore[attr-defined]
+    daemon.driver.post(handle.path, "lost")  # type: ignore[attr-defined]
+    await until(lambda: handlers.get(agent, "s1").state is S.LOST, "this one is its own")
+
+
+async def test_a_sleeper_is_weighed_now_and_then(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    """New memory of a program that sleeps is told by nothing else."""
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    assert entry.evicted is not None
+    del handle.evict_result["resident_bytes"]  # measured, as of processes
+    touch(handle, 3)
+    entry.evicted.weighed_s = agent.clock.now_s()
+    before = entry.kept_bytes
+    await touches.look(agent)
+    assert entry.kept_bytes == before
+    entry.evicted.weighed_s -= touches.WEIGH_S
+    await touches.look(agent)  # or the agent's own, which has begun
+    held_bytes = entry.evicted.file.file_bytes + entry.subject.private_bytes()
+    await until(lambda: entry.kept_bytes == held_bytes, "weighed")
