@@ -48,7 +48,8 @@ bool ServedSandbox::only_touched(uint64_t page) {
   if (now - burst_.since >= kBurst) burst_ = {now, 0, touched_.size()};
   if (burst_.touches >= wake_rule_.touches_per_s_max) return false;
   uint64_t placed = 0, missing = 0;
-  for (const auto& m : memories_) placed += m->placed(), missing += m->missing();
+  for (const auto& m : memories_)
+    if (!m->gone()) placed += m->placed(), missing += m->missing();
   if (placed > missing) return false;  // what is left saves less than what an op anew would
   ++burst_.touches;
   if (touched_.size() < kMaxWorkingSetPages) touched_.push_back(regions_.entry_of(page));
@@ -56,11 +57,12 @@ bool ServedSandbox::only_touched(uint64_t page) {
 }
 
 void ServedSandbox::wake_if_whole() {
+  if (state() != LiveState::dormant || detached_ || anything_missing() || all_gone()) return;
   {
     const std::lock_guard lock(mutex_);
     if (held_) return;  // it wakes when it is asked for
   }
-  if (state() == LiveState::dormant && !detached_ && !anything_missing() && !all_gone()) wake_by_fault();
+  wake_by_fault();
 }
 
 void ServedSandbox::wake_by_fault() {

@@ -95,7 +95,7 @@ def test_state_survives_many_rounds(make_cluster: MakeCluster, make_app: MakeApp
 
 
 def test_a_request_on_the_socket_wakes_the_sandbox(make_cluster: MakeCluster, make_app: MakeApp) -> None:
-    cluster, app = make_cluster(nodes=1), make_app()
+    cluster, app = make_cluster(nodes=1, touches_per_s_max=0), make_app()
     with cluster.agents[0].client() as client:
         register(client, app, "a", lifecycle=HELD)
         client.dedup("a")

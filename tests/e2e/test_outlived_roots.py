@@ -132,7 +132,7 @@ def forgotten_or(client: MedesClient, state: S) -> bool:
 def test_an_heir_keeps_its_pages_and_is_purged(
     make_cluster: MakeCluster, tmp_path: Path, state: S, agent_dies: str
 ) -> None:
-    agent: AgentProcess = make_cluster(nodes=1, controller=False).agents[0]
+    agent: AgentProcess = make_cluster(nodes=1, controller=False, touches_per_s_max=0).agents[0]
     with family(tmp_path) as made:
         with agent.client() as client:
             client.register("family", pids=[made.root.pid], sandbox_id="a", purge_kills=True)

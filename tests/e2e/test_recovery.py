@@ -99,7 +99,7 @@ def test_killed_in_the_restore_op(make_cluster: MakeCluster, make_app: MakeApp, 
 
 
 def test_a_fault_waits_for_the_next_agent(make_cluster: MakeCluster, make_app: MakeApp) -> None:
-    cluster, app = make_cluster(nodes=1), make_app()
+    cluster, app = make_cluster(nodes=1, touches_per_s_max=0), make_app()
     agent = cluster.agents[0]
     with agent.client() as client:
         client.register("counter", pids=[app.pid], sandbox_id="a")
@@ -227,8 +227,11 @@ def test_a_process_that_dies_while_the_agent_is_away_is_purged(
     assert agent.shm_files("sandbox-") == []
 
 
-def test_a_wake_while_the_holder_is_away_waits_for_it(make_cluster: MakeCluster, make_app: MakeApp) -> None:
-    cluster = make_cluster(nodes=2)
+@pytest.mark.parametrize("touches_per_s_max", [0, 1 << 18], ids=["wakes", "is touched"])
+def test_who_needs_pages_while_the_holder_is_away_waits_for_it(
+    make_cluster: MakeCluster, make_app: MakeApp, touches_per_s_max: int
+) -> None:
+    cluster = make_cluster(nodes=2, touches_per_s_max=touches_per_s_max)
     holder, user = cluster.agents
     _, second = dedup_across(cluster, make_app)
     with user.client() as two:
@@ -238,5 +241,7 @@ def test_a_wake_while_the_holder_is_away_waits_for_it(make_cluster: MakeCluster,
         second.count += 1  # that request is still in the server, waiting for its pages
         assert two.get("b").state in (S.DEDUP, S.RESTORING)
         holder.start()
-        wait_until(lambda: two.get("b").state is S.WARM, "restored once the holder is back")
+        if touches_per_s_max == 0:
+            wait_until(lambda: two.get("b").state is S.WARM, "restored once the holder is back")
         second.ask()
+        assert two.get("b").state is not S.LOST
