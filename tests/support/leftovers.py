@@ -33,15 +33,19 @@ def descriptors(agent: AgentProcess) -> list[str]:
 def left_over(agent: AgentProcess, address: str) -> dict[str, object]:
     """What the agent holds of its sandboxes, by kind; empty when that is nothing. `address`: of its metrics."""
     with agent.client() as client:
-        # Lost pin records keep bases for nobody known: one pin each.
-        unknown = int("pins of other nodes may be forgotten" in agent.log.read_text(errors="replace"))
+        # A damaged line may have had a pin of another node, so bases are kept for nobody known, or its end.
+        damaged = "pins of other nodes may be forgotten" in agent.log.read_text(errors="replace")
         told = gauges(address)
         found: dict[str, object] = {
             "sandboxes": client.list(),
             "orphans": client.orphans(),
             "files": agent.shm_files("sandbox-"),
             "descriptors": descriptors(agent),
-            "pins": [b for b in client.node().bases if b.pins > unknown],
+            "pins": [
+                b
+                for b in client.node().bases
+                if (b.pins_by_node.get(agent.node_id, 0) if damaged else b.pins)
+            ],
             "slots": told["medes_agent_restores_running"],
             "tasks": told["medes_agent_tasks"],
         }
