@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -131,6 +133,21 @@ class App:
     def ask(self, timeout_s: float = 30.0) -> None:
         """One request; every byte of its state must be what it was."""
         answer = self._get("/", timeout_s)
+        self.count += 1
+        assert answer == {**self.first, "count": self.count}
+
+    @contextmanager
+    def unanswered(self, for_s: float) -> Iterator[None]:
+        """A request that gets no answer for `for_s`, and the right one after the block.
+
+        It is waited for: a server of many threads might answer a later request first, and count it so.
+        """
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30.0)
+        with closing(connection):
+            connection.request("GET", "/")
+            assert not select.select([connection.sock], [], [], for_s)[0], "answered without its memory"
+            yield
+            answer = json.loads(connection.getresponse().read())
         self.count += 1
         assert answer == {**self.first, "count": self.count}
 
