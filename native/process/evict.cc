@@ -1,11 +1,5 @@
 #include "process/evict.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
@@ -23,9 +17,6 @@
 #include "procfs/proc.h"
 #include "restore/working_set.h"
 #include "serving/keeper.h"
-#include "tracing/frozen.h"
-#include "tracing/injection_area.h"
-#include "tracing/kernel_ranges.h"
 
 namespace medes {
 namespace {
@@ -36,11 +27,6 @@ constexpr std::chrono::milliseconds kStopTimeout{1000};
 // How long a sandbox may stand still until nothing more is begun: one with little processor time does.
 constexpr std::chrono::seconds kStandstillMost{10};
 constexpr size_t kComparePages = 64;  // one read of the sandbox's memory: stays in the second-level cache
-constexpr uint64_t kPidfdSelf =
-    static_cast<uint64_t>(-10000);  // PIDFD_SELF_THREAD; the headers here are older
-constexpr size_t kDiscardsPerCall = Injector::kScratchBytes / sizeof(iovec);
-
-std::string pid_object(pid_t pid) { return "pid " + std::to_string(pid); }
 
 uint64_t us_since(Clock::time_point begin) {
   return static_cast<uint64_t>(
@@ -68,16 +54,8 @@ void EvictOp::check_cancelled() const {
 void EvictOp::find_text() {
   const auto& layouts = image_.layout().processes;
   for (uint32_t i = 0; i < layouts.size(); ++i) {
-    const pid_t pid = layouts[i].pid;
-    if (pid <= 0) throw Error(Code::invalid_argument, "the image is not of a process", file_.path());
-    if (process_start_time(pid) != layouts[i].start_time_ticks)
-      throw Error(Code::process_gone, "the process has exited; its number belongs to another",
-                  pid_object(pid));
-    require_thawed(pid);
     Process p;
-    p.index = i, p.pid = pid;
-    p.gadgets = find_gadgets(pid, layouts[i].vmas);
-    p.area = InjectionArea::find(pid);
+    static_cast<StoppedProcess&>(p) = StoppedProcess::find(i, layouts[i]);
     processes_.push_back(std::move(p));
   }
 }
@@ -153,28 +131,10 @@ void EvictOp::run(const std::function<void()>& before_release) {
 }
 
 void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
-  const auto threads = stop.threads_of(p.pid);
-  if (threads.empty()) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
-  if (threads.front().tid != p.pid && live_thread(p.pid) != p.pid)  // throws when all of it is being killed
-    throw Error(Code::unsupported, "its main thread has exited while others run on", pid_object(p.pid));
-  p.vmas = read_maps(p.pid);
-  // Before calls are injected: what the thread that makes them sleeps in is to be seen, too.
-  {
-    const ForeignMemory memory(p.pid);
-    for (const auto& t : threads) add_kernel_ranges(t, memory, p.keep);
-  }
-  p.injector = inject(threads.front(), p.gadgets, p.vmas, p.area, deadline_, options_.abandoned);
-  p.vmas = read_maps(p.pid);
+  p.take(stop, deadline_, options_.abandoned);
   open_uffd(p);
-  // Stopped as they are by somebody else's signal they need none of ours, and would not be continued by us.
-  const bool group_stopped =
-      std::any_of(threads.begin(), threads.end(), [](const Tracee& t) { return t.group_stopped; });
-  if (threads.size() > 1 && !group_stopped) p.injector->has_others(file_.uffds()[p.index].stop);
   fault_point("evict.uffd");
-  if (move_out_of(p).unmap_left(p.vmas)) p.vmas = read_maps(p.pid);
-  if (const auto area = InjectionArea::find(p.pid)) p.keep.push_back(area->range());
-  keep_pinned(p, threads);
-  std::sort(p.keep.begin(), p.keep.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+  p.find_what_stays(stop, p.uffd, file_.uffds()[p.index], result_.notes);
   check_cancelled();
   if (make_anonymous(*p.injector, p.pid, image_.file_runs(p.index), p.vmas, result_.notes) != 0)
     p.vmas = read_maps(p.pid);
@@ -182,23 +142,6 @@ void EvictOp::plan(Process& p, const StoppedProcesses& stop) {
   for (const auto& v : p.vmas)
     if (is_anonymous(v)) pagemap.private_pages(v.begin, v.end, p.present, &p.huge);
   compare(p, candidates(p));
-}
-
-// Where something may pin memory, each page is asked for as it goes (process/move_out.h), which only works
-// where the program may write: what is read-only by now may have been pinned before.
-void EvictOp::keep_pinned(Process& p, std::span<const Tracee> threads) {
-  const Pinned pinned = find_pinned(p.pid, p.vmas, result_.notes);
-  for (const auto& r : pinned.ranges)
-    p.keep.push_back({r.begin / kPageBytes * kPageBytes, (r.end + kPageBytes - 1) / kPageBytes * kPageBytes});
-  p.may_pin = pinned.may_pin;
-  if (p.may_pin.empty() && uses_io_uring(*p.injector, threads)) p.may_pin = "io_uring";
-  if (p.may_pin.empty()) return;
-  if (!can_move_out())
-    throw Error(Code::unsupported,
-                "its memory may be pinned (" + p.may_pin + "), and the kernel cannot tell which",
-                pid_object(p.pid), "Linux 6.8 or later is needed");
-  for (const auto& v : p.vmas)
-    if (is_anonymous(v) && (v.prot & PROT_WRITE) == 0) p.keep.push_back({v.begin, v.end});
 }
 
 void EvictOp::open_uffd(Process& p) {
@@ -254,10 +197,7 @@ std::vector<uint64_t> EvictOp::candidates(Process& p) {
         ++result_.changed_pages;
         continue;
       }
-      while (keep < p.keep.size() && p.keep[keep].end <= address) ++keep;
-      bool stays = false;  // ranges may overlap: look at all that begin at or before this page
-      for (size_t k = keep; k < p.keep.size() && p.keep[k].begin <= address; ++k)
-        stays |= p.keep[k].contains(address);
+      const bool stays = p.keeps(address, keep);
       if (stays_[run.first_page + i])
         ++result_.tick_pages;
       else if (!stays)
@@ -329,10 +269,10 @@ void EvictOp::register_mappings(Process& p) {
                    p.pages.begin() + static_cast<ptrdiff_t>(i));
       continue;
     }
-    if (err == ESRCH) throw Error(Code::process_gone, "the process has exited", pid_object(p.pid));
+    if (err == ESRCH) throw Error(Code::process_gone, "the process has exited", p.object());
     for (size_t k = first; k < i; ++k)
       file_.page_states()[p.pages[k]].store(static_cast<uint8_t>(PageState::resident));
-    result_.notes.push_back(pid_object(p.pid) + ": a mapping of " + std::to_string(i - first) +
+    result_.notes.push_back(p.object() + ": a mapping of " + std::to_string(i - first) +
                             " pages cannot be registered (" + std::strerror(err) + ")");
   }
   p.pages = std::move(going);
@@ -374,77 +314,18 @@ std::vector<AddressRange> EvictOp::runs_to_discard(const Process& p) const {
   return out;
 }
 
-// An injected call costs some wake-ups of two threads, so one call gives back as many ranges as the kernel
-// lets it.
-void EvictOp::discard(Process& p, std::span<const AddressRange> ranges) {
-  for (size_t i = 0; i < ranges.size();) {
-    const size_t together =
-        discard_together(p, ranges.subspan(i, std::min(ranges.size() - i, kDiscardsPerCall)));
-    i += together;
-    if (together == 0) discard_alone(p, ranges[i++]);
-  }
+void EvictOp::evict(Process& p) {
+  GiveBack(p, p.uffd, file_.uffds()[p.index].fd, result_.notes, [&](auto there) {
+    keep_resident(p, there);
+  }).run(runs_to_discard(p));
+  fault_point("evict.discarded");
+  set_states(p, PageState::evicted);
+  p.injector->finish();
+  fault_point("evict.evicted");
 }
 
-long EvictOp::call_and_drain(Process& p, long number, std::span<const uint64_t> arguments) {
-  uffd_msg messages[16];
-  // The call waits until its events have been read. Nobody but us can be their sender: all threads stand
-  // still. Faults are of readers outside (process_vm_readv, /proc/PID/mem), who wait for what we answer.
-  const long result = p.injector->call_alone(number, arguments, [&] {
-    fault_point("evict.discarding");
-    const size_t n = p.uffd.read_events(messages);
-    for (size_t i = 0; i < n; ++i)
-      if (messages[i].event == UFFD_EVENT_PAGEFAULT) p.faults.push_back(messages[i].arg.pagefault.address);
-    if (n == 0) sched_yield();
-  });
-  fault_point("evict.discarded_one");
-  return result;
-}
-
-// Returns how many ranges, from the first on, are given back: none where the kernel cannot (Linux
-// before 6.14), or where the first one has to be looked at by itself.
-size_t EvictOp::discard_together(Process& p, std::span<const AddressRange> ranges) {
-  if (!discards_together_ || ranges.size() < 2) return 0;
-  iovec vector[kDiscardsPerCall];
-  for (size_t i = 0; i < ranges.size(); ++i)
-    vector[i] = {reinterpret_cast<void*>(ranges[i].begin), ranges[i].end - ranges[i].begin};
-  p.injector->write_scratch(0, vector, ranges.size() * sizeof(iovec));
-  const uint64_t arguments[] = {kPidfdSelf, p.injector->scratch(), ranges.size(), MADV_DONTNEED, 0};
-  const long bytes = call_and_drain(p, SYS_process_madvise, arguments);
-  if (bytes == -EBADF || bytes == -ENOSYS) discards_together_ = false;
-  uint64_t left = bytes > 0 ? static_cast<uint64_t>(bytes) : 0;
-  size_t done = 0;
-  for (; done < ranges.size() && vector[done].iov_len <= left; ++done) left -= vector[done].iov_len;
-  return done;
-}
-
-void EvictOp::discard_alone(Process& p, const AddressRange& r) {
-  const uint64_t arguments[] = {r.begin, r.end - r.begin, MADV_DONTNEED};
-  const long failed = call_and_drain(p, SYS_madvise, arguments);
-  if (failed == 0) return;
-  // Locked between our look and now, or guarded: whatever is still there stays the sandbox's own.
-  result_.notes.push_back(pid_object(p.pid) + ": a range could not be given back (" +
-                          std::strerror(static_cast<int>(-failed)) + ")");
-  keep_resident(p, {&r, 1});
-}
-
-MoveOut EvictOp::move_out_of(Process& p) {
-  return {*p.injector, p.pid, p.uffd, file_.uffds()[p.index].fd,
-          [&](long number, auto arguments) { return call_and_drain(p, number, arguments); }};
-}
-
-void EvictOp::move_out(Process& p, std::span<const AddressRange> ranges) {
-  const auto stay = move_out_of(p).move(ranges, p.vmas);
-  keep_resident(p, stay);
-  uint64_t pages = 0;
-  for (const AddressRange& r : stay) pages += (r.end - r.begin) / kPageBytes;
-  result_.notes.push_back(pid_object(p.pid) + ": " + std::to_string(pages) + " pages that " + p.may_pin +
-                          " may hold on to stay resident");
-}
-
-// What is still there of ranges that were to go is the sandbox's own.
-void EvictOp::keep_resident(Process& p, std::span<const AddressRange> ranges) {
-  std::vector<PageSpan> there;
-  for (const AddressRange& r : ranges) Pagemap(p.pid).present_pages(r.begin, r.end, there);
+// What could not go is the sandbox's own.
+void EvictOp::keep_resident(Process& p, std::span<const PageSpan> there) {
   std::vector<uint64_t> stay;
   for (const auto& span : there)
     for (uint64_t i = 0; i < span.count; ++i) {
@@ -455,25 +336,6 @@ void EvictOp::keep_resident(Process& p, std::span<const AddressRange> ranges) {
     }
   std::sort(stay.begin(), stay.end());
   std::erase_if(p.pages, [&](uint64_t page) { return std::binary_search(stay.begin(), stay.end(), page); });
-}
-
-// A process that is held up in the middle (a freezer, a processor limit) keeps what it still has.
-void EvictOp::evict(Process& p) {
-  const auto ranges = runs_to_discard(p);
-  try {
-    if (p.may_pin.empty())
-      discard(p, ranges);
-    else
-      move_out(p, ranges);
-  } catch (const Error& e) {
-    if (e.code != Code::busy) throw;
-    keep_resident(p, ranges);
-    result_.notes.push_back(pid_object(p.pid) + ": some of its pages stay: " + e.what());
-  }
-  fault_point("evict.discarded");
-  set_states(p, PageState::evicted);
-  p.injector->finish();
-  fault_point("evict.evicted");
 }
 
 }  // namespace medes

@@ -9,7 +9,8 @@
 #include <optional>
 #include <vector>
 
-#include "process/move_out.h"
+#include "process/give_back.h"
+#include "process/stopped_process.h"
 #include "procfs/pagemap.h"
 #include "serving/huge_pages.h"
 #include "serving/live_sandbox.h"
@@ -40,28 +41,18 @@ class EvictOp {
   const std::map<pid_t, OwnUffd>& own_uffds() const { return own_uffds_; }
 
  private:
-  struct Process {
-    uint32_t index = 0;
-    pid_t pid = 0;
-    Gadgets gadgets;
-    std::optional<InjectionArea> area;   // as of before the stop
-    std::vector<Vma> vmas;               // as of the stop
-    std::vector<AddressRange> keep;      // must stay
-    std::string may_pin;                 // what may hold on to more than that; empty: nothing
-    std::vector<PageSpan> present;       // private pages in evictable mappings
-    std::vector<PageSpan> huge;          // those that lie in huge ones
-    std::vector<uint64_t> pages;         // image pages that go, ascending
-    std::unique_ptr<Injector> injector;  // while stopped
+  struct Process : StoppedProcess {
+    std::vector<PageSpan> present;  // private pages in evictable mappings
+    std::vector<PageSpan> huge;     // those that lie in huge ones
+    std::vector<uint64_t> pages;    // image pages that go, ascending
     Uffd uffd;
     std::vector<AddressRange> registered;
-    std::vector<uint64_t> faults;  // of others, read before anybody served: yet to be answered
     bool killed = false;
   };
 
   void check_cancelled() const;
   void find_text();
   void plan(Process& p, const StoppedProcesses& stop);
-  void keep_pinned(Process& p, std::span<const Tracee> threads);
   void open_uffd(Process& p);
   void find_tick_set();
   std::vector<uint64_t> candidates(Process& p);
@@ -69,13 +60,7 @@ class EvictOp {
   void register_mappings(Process& p);
   void roll_back();
   void evict(Process& p);
-  void discard(Process& p, std::span<const AddressRange> ranges);
-  size_t discard_together(Process& p, std::span<const AddressRange> ranges);
-  MoveOut move_out_of(Process& p);
-  void move_out(Process& p, std::span<const AddressRange> ranges);
-  void keep_resident(Process& p, std::span<const AddressRange> ranges);
-  void discard_alone(Process& p, const AddressRange& range);
-  long call_and_drain(Process& p, long number, std::span<const uint64_t> arguments);
+  void keep_resident(Process& p, std::span<const PageSpan> there);
   void set_states(const Process& p, PageState state);
   std::vector<AddressRange> runs_to_discard(const Process& p) const;
 
@@ -91,7 +76,6 @@ class EvictOp {
   EvictResult result_;
   TimePoint stopped_since_;
   TimePoint deadline_;  // no injected call is begun after it
-  bool discards_together_ = true;
 };
 
 }  // namespace medes
