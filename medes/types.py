@@ -170,12 +170,18 @@ class NodeUsage:
     sandboxes_dedup: int = 0
     gross_saved_bytes: int = 0
     saved_bytes: int = 0
+    present_bytes: int = 0
+    tick_bytes: int = 0
+    touched_bytes: int = 0
+    mean_saved_bytes: int | None = None
+    recent_saved_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionUsage:
     """A function's (and tenant's) sandboxes on one node. warm and kept are of the dedup'd ones; saved = what all of them
-    take less than without Medes, less their share of base pages."""
+    take less than without Medes, less their share of base pages. Of kept, present is in the sandboxes themselves; of
+    present, tick is what stayed as tick sets, touched what came back since. An older agent tells no means (None)."""
 
     function: str
     tenant: str = ""
@@ -185,6 +191,11 @@ class FunctionUsage:
     kept_bytes: int = 0
     base_share_bytes: int = 0
     saved_bytes: int = 0
+    present_bytes: int = 0
+    tick_bytes: int = 0
+    touched_bytes: int = 0
+    mean_saved_bytes: int | None = None
+    recent_saved_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +337,10 @@ class Sandbox:
     node_id: str = ""
     base_share_bytes: int | None = None
     saved_bytes: int | None = None
+    present_bytes: int = 0
+    tick_bytes: int = 0
+    mean_saved_bytes: int | None = None
+    recent_saved_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

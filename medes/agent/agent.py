@@ -127,7 +127,7 @@ class Agent:
         self.remote_index = self._make_index()
         memory_bytes = settings.memory_limit_bytes or machine_bytes()
         self.accounting = Accounting(
-            self.entries, self.bases, self.remote_index, self.peers.base_uses, memory_bytes
+            self.entries, self.bases, self.remote_index, self.peers.base_uses, memory_bytes, self.clock
         )
         self.controller = ControllerLink(
             controllers, self, self.clock, self.chance, memory_bytes, lambda: self.endpoints
@@ -253,7 +253,10 @@ class Agent:
         before = entry.move(after, now_s)
         entry.explain(reason)
         # Requests come by the hundred a second.
-        level = logging.DEBUG if {before, after} == {S.RUNNING, S.WARM} else logging.INFO
+        by_request = {before, after} == {S.RUNNING, S.WARM}
+        if not by_request:
+            self.accounting.look_at(entry)
+        level = logging.DEBUG if by_request else logging.INFO
         level = logging.ERROR if after is S.LOST else level
         log.log(level, "%s: %s → %s: %s", entry.id, before.label, after.label, reason)
         self.tell(entry, before, reason, cause)

@@ -44,14 +44,13 @@ class AgentObserver(Observer):
         metrics = self._metrics
         for state in SandboxState:
             metrics.sandboxes.labels(state.label).set_function(partial(_count, agent, state))
-        for kind in ("warm", "kept", "base"):
+        for kind in ("warm", "kept", "present", "tick", "touched", "base"):
             metrics.memory_bytes.labels(kind).set_function(partial(_memory, agent, f"{kind}_bytes"))
-        metrics.memory_bytes.labels("touched").set_function(
-            lambda: float(sum(e.touched_bytes for e in list(agent.entries.values())))
-        )
         metrics.memory_bytes.labels("previous").set_function(lambda: float(agent.accounting.previous_bytes))
         metrics.memory_bytes.labels("index").set_function(lambda: float(agent.accounting.index_bytes))
         metrics.node_saved_bytes.set_function(partial(_memory, agent, "saved_bytes"))
+        for over, field in (("10m", "recent_saved_bytes"), ("ever", "mean_saved_bytes")):
+            metrics.node_mean_saved_bytes.labels(over).set_function(partial(_memory, agent, field))
         metrics.gross_saved_bytes.set_function(partial(_memory, agent, "gross_saved_bytes"))
         for owner in ("sandboxes", "peers", "nobody"):
             metrics.base_owner_bytes.labels(owner).set_function(partial(_owner, agent, owner))

@@ -58,7 +58,10 @@ def explanation(found: Explanation) -> list[str]:
             f"  base       {bytes_text(b.share_bytes)} of {b.base_id:016x} at {b.node_id} "
             f"({bytes_text(b.base_bytes)}, {users})"
         )
-    lines.append(f"  saved      {maybe_bytes_text(s.saved_bytes)}, its share of base pages taken off")
+    lines.append(
+        f"  saved      {maybe_bytes_text(s.saved_bytes)}, its share of base pages taken off; "
+        f"on average {maybe_bytes_text(s.recent_saved_bytes)} over ten minutes, {maybe_bytes_text(s.mean_saved_bytes)} ever"
+    )
     lines.append(f"  next       {_next(found)}")
     lines.append(f"  periods    {_periods(found)}")
     if found.requests:
@@ -76,7 +79,8 @@ def _holds(found: Explanation) -> str:
         kinds = (
             ("patches", found.patch_bytes),
             ("table", found.table_bytes),
-            ("resident", found.resident_bytes - s.touched_bytes),
+            ("resident", found.resident_bytes - s.tick_bytes - s.touched_bytes),
+            ("tick set", s.tick_bytes),
             ("touched since", s.touched_bytes),
         )
         parts.append("kept " + ", ".join(f"{bytes_text(size)} {kind}" for kind, size in kinds))

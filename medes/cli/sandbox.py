@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medes.cli.explanation import explanation, restored_text, saved_text
-from medes.cli.format import maybe_bytes_text, table
+from medes.cli.format import maybe_bytes_text, table, wide_console
 from medes.cli.options import agent_option, json_option, print_error, print_json, tls_from
 from medes.errors import MedesError
 from medes.types import LifecycleSettings, Sandbox
@@ -23,6 +23,11 @@ def _connect(address: str, options: dict[str, Any]) -> MedesClient:
     return MedesClient(address, tls=tls_from(options))
 
 
+# A terminal below this shows less; what is no terminal shows all.
+WIDE_COLUMNS = 180
+WIDE_ONLY = ("present", "tick set", "base share", "saved ever")
+
+
 @click.group()
 def cli() -> None:
     """List, register, dedup, restore and remove sandboxes of a node."""
@@ -33,49 +38,44 @@ def cli() -> None:
 @json_option
 @agent_option
 def ls(address: str, function: str, as_json: bool, **options: Any) -> None:
-    """List the sandboxes of the agent's node."""
+    """List the sandboxes of the agent's node.
+
+    What they save is told for now, and averaged over the last ten minutes and over all the time since they were registered
+    (or the agent started).
+    """
     with _connect(address, options) as client:
         sandboxes = client.list(function)
     if as_json:
         print_json(sandboxes)
         return
+    wide = wide_console().width >= WIDE_COLUMNS
     rows = [_row(s) for s in sorted(sandboxes, key=lambda s: (s.function, s.sandbox_id))]
-    table(
-        [
-            "sandbox",
-            "function",
-            "state",
-            "since",
-            "warm",
-            "kept",
-            "base share",
-            "saved",
-            "base",
-            "dedups",
-            "restores",
-            "pages from",
-        ],
-        rows,
-    )
+    shown = [name for name in _row(Sandbox("")) if wide or name not in WIDE_ONLY]
+    table(shown, [[row[name] for name in shown] for row in rows])
 
 
-def _row(s: Sandbox) -> list[str]:
+def _row(s: Sandbox) -> dict[str, str]:
     peers = ", ".join(f"{peer} ({transport})" for peer, transport in sorted(s.transport_by_peer.items()))
-    return [
-        s.sandbox_id,
-        s.function,
-        s.state.label
-        + (f": {s.lost_reason}" if s.lost_reason else f", waits: {s.waiting}" if s.waiting else ""),
-        duration_text(s.state_age_ms / 1000),
-        bytes_text(s.warm_bytes),
-        bytes_text(s.kept_bytes) + (f" ({bytes_text(s.touched_bytes)} touched)" if s.touched_bytes else ""),
-        maybe_bytes_text(s.base_share_bytes),
-        maybe_bytes_text(s.saved_bytes),
-        "yes" if s.is_base else "",
-        str(s.dedup_count),
-        str(s.restore_count),
-        peers,
-    ]
+    why = f": {s.lost_reason}" if s.lost_reason else f", waits: {s.waiting}" if s.waiting else ""
+    return {
+        "sandbox": s.sandbox_id,
+        "function": s.function,
+        "state": s.state.label + why,
+        "since": duration_text(s.state_age_ms / 1000),
+        "warm": bytes_text(s.warm_bytes),
+        "kept": bytes_text(s.kept_bytes),
+        "present": bytes_text(s.present_bytes),
+        "tick set": bytes_text(s.tick_bytes),
+        "touched": bytes_text(s.touched_bytes),
+        "base share": maybe_bytes_text(s.base_share_bytes),
+        "saved": maybe_bytes_text(s.saved_bytes),
+        "saved 10 min": maybe_bytes_text(s.recent_saved_bytes),
+        "saved ever": maybe_bytes_text(s.mean_saved_bytes),
+        "base": "yes" if s.is_base else "",
+        "dedups": str(s.dedup_count),
+        "restores": str(s.restore_count),
+        "pages from": peers,
+    }
 
 
 @cli.command("explain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from typing import Any
 
@@ -11,12 +12,14 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from medes.cli.format import build_table, wide_console
+from medes.cli.format import build_table, maybe_bytes_text, wide_console
 from medes.cli.options import controller_option, json_option, print_json, tls_from
 from medes.client import ControllerClient
 from medes.errors import ControllerUnreachableError
 from medes.types import FunctionUsage, NodeRecord, SandboxRecord, Statistics
 from medes.units import bytes_text, duration_text
+
+SUMMED = [field.name for field in dataclasses.fields(FunctionUsage) if field.name.endswith("_bytes")]
 
 
 @click.command()
@@ -65,8 +68,8 @@ def _ask(clients: list[ControllerClient]) -> tuple[list[NodeRecord], list[Sandbo
 def summarize(sandboxes: list[SandboxRecord], nodes: list[NodeRecord]) -> list[dict[str, Any]]:
     """Per function: sandboxes by state from the directory, memory from what the live nodes say.
 
-    warm and kept are of the dedup'd ones; saved_ratio (null without any) is over their warm memory and net: a share of
-    base pages is off.
+    warm and kept, and of kept present, tick and touched, are of the dedup'd ones; saved_ratio (null without any) is over
+    their warm memory and net: a share of base pages is off. Means over time are null where a node tells none.
     """
     functions: dict[str, dict[str, Any]] = {}
     for record in sandboxes:
@@ -94,7 +97,7 @@ def _usages(nodes: list[NodeRecord]) -> list[FunctionUsage]:
 
 
 def _memory(**first: Any) -> dict[str, Any]:
-    return {**first, "warm_bytes": 0, "kept_bytes": 0, "base_share_bytes": 0, "saved_bytes": 0}
+    return {**first, **dict.fromkeys(SUMMED, 0)}
 
 
 def _row(**first: Any) -> dict[str, Any]:
@@ -102,8 +105,9 @@ def _row(**first: Any) -> dict[str, Any]:
 
 
 def _add(row: dict[str, Any], usage: FunctionUsage) -> None:
-    for name in ("warm_bytes", "kept_bytes", "base_share_bytes", "saved_bytes"):
-        row[name] += getattr(usage, name)
+    for name in SUMMED:
+        added = getattr(usage, name)
+        row[name] = None if added is None or row[name] is None else row[name] + added
 
 
 def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +117,9 @@ def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     ratio = "" if row["saved_ratio"] is None else f" ({row['saved_ratio']:.1%})"
-    names = ("warm_bytes", "kept_bytes", "base_share_bytes")
-    return [*(bytes_text(row[name]) for name in names), bytes_text(row["saved_bytes"]) + ratio]
+    names = ("warm_bytes", "kept_bytes", "touched_bytes", "base_share_bytes")
+    saved = bytes_text(row["saved_bytes"]) + ratio
+    return [*(bytes_text(row[name]) for name in names), saved, maybe_bytes_text(row["recent_saved_bytes"])]
 
 
 def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics: Statistics) -> Group:
@@ -125,8 +130,10 @@ def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics:
             bytes_text(n.usage.memory_bytes),
             bytes_text(n.usage.warm_bytes),
             bytes_text(n.usage.kept_bytes),
+            bytes_text(n.usage.touched_bytes),
             bytes_text(n.usage.base_bytes),
             bytes_text(n.usage.saved_bytes),
+            maybe_bytes_text(n.usage.recent_saved_bytes),
             f"{n.usage.sandboxes_running}/{n.usage.sandboxes_warm}/{n.usage.sandboxes_dedup}",
             ",".join(n.endpoints.transports),
         ]
@@ -148,10 +155,22 @@ def _screen(nodes: list[NodeRecord], sandboxes: list[SandboxRecord], statistics:
         f"{bytes_text(statistics.registry_bytes)}; {statistics.lookups} lookups of {statistics.lookup_pages} pages, "
         f"p50 {duration_text(statistics.lookup_us_p50 / 1e6)}, p99 {duration_text(statistics.lookup_us_p99 / 1e6)}"
     )
-    memory = ["warm (dedup'd)", "kept", "base share", "saved"]
+    memory = ["warm (dedup'd)", "kept", "touched", "base share", "saved", "saved 10 min"]
     return Group(
         build_table(
-            ["node", "state", "memory", "warm", "kept", "base", "saved", "run/warm/dedup", "transports"],
+            [
+                "node",
+                "state",
+                "memory",
+                "warm",
+                "kept",
+                "touched",
+                "base",
+                "saved",
+                "saved 10 min",
+                "run/warm/dedup",
+                "transports",
+            ],
             node_rows,
         ),
         Text(),

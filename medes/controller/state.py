@@ -91,6 +91,9 @@ class ControllerState:
             "warm": sum(u.warm_bytes for u in usages),
             "kept": sum(u.kept_bytes for u in usages),
             "base": sum(u.base_bytes for u in usages),
+            "present": sum(u.present_bytes for u in usages),
+            "tick": sum(u.tick_bytes for u in usages),
+            "touched": sum(u.touched_bytes for u in usages),
             "gross_saved": sum(u.gross_saved_bytes for u in usages),
             "saved": sum(u.saved_bytes for u in usages),
         }

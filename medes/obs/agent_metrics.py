@@ -46,11 +46,16 @@ class AgentMetrics:
     def _of_memory(self, make: _Make) -> None:
         self.memory_bytes = make.gauge(
             "memory_bytes",
-            "Memory by kind: warm, kept, touched (of kept: back since the dedup op), base, previous (kept of warm sandboxes for their next dedup), index.",
+            "Memory by kind: warm, kept, present (of kept: in the sandboxes), tick and touched (of present: left as tick sets, back since the dedup op), base, previous (kept of warm sandboxes for their next dedup), index.",
             "kind",
         )
         self.node_saved_bytes = make.gauge(
             "node_saved_bytes", "What the node has more than without Medes: base pages and indexes count."
+        )
+        self.node_mean_saved_bytes = make.gauge(
+            "node_mean_saved_bytes",
+            "The same averaged over time: the last ten minutes (10m), or since the agent started (ever).",
+            "over",
         )
         self.gross_saved_bytes = make.gauge(
             "node_gross_saved_bytes", "Warm less kept memory of the dedup'd sandboxes: no base page counts."
@@ -177,6 +182,11 @@ class SavedMetrics(Collector):
             "Memory that a function's sandboxes take less than without Medes, their share of base pages included.",
             labels=labels,
         )
+        mean = GaugeMetricFamily(
+            "medes_agent_mean_saved_bytes",
+            "The same averaged over time, of the sandboxes that are here: the last ten minutes (10m), or all their time (ever).",
+            labels=[*labels, "over"],
+        )
         share = GaugeMetricFamily(
             "medes_agent_base_share_bytes",
             "Base pages that a function's sandboxes answer for, here and on other nodes.",
@@ -185,5 +195,8 @@ class SavedMetrics(Collector):
         for row in self.rows():
             saved.add_metric([row.function, row.tenant], row.saved_bytes)
             share.add_metric([row.function, row.tenant], row.base_share_bytes)
+            mean.add_metric([row.function, row.tenant, "10m"], row.recent_saved_bytes or 0)
+            mean.add_metric([row.function, row.tenant, "ever"], row.mean_saved_bytes or 0)
         yield saved
+        yield mean
         yield share

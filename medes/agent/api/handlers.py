@@ -69,7 +69,7 @@ async def register(agent: Agent, request: Registration) -> Sandbox:
     try:
         await members.look_again(agent, [entry])
         await agent.journal.write(records.sandbox(entry.record()))
-        entry.weigh(await agent.in_ops(subject.private_bytes))
+        entry.weigh(await agent.in_ops(subject.private_bytes), agent.clock.now_s())
     except MedesError:
         if agent.entries.get(spec.sandbox_id) is entry:
             await departure.forget(agent, entry, "registration failed")

@@ -10,24 +10,27 @@ the sum over its nodes, but for bases without users or maker, indexes, and what 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from medes.agent.bases.bases import BaseStore, LocalBase
 from medes.agent.bases.remote_index import RemoteIndex
-from medes.agent.sandboxes.sandbox import SandboxEntry
+from medes.agent.bases.time_mean import TimeMean
+from medes.agent.sandboxes.sandbox import HELD, SAVED_WINDOW_S, SandboxEntry
+from medes.clock import Clock
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.native import PAGE_BYTES
 from medes.types import BaseShare, FunctionUsage, NodeUsage
 from medes.types import SandboxState as S
 
 OTHERS = "(others)"  # no name of a function or tenant
-HELD = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)  # all of their memory
+_SUMMED = [field.name for field in dataclasses.fields(FunctionUsage)][2:]  # all but function and tenant
 Made = Mapping[str, list[LocalBase]]  # sandbox id → the bases it made that nobody pins
 
 
 class Accounting:
-    """Reads what the agent holds; keeps nothing of its own. All of it may be called from any thread."""
+    """Reads what the agent holds; of its own are only means over time. All of it may be called from any thread but what looks."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Accounting:
         remote_index: RemoteIndex,
         base_uses: Mapping[tuple[str, int], tuple[int, int]],
         memory_bytes: int,
+        clock: Clock,
     ) -> None:
         """`base_uses`: (node, base id) → bytes and users of a peer's base, as its holder told. `memory_bytes`: what the
         node may use."""
@@ -44,6 +48,8 @@ class Accounting:
         self._remote_index = remote_index
         self._base_uses = base_uses
         self._memory_bytes = memory_bytes
+        self._clock = clock
+        self._saved = TimeMean(clock.now_s(), SAVED_WINDOW_S)
 
     # --- sums ----------------------------------------------------------------------------------------------
     @property
@@ -78,19 +84,22 @@ class Accounting:
 
     def usage(self) -> NodeUsage:
         """The node's sums."""
-        warm_bytes = kept_bytes = dedupd_bytes = freed_bytes = 0
+        warm_bytes = kept_bytes = dedupd_bytes = freed_bytes = present_bytes = tick_bytes = touched_bytes = 0
         states = []
         for entry in list(self._entries.values()):
             state = entry.state
             states.append(state)
-            kept, freed = entry.kept_and_freed()
-            freed_bytes += freed
+            held = entry.held()
+            freed_bytes += held.freed_bytes
             if state is S.DEDUP:
                 dedupd_bytes += entry.warm_bytes
-                kept_bytes += kept
+                kept_bytes += held.kept_bytes
+                present_bytes += held.present_bytes
+                tick_bytes += entry.tick_at_op_bytes
+                touched_bytes += held.touched_bytes
             elif state in HELD:
                 warm_bytes += entry.warm_bytes
-        base_bytes = self._bases.used_bytes
+        base_bytes, now_s = self._bases.used_bytes, self._clock.now_s()
         return NodeUsage(
             memory_bytes=self._memory_bytes,
             warm_bytes=warm_bytes,
@@ -101,7 +110,27 @@ class Accounting:
             sandboxes_dedup=states.count(S.DEDUP),
             gross_saved_bytes=dedupd_bytes - kept_bytes,
             saved_bytes=freed_bytes - base_bytes - self.index_bytes,
+            present_bytes=present_bytes,
+            tick_bytes=tick_bytes,
+            touched_bytes=touched_bytes,
+            mean_saved_bytes=round(self._saved.mean(now_s)),
+            recent_saved_bytes=round(self._saved.recent(now_s)),
         )
+
+    # --- over time -----------------------------------------------------------------------------------------
+    def look(self) -> None:
+        """What the node and each sandbox save now, for their means."""
+        now_s, made = self._clock.now_s(), self.unpinned_by_maker()
+        freed_bytes = 0
+        for entry in self._entries.values():
+            freed = entry.freed_bytes
+            freed_bytes += freed
+            entry.saved.tell(now_s, freed - self.share_bytes(entry, made))
+        self._saved.tell(now_s, freed_bytes - self._bases.used_bytes - self.index_bytes)
+
+    def look_at(self, entry: SandboxEntry) -> None:
+        """The same of a sandbox that is in another state than before."""
+        entry.saved.tell(self._clock.now_s(), entry.freed_bytes - self.share_bytes(entry))
 
     # --- shares --------------------------------------------------------------------------------------------
     def unpinned_by_maker(self) -> Made:
@@ -162,7 +191,7 @@ class Accounting:
         made = self.unpinned_by_maker()
         by_key: dict[tuple[str, str], list[FunctionUsage]] = defaultdict(list)
         for entry in list(self._entries.values()):
-            one = _one(entry, self.share_bytes(entry, made))
+            one = _one(entry, self.share_bytes(entry, made), self._clock.now_s())
             by_key[one.function, one.tenant].append(one)
         rows = [_sum(key, of_one) for key, of_one in by_key.items()]
         ordered = sorted(rows, key=lambda r: (-abs(r.saved_bytes), -r.sandboxes, r.function, r.tenant))
@@ -172,29 +201,26 @@ class Accounting:
         return tuple(ordered)
 
 
-def _one(entry: SandboxEntry, share_bytes: int) -> FunctionUsage:
+def _one(entry: SandboxEntry, share_bytes: int, now_s: float) -> FunctionUsage:
     dedupd = entry.state is S.DEDUP
-    kept_bytes, freed_bytes = entry.kept_and_freed()
+    held = entry.held()
     return FunctionUsage(
         entry.spec.function,
         entry.spec.tenant,
         1,
         int(dedupd),
         entry.warm_bytes if dedupd else 0,
-        kept_bytes if dedupd else 0,
+        held.kept_bytes if dedupd else 0,
         share_bytes,
-        freed_bytes - share_bytes,
+        held.freed_bytes - share_bytes,
+        held.present_bytes if dedupd else 0,
+        entry.tick_at_op_bytes if dedupd else 0,
+        held.touched_bytes,
+        round(entry.saved.mean(now_s)),
+        round(entry.saved.recent(now_s)),
     )
 
 
 def _sum(key: tuple[str, str], rows: Iterable[FunctionUsage]) -> FunctionUsage:
     parts = list(rows)
-    return FunctionUsage(
-        *key,
-        sum(r.sandboxes for r in parts),
-        sum(r.sandboxes_dedup for r in parts),
-        sum(r.warm_bytes for r in parts),
-        sum(r.kept_bytes for r in parts),
-        sum(r.base_share_bytes for r in parts),
-        sum(r.saved_bytes for r in parts),
-    )
+    return FunctionUsage(*key, *(sum(getattr(r, name) for r in parts) for name in _SUMMED))

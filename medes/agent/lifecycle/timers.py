@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from medes.agent.agent import Agent
-from medes.agent.lifecycle import unreported
+from medes.agent.lifecycle import unreported, weighing
 from medes.agent.lifecycle.activity import end_expired
 from medes.agent.node.pressure import Pressure, read_pressure
 from medes.agent.ops import departure, members, purge_op, restore_op, touches, turns
@@ -34,6 +34,8 @@ LIVENESS_ROUND_S = 2.0
 PRESSURE_DEDUPS_AT_ONCE = 2
 BASE_STORE_RATIO_HIGH = 0.8
 OWED_INTERVAL_S = 2.0
+# What is saved is looked at this often for its mean over time, and whenever a sandbox changes its state.
+SAVED_INTERVAL_S = 10.0
 
 
 class Timers:
@@ -48,6 +50,7 @@ class Timers:
         self._busy: set[str] = set()  # sandboxes with an op of ours under way
         self._next_liveness_s = 0.0
         self._next_owed_s = 0.0
+        self._next_saved_s = 0.0
         self._next_ask_s = 0.0
 
     async def run(self) -> None:
@@ -71,7 +74,11 @@ class Timers:
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
             await touches.look(agent)
+            await weighing.look(agent)
         self._look_at_memory()
+        if now_s >= self._next_saved_s:
+            self._next_saved_s = now_s + SAVED_INTERVAL_S
+            agent.accounting.look()
         if agent.policy_stale or agent.pressure.high or now_s >= self._next_ask_s:
             self._ask(now_s)
         await self._retire()

@@ -92,7 +92,7 @@ class DedupOp:
             if entry.spec.hook_address:
                 await self._run_hook()
             warm_bytes = await self.agent.in_ops(entry.subject.private_bytes)
-            entry.weigh(warm_bytes)
+            entry.weigh(warm_bytes, self.agent.clock.now_s())
             with self._stage("capture"):
                 image = await self.agent.in_ops(self._capture)
             point("dedup.captured")
@@ -381,7 +381,8 @@ class DedupOp:
         resident = await agent.in_ops(resident_bytes, agent, entry, result)
         patch_bytes = stats["patch_bytes"]
         table_bytes = max(0, evicted.file.file_bytes - patch_bytes)
-        if ticks := result.get("tick_pages", 0):
+        ticks = result.get("tick_pages", 0)
+        if ticks:
             self._note(NoteCode.TICK_SET, f"{ticks} pages stay: it touches them while nobody uses it")
         page_sources.count(agent, self.remote_pages)
         gross = warm_bytes - patch_bytes - table_bytes - resident
@@ -404,8 +405,17 @@ class DedupOp:
             pages_by_transport=self.remote_pages,
             notes=tuple(self.notes),
         )
-        entry.dedup_measured(report, patch_bytes + table_bytes + resident - touched_bytes)
-        known = {**figures(entry), "kept_bytes": entry.kept_at_op_bytes, "dedup_count": entry.dedup_count}
+        kept_bytes, tick_bytes = (
+            patch_bytes + table_bytes + resident - touched_bytes,
+            ticks * native.PAGE_BYTES,
+        )
+        entry.dedup_measured(report, kept_bytes, tick_bytes)
+        known = {
+            **figures(entry),
+            "kept_bytes": kept_bytes,
+            "tick_bytes": tick_bytes,
+            "dedup_count": entry.dedup_count,
+        }
         agent.journal.post(self.pins.committed(known))
         agent.move(
             entry,

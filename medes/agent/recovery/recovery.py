@@ -426,7 +426,8 @@ def _wait(agent: Agent, entry: SandboxEntry, known: JournalSandbox, error: Medes
 async def _recover_evicted(
     agent: Agent, entry: SandboxEntry, known: JournalSandbox, file: Found, found: Recovered
 ) -> None:
-    entry.recover_as_dedup(int(known.figures.get("kept_bytes", 0)) or file.file.file_bytes)
+    kept_bytes, tick_bytes = (int(known.figures.get(name, 0)) for name in ("kept_bytes", "tick_bytes"))
+    entry.recover_as_dedup(kept_bytes or file.file.file_bytes, tick_bytes)
     entry.wait_for(
         Pending(file.file.path, NotFoundError("not tried yet"), holder=file.holder, pins=file.pins)
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from medes import native
+from medes.agent.bases.time_mean import TimeMean
 from medes.agent.node.admission import Slot
 from medes.agent.sandboxes.op_cancel import OpCancel
 from medes.agent.sandboxes.op_lock import OpLock
@@ -35,6 +37,8 @@ from medes.types import (
 from medes.types import SandboxState as S
 
 OPS_REMEMBERED = 16
+HELD = (S.WARM, S.RUNNING, S.DEDUPING, S.RESTORING)  # all of their memory
+SAVED_WINDOW_S = 600.0  # of the mean over the recent past, which a program that ticks needs
 LATE_HOOKS_COUNTED_MAX = 7  # then 16 ms: what any answer over a local socket takes
 
 
@@ -140,6 +144,15 @@ class Previous:
     descriptors: dict[int, BaseDescriptor]  # of the remote bases
 
 
+class Held(NamedTuple):
+    """Of a sandbox. freed: what it takes less than without Medes, base pages apart."""
+
+    kept_bytes: int
+    present_bytes: int
+    touched_bytes: int
+    freed_bytes: int
+
+
 class SandboxEntry:
     """One sandbox. All fields are the event loop's, and set by the methods below; ops hold `lock` while they change the state."""
 
@@ -167,6 +180,9 @@ class SandboxEntry:
         self.completed.set()
         self.warm_bytes = 0
         self.kept_at_op_bytes = 0
+        self.tick_at_op_bytes = 0  # of it: what stayed as the function's tick set
+        self.weighed_s = -math.inf  # when `warm_bytes` was last measured
+        self.saved = TimeMean(now_s, SAVED_WINDOW_S)  # of `freed_bytes` less its share of base pages
         self.is_base = False
         self.dedup_count = 0
         self.restore_count = 0
@@ -212,10 +228,10 @@ class SandboxEntry:
         self.reason = "as it was when the agent started"
         self.warm_bytes, self.dedup_count, self.is_base = warm_bytes, dedup_count, is_base
 
-    def recover_as_dedup(self, kept_bytes: int = 0) -> None:
+    def recover_as_dedup(self, kept_bytes: int = 0, tick_bytes: int = 0) -> None:
         """What an agent before had made of it: no transition."""
         self.state = S.DEDUP
-        self.kept_at_op_bytes = kept_bytes
+        self.kept_at_op_bytes, self.tick_at_op_bytes = kept_bytes, tick_bytes
 
     def recover_as_lost(self, reason: str, file: str) -> None:
         """The same. `file`: what is left of its memory."""
@@ -278,7 +294,8 @@ class SandboxEntry:
     def come_back(self, previous: Previous | None) -> None:
         """Its last page is in: nothing of the dedup'd form is needed any more."""
         self.evicted = None
-        self.kept_at_op_bytes = 0
+        self.kept_at_op_bytes = self.tick_at_op_bytes = 0
+        self.weighed_s = -math.inf
         if previous is not None:
             self.previous = previous
 
@@ -294,9 +311,9 @@ class SandboxEntry:
     def wait_no_more(self) -> None:
         self.pending = None
 
-    def weigh(self, warm_bytes: int) -> None:
+    def weigh(self, warm_bytes: int, now_s: float) -> None:
         """What it holds with all its memory."""
-        self.warm_bytes = warm_bytes
+        self.warm_bytes, self.weighed_s = warm_bytes, now_s
 
     def become_base(self) -> None:
         self.is_base = True
@@ -304,9 +321,9 @@ class SandboxEntry:
     def dedup_failed(self) -> None:
         self.dedup_failures += 1
 
-    def dedup_measured(self, report: DedupReport, kept_at_op_bytes: int) -> None:
-        """`kept_at_op_bytes`: without what it has touched since."""
-        self.kept_at_op_bytes = kept_at_op_bytes
+    def dedup_measured(self, report: DedupReport, kept_at_op_bytes: int, tick_at_op_bytes: int = 0) -> None:
+        """`kept_at_op_bytes`: without what it has touched since. `tick_at_op_bytes`: of it, the function's tick set."""
+        self.kept_at_op_bytes, self.tick_at_op_bytes = kept_at_op_bytes, tick_at_op_bytes
         self.last_dedup = report
         self.dedup_count += 1
         self.dedup_failures = 0
@@ -371,33 +388,46 @@ class SandboxEntry:
     @property
     def touched_bytes(self) -> int:
         """Of a dedup'd sandbox: what it touched and so has back. From any thread."""
-        return self.evicted.touched_bytes if self.state is S.DEDUP and self.evicted is not None else 0
+        return self.held().touched_bytes
+
+    @property
+    def tick_bytes(self) -> int:
+        """Of a dedup'd sandbox: what the last op left for it to tick with."""
+        return self.tick_at_op_bytes if self.state is S.DEDUP else 0
+
+    @property
+    def present_bytes(self) -> int:
+        """What its processes hold, as far as is known: of a dedup'd one by now, else as last measured. From any thread."""
+        return self.held().present_bytes
 
     @property
     def kept_bytes(self) -> int:
-        """Of a dedup'd sandbox: patches, tables and what is resident, by now. From any thread."""
-        return self.kept_and_freed()[0]
+        """Of a dedup'd sandbox: patches, tables and what is present, by now. From any thread."""
+        return self.held().kept_bytes
 
     @property
     def freed_bytes(self) -> int:
         """What the sandbox itself takes less than without Medes, base pages apart. Negative: more. From any thread."""
-        return self.kept_and_freed()[1]
+        return self.held().freed_bytes
 
-    def kept_and_freed(self) -> tuple[int, int]:
-        """`kept_bytes` and `freed_bytes`, of one look at what it touched. From any thread."""
-        evicted, previous = self.evicted, self.previous
-        kept_bytes, freed_bytes = self.kept_at_op_bytes, 0
-        if self.state is S.DEDUP:
-            kept_bytes = max(0, kept_bytes + (evicted.touched_bytes if evicted is not None else 0))
-            freed_bytes = self.warm_bytes - kept_bytes
-        elif evicted is not None:
-            # Until its last page is in, count all of its memory as back beside the file it comes from.
-            freed_bytes = -evicted.file.file_bytes
-        return kept_bytes, freed_bytes - (previous.file.file_bytes if previous is not None else 0)
+    def held(self) -> Held:
+        """The four of one look at what it touched. From any thread."""
+        state, evicted, previous = self.state, self.evicted, self.previous
+        previous_bytes = previous.file.file_bytes if previous is not None else 0
+        file_bytes = evicted.file.file_bytes if evicted is not None else 0
+        if state is S.DEDUP:
+            touched_bytes = evicted.touched_bytes if evicted is not None else 0
+            kept_bytes = max(0, self.kept_at_op_bytes + touched_bytes)
+            present_bytes = max(0, kept_bytes - file_bytes)
+            freed_bytes = self.warm_bytes - kept_bytes - previous_bytes
+            return Held(kept_bytes, present_bytes, touched_bytes, freed_bytes)
+        # Until its last page is in, count all of its memory as back beside the file it comes from.
+        present_bytes = self.warm_bytes if state in HELD else 0
+        return Held(self.kept_at_op_bytes, present_bytes, 0, -file_bytes - previous_bytes)
 
     def view(self, now_s: float, base_share_bytes: int | None = None) -> Sandbox:
         """The sandbox as the restore API shows it; without its share, without what it saves."""
-        evicted = self.evicted
+        evicted, held = self.evicted, self.held()
         return Sandbox(
             sandbox_id=self.id,
             function=self.spec.function,
@@ -408,8 +438,10 @@ class SandboxEntry:
             subject=self.subject.name,
             driver=self.spec.driver,
             warm_bytes=self.warm_bytes,
-            kept_bytes=self.kept_bytes if self.state in (S.DEDUP, S.RESTORING) else 0,
-            touched_bytes=self.touched_bytes,
+            kept_bytes=held.kept_bytes if self.state in (S.DEDUP, S.RESTORING) else 0,
+            touched_bytes=held.touched_bytes,
+            present_bytes=held.present_bytes,
+            tick_bytes=self.tick_bytes,
             is_base=self.is_base,
             state_age_ms=max(0, int((now_s - self.since_s) * 1000)),
             dedup_count=self.dedup_count,
@@ -421,5 +453,7 @@ class SandboxEntry:
             waiting=f"{self.pending.error.code}: {self.pending.error}" if self.pending is not None else "",
             node_id=self.node_id,
             base_share_bytes=base_share_bytes,
-            saved_bytes=None if base_share_bytes is None else self.freed_bytes - base_share_bytes,
+            saved_bytes=None if base_share_bytes is None else held.freed_bytes - base_share_bytes,
+            mean_saved_bytes=round(self.saved.mean(now_s)),
+            recent_saved_bytes=round(self.saved.recent(now_s)),
         )

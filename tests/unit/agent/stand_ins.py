@@ -35,6 +35,7 @@ class StandInHandle:
             "resident_pages": 2,
             "resident_bytes": 2 * native.PAGE_BYTES,
             "changed_pages": 1,
+            "tick_pages": driver.tick_pages,
             "stopped_us": 10,
         }
         self.prefetched = b""
@@ -108,6 +109,7 @@ class StandInDriver:
         self.evict_gate: threading.Event | None = None
         self.capture_gate: threading.Event | None = None
         self.capturing = threading.Event()
+        self.tick_pages = 0  # that stay
 
     def capture(self, subject: ProcessSubject, fork_sharers_max: int | None = None) -> native.MemoryImage:
         self.capturing.set()

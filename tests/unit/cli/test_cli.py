@@ -68,6 +68,18 @@ def test_a_sandbox_from_register_to_rm(agent: FakeAgent, capsys: pytest.CaptureF
     assert (code, json.loads(out)) == (0, {"removed": ["sb-0"]})
 
 
+def test_a_list_shows_what_fits(
+    agent: FakeAgent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(capsys, "sandbox", "register", "f", "--pid", "7", "--id", "a")
+    of_all = {"present", "tick", "touched", "saved", "ever"}
+    _, out, _ = call(capsys, "sandbox", "ls")  # no terminal
+    assert of_all <= set(out.splitlines()[0].split())
+    monkeypatch.setattr("medes.cli.sandbox.WIDE_COLUMNS", 1000)
+    _, out, _ = call(capsys, "sandbox", "ls")
+    assert of_all & set(out.splitlines()[0].split()) == {"touched", "saved"}
+
+
 def test_what_an_older_agent_does_not_tell_is_unknown(
     agent: FakeAgent, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,7 +91,7 @@ def test_what_an_older_agent_does_not_tell_is_unknown(
     row = json.loads(out)[0]
     assert (row["saved_bytes"], row["last_dedup"]["gross_saved_bytes"]) == (None, None)
     _, out, _ = call(capsys, "sandbox", "ls")
-    assert out.splitlines()[-1].split().count("?") == 2
+    assert out.splitlines()[-1].split().count("?") == 4
 
 
 def test_rm_tries_every_sandbox_it_is_given(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +284,18 @@ def test_summaries_take_states_of_the_directory_and_memory_of_the_live_nodes() -
         SandboxRecord("c", "n", "g", "d", SandboxState.WARM, 100, 0),
     ]
     usage = (
-        FunctionUsage("f", "t1", 2, 1, warm_bytes=100, kept_bytes=20, base_share_bytes=50, saved_bytes=30),
+        FunctionUsage(
+            "f",
+            "t1",
+            2,
+            1,
+            warm_bytes=100,
+            kept_bytes=20,
+            base_share_bytes=50,
+            saved_bytes=30,
+            touched_bytes=4,
+            recent_saved_bytes=25,
+        ),
         FunctionUsage("g", "t2", 1, 0),
     )
     nodes = [NodeRecord(NodeEndpoints("n"), alive=True, functions=usage)]
@@ -280,7 +303,8 @@ def test_summaries_take_states_of_the_directory_and_memory_of_the_live_nodes() -
     f, g = summarize(records, [*nodes, *nodes, dead])
     assert (f["sandboxes"], f["bases"], f["states"]) == (2, 1, {"dedup": 1, "warm": 1})
     assert (f["warm_bytes"], f["base_share_bytes"], f["saved_bytes"], f["saved_ratio"]) == (200, 100, 60, 0.3)
-    assert g["saved_ratio"] is None
+    assert (f["touched_bytes"], f["recent_saved_bytes"]) == (8, 50)
+    assert (g["saved_ratio"], g["recent_saved_bytes"]) == (None, None)  # of a node that tells no means
     one, two = by_tenant([*nodes, dead])
     assert (one["tenant"], one["sandboxes"], one["saved_bytes"], one["saved_ratio"]) == ("t1", 2, 30, 0.3)
     assert (two["tenant"], two["saved_ratio"]) == ("t2", None)

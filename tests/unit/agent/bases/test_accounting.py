@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
+from medes import native
 from medes.agent.api import handlers
 from medes.agent.api.registration import Registration
+from medes.agent.bases.time_mean import TimeMean
 from medes.agent.daemon import AgentDaemon
-from medes.agent.sandboxes.sandbox import SandboxEntry
+from medes.agent.lifecycle import weighing
+from medes.agent.sandboxes.sandbox import SAVED_WINDOW_S, SandboxEntry
 from medes.controller.process import Controller
 from medes.limits import FUNCTION_ROWS_MAX
 from medes.types import SandboxState as S
 from tests.support.counter_app import App
+from tests.support.manual_clock import ManualClock
 from tests.unit.agent.conftest import MakeAgent
 from tests.unit.agent.ops.test_agent_ops import until
 
@@ -144,3 +151,92 @@ async def test_functions_beyond_the_bound_are_one_row(make_agent: MakeAgent, mak
         del daemon.agent.entries[f"x{n}"]
     assert len(rows) == FUNCTION_ROWS_MAX
     assert (rows[-1].function, rows[-1].tenant, rows[-1].sandboxes) == ("(others)", "(others)", 7)
+
+
+async def test_savings_are_averaged_over_time(
+    make_agent: MakeAgent, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the sandbox, its function and the node, each as if told at every instant: states change between two looks."""
+    daemon = await make_agent()
+    agent = daemon.agent
+    clock = ManualClock(agent.clock.now_s())
+    await register(daemon, make_app(), "s0")
+    monkeypatch.setattr(agent, "clock", clock)
+    monkeypatch.setattr(agent.accounting, "_clock", clock)
+    entry = agent.entries["s0"]
+    agent.accounting._saved = TimeMean(clock.now_s(), SAVED_WINDOW_S)
+    entry.saved = TimeMean(clock.now_s(), SAVED_WINDOW_S)
+    await clock.advance(100.0)
+    assert handlers.get(agent, "s0").mean_saved_bytes == 0
+    await handlers.dedup(agent, "s0")
+    agent.accounting.look()
+    asleep = handlers.get(agent, "s0").saved_bytes
+    node = agent.usage().saved_bytes
+    assert asleep is not None and asleep != 0
+    await clock.advance(300.0)
+    view = handlers.get(agent, "s0")
+    assert view.mean_saved_bytes == round(asleep * 300 / 400)
+    weight = math.exp(-300 / SAVED_WINDOW_S)
+    all_of_it = 1 - math.exp(-400 / SAVED_WINDOW_S)
+    assert view.recent_saved_bytes == pytest.approx(asleep * (1 - weight) / all_of_it, abs=1)
+    (row,) = agent.accounting.function_usage()
+    assert (row.mean_saved_bytes, row.recent_saved_bytes) == (view.mean_saved_bytes, view.recent_saved_bytes)
+    assert agent.usage().mean_saved_bytes == round(node * 300 / 400)
+    labels = {"function": row.function, "tenant": row.tenant}
+    assert gauge(daemon, "mean_saved_bytes", over="ever", **labels) == view.mean_saved_bytes
+    assert gauge(daemon, "mean_saved_bytes", over="10m", **labels) == view.recent_saved_bytes
+    assert gauge(daemon, "node_mean_saved_bytes", over="ever") == agent.usage().mean_saved_bytes
+    # Awake again: what is kept for its next op, and its base, are from then on what it costs.
+    await handlers.restore(agent, "s0", eager=True)
+    await until(lambda: entry.state is S.WARM, "restored")
+    agent.accounting.look_at(entry)  # memory pressure may have dropped what was kept for its next op
+    awake = handlers.get(agent, "s0").saved_bytes
+    assert awake is not None and awake < 0
+    await clock.advance(400.0)
+    assert handlers.get(agent, "s0").mean_saved_bytes == pytest.approx(
+        (asleep * 300 + awake * 400) / 800, abs=2
+    )
+
+
+async def test_what_is_present_is_what_is_kept_without_the_file(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon = await make_agent()
+    await register(daemon, make_app(), "s0")
+    agent, entry = daemon.agent, daemon.agent.entries["s0"]
+    warm = handlers.get(agent, "s0")
+    assert (warm.present_bytes, warm.tick_bytes) == (warm.warm_bytes, 0)
+    daemon.driver.tick_pages = 1  # type: ignore[attr-defined]
+    report = (await handlers.dedup(agent, "s0")).report
+    asleep = handlers.get(agent, "s0")
+    assert (asleep.present_bytes, asleep.tick_bytes) == (report.resident_bytes, native.PAGE_BYTES)
+    daemon.driver.handles[0].placed_pages = 5  # type: ignore[attr-defined]
+    touched = handlers.get(agent, "s0")
+    assert touched.present_bytes == report.resident_bytes + 5 * native.PAGE_BYTES
+    assert (touched.touched_bytes, touched.tick_bytes) == (5 * native.PAGE_BYTES, native.PAGE_BYTES)
+    usage, (row,) = agent.usage(), agent.accounting.function_usage()
+    for told in (usage, row):
+        assert (told.present_bytes, told.tick_bytes, told.touched_bytes) == (
+            touched.present_bytes,
+            touched.tick_bytes,
+            touched.touched_bytes,
+        )
+    for kind in ("present", "tick", "touched"):
+        assert gauge(daemon, "memory_bytes", kind=kind) == getattr(touched, f"{kind}_bytes")
+    await handlers.restore(agent, "s0", eager=True)
+    await until(lambda: entry.state is S.WARM, "restored")
+    again = handlers.get(agent, "s0")
+    assert (again.present_bytes, again.tick_bytes, again.touched_bytes) == (again.warm_bytes, 0, 0)
+
+
+async def test_a_sandbox_is_weighed_when_it_has_been_used(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon = await make_agent()
+    await register(daemon, make_app(), "s0")
+    agent, entry = daemon.agent, daemon.agent.entries["s0"]
+    told_s = entry.weighed_s
+    await weighing.look(agent)
+    assert entry.weighed_s == told_s  # at its registration
+    entry.warm_bytes, entry.weighed_s, entry.since_s = 1, told_s - weighing.WEIGH_S, told_s
+    await weighing.look(agent)
+    assert entry.weighed_s >= told_s
+    assert entry.warm_bytes > native.PAGE_BYTES
