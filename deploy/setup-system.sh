@@ -7,7 +7,7 @@ required=(g++ ninja-build pkg-config libzstd-dev libxxhash-dev libssl-dev libibv
 # A machine without these still builds and runs; what needs them is skipped and says so.
 optional=(ccache python3-pyverbs rdma-core ibverbs-providers)
 test_only=(systemd libseccomp2 clang libclang-rt-14-dev redis-server runc crun gdb strace ibverbs-utils perftest qemu-system-x86
-  busybox-static linux-image-amd64 golang-go nodejs default-jdk-headless)
+  busybox-static linux-image-amd64 golang-go nodejs default-jdk-headless nginx-light postgresql)
 [ "${1:-}" != test ] || optional+=("${test_only[@]}")
 
 missing() {

@@ -13,7 +13,8 @@ from typing import Any
 
 from medes import native
 from medes.bench.agent import running_agent
-from medes.bench.asleep_programs import PROGRAMS, Program, Served, Sizes, started
+from medes.bench.asleep_making import Program, Served, Sizes, started
+from medes.bench.asleep_programs import PROGRAMS
 from medes.bench.asleep_sleep import SANDBOX, restored, watch
 from medes.bench.asleep_state import timed_ms
 from medes.bench.machine import machine

@@ -10,7 +10,7 @@ from typing import Any
 
 from medes import native
 from medes.bench.agent import RunningAgent
-from medes.bench.asleep_programs import Served
+from medes.bench.asleep_making import Served
 from medes.bench.asleep_state import timed_ms
 from medes.bench.cpu import cpu_s
 from medes.client import MedesClient

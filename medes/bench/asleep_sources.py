@@ -170,3 +170,14 @@ http {{
   server {{ listen 127.0.0.1:{port}; root {folder}/files; }}
 }}
 """
+
+FUNCTIONS_FRAMEWORK = """
+import functions_framework
+import items
+
+ITEMS = items.make()
+
+@functions_framework.http
+def answer(request):
+    return items.state(ITEMS) if request.path == "/state" else "ok"
+"""

@@ -22,7 +22,7 @@ ASKED_MAX = 100
 
 
 class State(Protocol):
-    """The state of a program behind a port. All of it blocks, and raises OSError where the program does not answer, corrupt
+    """The state of a program, behind a port or its standard streams. All of it blocks, and raises OSError where the program does not answer, corrupt
     where it answers wrong."""
 
     def fill(self, port: int) -> None:
@@ -43,20 +43,25 @@ def item(number: int) -> str:
     return f"{number}:" + f"{number * 2654435761 % 4294967296:08x}" * 8
 
 
+def items_digest(count: int) -> str:
+    """Of the first `count` items, one behind the other."""
+    digest = hashlib.sha256()
+    for number in range(count):
+        digest.update(item(number).encode())
+    return digest.hexdigest()
+
+
 class Items:
     """`count` items in each of `processes` processes, of which one answers."""
 
     def __init__(self, count: int, processes: int = 1) -> None:
-        digest = hashlib.sha256()
-        for number in range(count):
-            digest.update(item(number).encode())
-        self.expected, self._processes = digest.hexdigest(), processes
+        self.expected, self._processes = items_digest(count), processes
 
     def fill(self, port: int) -> None:
         pass
 
     def probe(self, port: int) -> None:
-        if (body := _get(port, "/")) != b"ok":
+        if (body := get(port, "/")) != b"ok":
             raise CorruptError(f"answered {body[:100]!r} to a probe", object=f"port {port}")
 
     def verify(self, port: int) -> None:
@@ -64,7 +69,7 @@ class Items:
         with ThreadPoolExecutor(2 * self._processes) as pool:
             for _ in range(ASKED_MAX):
                 # Several at once, since who answers one is often the one that answers the next.
-                asked = pool.map(lambda _: _get(port, "/state"), range(2 * self._processes))
+                asked = pool.map(lambda _: get(port, "/state"), range(2 * self._processes))
                 for process, _, digest in (answer.partition(b" ") for answer in asked):
                     if digest.decode(errors="replace") != self.expected:
                         raise CorruptError(f"holds other items: {digest[:100]!r}", object=f"port {port}")
@@ -90,12 +95,12 @@ class Files:
         pass
 
     def probe(self, port: int) -> None:
-        if (body := _get(port, "/")) != b"ok":
+        if (body := get(port, "/")) != b"ok":
             raise CorruptError(f"answered {body[:100]!r} to a probe", object=f"port {port}")
 
     def verify(self, port: int) -> None:
         for number, digest in self._digests.items():
-            if hashlib.sha256(_get(port, f"/{number}")).digest() != digest:
+            if hashlib.sha256(get(port, f"/{number}")).digest() != digest:
                 raise CorruptError("served another file", object=str(number))
 
 
@@ -165,7 +170,8 @@ class _Redis:
         return rest  # a status, or an error's text
 
 
-def _get(port: int, path: str) -> bytes:
+def get(port: int, path: str) -> bytes:
+    """What is served there, over a connection of its own. Raises OSError."""
     connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_TIMEOUT_S)
     try:
         connection.request("GET", path)

@@ -13,10 +13,13 @@ from click.testing import CliRunner
 
 from medes import native
 from medes.bench import asleep
-from medes.bench.asleep_programs import PROGRAMS, Made, Program, Sizes
+from medes.bench.agent import running_agent
+from medes.bench.asleep_making import Made, Program, Sizes, started
+from medes.bench.asleep_programs import PROGRAMS
 from medes.bench.asleep_sleep import Sample, Watched
 from medes.bench.asleep_state import Files, Items, item
 from medes.cli.bench_asleep import cli
+from medes.client import MedesClient
 from medes.errors import CorruptError, InvalidArgumentError
 from medes.types import DedupReport, Sandbox, SandboxState
 
@@ -52,11 +55,39 @@ def test_lines_of_a_tiny_run() -> None:
             assert line["probes"] > 3 and line["probe_ms_p99"] >= line["probe_ms_p50"] > 0
 
 
+@pytest.mark.live
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["functions-framework", "postgresql", "jupyter", "mcp", "chromium", "qemu"])
+def test_a_program_holds_its_state_asleep(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = PROGRAMS[name]
+    if why := program.missing():
+        pytest.skip(why)
+    with (
+        running_agent(driver="live") as agent,
+        MedesClient(agent.address) as medes,
+        started(program, Sizes(keys=10, items=2000), agent) as served,
+    ):
+        served.state.verify(served.port)
+        medes.register(name, pids=[served.pid], sandbox_id="a")
+        report = medes.dedup("a").report
+        assert (report.gross_saved_bytes or 0) > report.warm_bytes // 4
+        for _ in range(3):
+            served.state.probe(served.port)
+        served.state.verify(served.port)
+        medes.restore("a", eager=True)
+        served.state.verify(served.port)
+        monkeypatch.setattr(served.state, "expected", "0" * 64)
+        with pytest.raises(CorruptError):
+            served.state.verify(served.port)
+
+
 def test_a_program_that_is_not_installed_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(folder: Path, port: int, sizes: Sizes) -> Made:
         raise AssertionError("made all the same")
 
-    program = Program("absent", make, commands=("no-such-command",), modules=("no_such_module",))
+    program = Program(
+        "absent", make, commands=("no-such-command",), modules=("no_such_module",), files=("no/such*",)
+    )
     monkeypatch.setitem(PROGRAMS, "absent", program)
     monkeypatch.setattr(native, "probe_live", dict)
     done = CliRunner().invoke(cli, ["--json", "--program", "absent"])
@@ -64,6 +95,7 @@ def test_a_program_that_is_not_installed_is_skipped_with_its_reason(monkeypatch:
     line = json.loads(done.stdout)
     assert line["program"] == "absent"
     assert "no-such-command" in line["skipped"] and "no_such_module" in line["skipped"]
+    assert "/no/such*" in line["skipped"]
 
 
 def test_an_unknown_program() -> None:
