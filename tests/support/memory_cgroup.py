@@ -26,6 +26,15 @@ class MemoryCgroup:
     def limit(self, limit_bytes: int) -> None:
         self._limit.write_text(str(limit_bytes))
 
+    def used_bytes(self) -> int:
+        used = self.folder / "memory.current"
+        return int((used if used.exists() else self.folder / "memory.usage_in_bytes").read_text())
+
+    def anonymous_bytes(self) -> int:
+        """What the kernel charges the group for that is mapped and of no file."""
+        stat = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
+        return int(stat["anon"] if "anon" in stat else stat["rss"])  # cgroup v2's name, and v1's
+
 
 @contextmanager
 def memory_cgroup() -> Iterator[MemoryCgroup]:
