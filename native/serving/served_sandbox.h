@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,6 +73,8 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
 
  private:
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
+  bool ask_for(const ProcessMemory& memory, uint64_t what);
+  void asked_no_more(const ProcessMemory& memory, uint64_t what);
   bool only_touched(uint64_t page);
   void serve_remote();
   void wake_by_fault();
@@ -140,6 +143,8 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
     uint32_t touches = 0;
     size_t first = 0;  // in touched_
   } burst_;
+  // What faulted and is not served yet: a page, or ~address of one that is new.
+  std::set<std::pair<const ProcessMemory*, uint64_t>> asked_for_;
   std::deque<Waiting> remote_waiting_;  // pages that were touched, of base pages elsewhere
   size_t remote_at_work_ = 0;           // threads that serve these
   std::vector<WorkingSetEntry> recorded_;

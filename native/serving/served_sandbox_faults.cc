@@ -38,6 +38,18 @@ void ServedSandbox::handle_exit(ProcessMemory& memory) {
   if (all_gone()) lose(Code::process_gone, "its processes have exited");
 }
 
+// A thread that a signal interrupts while it waits faults anew, as often as signals come, and another thread
+// may touch the same page: that is no further touch, and the page is on its way to both.
+bool ServedSandbox::ask_for(const ProcessMemory& memory, uint64_t what) {
+  const std::lock_guard lock(mutex_);
+  return asked_for_.emplace(&memory, what).second;
+}
+
+void ServedSandbox::asked_no_more(const ProcessMemory& memory, uint64_t what) {
+  const std::lock_guard lock(mutex_);
+  asked_for_.erase({&memory, what});
+}
+
 // A program that ticks, or answers a probe, touches some pages and then no others: it gets them, and sleeps
 // on. One that works goes on touching. Neighbours would only be memory that is back, and hide from the record
 // what is touched.
@@ -102,10 +114,15 @@ void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, u
     if (code == Code::busy) server_.fault_later(shared_from_this(), memory, address);
     if (code != Code::limit_exceeded) return;
     short_of_memory();
+    if (!ask_for(*memory, ~address)) return;
     return server_.enqueue_later(
-        [self = shared_from_this(), memory, address] { self->server_.fault_later(self, memory, address); },
+        [self = shared_from_this(), memory, address] {
+          self->asked_no_more(*memory, ~address);
+          self->server_.fault_later(self, memory, address);
+        },
         true, memory_pause(kMemoryBackoffDoublings));
   }
+  if (!ask_for(*memory, page)) return;
   fault_point("restore.fault");
   if (memory->is_forked_child() || !only_touched(page)) {
     wake_by_fault();
@@ -160,6 +177,7 @@ void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uin
   if (code == Code::ok && !dormant && !recording_afresh_ && !told_short_of_memory_)
     serve_around(memory, page, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
+  asked_no_more(*memory, page);
   if (dormant) wake_if_whole();
   try_complete();
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from medes import native
+from medes.agent.sandboxes.working_sets import unpack_pages
 from tests.support.live import Deduper, Program
 from tests.support.memory_cgroup import MemoryCgroup, memory_cgroup
 
@@ -25,8 +28,17 @@ for line in sys.stdin:
         m[at] = 1
     print("held", flush=True)
 """
+READER = """
+import sys
+print("ready", flush=True)
+for line in sys.stdin:
+    with open(line.rstrip("\\n"), "rb") as file:
+        while file.read(1 << 20):
+            pass
+    print("read", flush=True)
+"""
 FORKER = """
-import mmap, os, sys
+import mmap, os, signal, sys
 m = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for at in range(0, 64 << 20, 4096):
     m[at : at + 4096] = (at * 2654435761 & (1 << 64) - 1).to_bytes(8, "little") * 512
@@ -42,6 +54,12 @@ for line in sys.stdin:
         if child == 0:
             os._exit(0 if state() == "intact" else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    elif line == "check under signals\\n":
+        signal.signal(signal.SIGALRM, lambda number, frame: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        answer = state()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(answer, flush=True)
     elif line == "fork and write\\n":
         child = os.fork()
         if child == 0:
@@ -154,3 +172,50 @@ def test_a_touch_into_a_full_group_waits_for_room(deduper: Deduper, group: Memor
         hog.process.kill()
         assert program.hear() == "intact"
         assert live.wait_complete(WAIT_S)  # more than half of it was touched
+
+
+def test_who_is_interrupted_while_it_waits_for_room_touches_once(
+    deduper: Deduper, group: MemoryCgroup
+) -> None:
+    """Each signal makes it fault anew: that is no touch, and asks for nothing again."""
+    group.limit(96 * MIB)
+    with Program([sys.executable, "-c", FORKER]) as program, Program([sys.executable, "-c", HOG]) as hog:
+        group.add(program.pid)
+        group.add(hog.pid)
+        live = deduper.dedup([program.pid], touches_per_s_max=1 << 18)
+        hog.tell(str(76 * MIB))
+        assert hog.hear() == "held"
+        program.tell("check under signals")
+        _next_events(deduper.server, "short_of_memory")
+        time.sleep(1.0)
+        touched = unpack_pages(live.touched())
+        assert live.state == "dormant"
+        assert len(touched) == len(set(touched))
+        hog.process.kill()
+        assert program.hear() == "intact"
+        assert live.wait_complete(WAIT_S)
+
+
+def test_a_touch_makes_room_where_the_kernel_can(
+    deduper: Deduper, group: MemoryCgroup, tmp_path: Path
+) -> None:
+    """A group that is full of what files were read, as groups are after some time: that goes, and nothing waits."""
+    file = tmp_path / "read"
+    file.touch()
+    os.truncate(file, 128 * MIB)  # a hole: it takes no disk, and is cached like any file when it is read
+    group.limit(96 * MIB)
+    with (
+        Program([sys.executable, "-c", FORKER]) as program,
+        Program([sys.executable, "-c", READER]) as reader,
+    ):
+        group.add(program.pid)
+        group.add(reader.pid)
+        live = deduper.dedup([program.pid], touches_per_s_max=1 << 18)
+        reader.tell(str(file))
+        assert reader.hear() == "read"
+        if group.used_bytes() < 64 * MIB:
+            pytest.skip("what is read of this file system is not charged to who reads it")
+        program.tell("check")
+        assert program.hear() == "intact"
+        assert live.wait_complete(WAIT_S)
+        assert not live.stats()["short_of_memory"]
