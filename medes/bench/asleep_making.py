@@ -33,13 +33,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Made:
-    """A program's command, and the state that it serves. `attach`: of a program that is spoken to by its standard streams,
-    given the started process. `close`: lets go of the connections that the state holds open."""
+    """A program's command, and the state that it serves. `stdin`, `stdout` (None: its log): as Popen takes them, of a program
+    that is spoken to there. `attach`: given the started process. `close`: lets go of the connections that the state holds
+    open; repeatable."""
 
     command: list[str]
     state: State
     environment: Mapping[str, str] = field(default_factory=dict)
-    attach: Callable[[subprocess.Popen[bytes]], None] | None = None
+    stdin: int = subprocess.DEVNULL
+    stdout: int | None = None
+    attach: Callable[[subprocess.Popen[bytes]], None] = lambda process: None
     close: Callable[[], None] = lambda: None
 
 
@@ -90,15 +93,14 @@ def started(program: Program, sizes: Sizes, agent: RunningAgent) -> Iterator[Ser
             made.command,
             cwd=folder,
             env={**os.environ, "ITEMS": str(sizes.items), **made.environment},
-            stdin=subprocess.PIPE if made.attach else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if made.attach else log,
+            stdin=made.stdin,
+            stdout=log if made.stdout is None else made.stdout,
             stderr=log,
             start_new_session=True,
         )
     agent.janitor.process(process.pid)
     try:
-        if made.attach:
-            made.attach(process)
+        made.attach(process)
         _wait_for(process, program.name, made.state, port, folder / "log")
         made.state.fill(port)
         yield Served(process.pid, port, made.state)

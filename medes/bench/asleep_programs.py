@@ -22,7 +22,7 @@ PROGRAMS = {
             servers.functions_framework,
             modules=("functions_framework",),
         ),
-        Program("postgresql", postgresql.postgresql, commands=("postgres", "initdb", "setpriv")),
+        Program("postgresql", postgresql.postgresql, commands=postgresql.COMMANDS),
         Program("jupyter", jupyter.jupyter, modules=("ipykernel", "jupyter_client")),
         Program("mcp", mcp.mcp, commands=("node", mcp.COMMAND)),
         Program("chromium", chromium.chromium, commands=("chromium",), modules=("websockets",)),

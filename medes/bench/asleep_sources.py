@@ -181,3 +181,40 @@ ITEMS = items.make()
 def answer(request):
     return items.state(ITEMS) if request.path == "/state" else "ok"
 """
+
+FASTAPI_WEBSOCKET = """
+@app.websocket("/count")
+async def count(socket: fastapi.WebSocket):
+    await socket.accept()
+    number = 0
+    while True:
+        await socket.receive_text()
+        number += 1
+        await socket.send_text(str(number))
+"""
+
+HTTP_KEPT_ALIVE = """
+import http.server, sys
+import items
+
+ITEMS = items.make()
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one write: the second would wait for the first one's acknowledgement
+    count = 0  # of this connection, which has a handler of its own
+
+    def do_GET(self):
+        self.count += 1
+        answer = {"/count": lambda: str(self.count), "/state": lambda: items.state(ITEMS)}
+        body = answer.get(self.path, lambda: "ok")().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""

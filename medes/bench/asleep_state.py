@@ -111,19 +111,19 @@ class Keys:
         self._count = count
 
     def fill(self, port: int) -> None:
-        with _Redis(port) as redis:
+        with Redis(port) as redis:
             for batch in self._batches():
                 words = [word for n in batch for word in (f"key:{n}", item(n))]
                 if redis.ask("MSET", *words) != b"OK":
                     raise CorruptError("did not take keys", object=f"port {port}")
 
     def probe(self, port: int) -> None:
-        with _Redis(port) as redis:
+        with Redis(port) as redis:
             if (answer := redis.ask("PING")) != b"PONG":
                 raise CorruptError(f"answered {answer!r} to PING", object=f"port {port}")
 
     def verify(self, port: int) -> None:
-        with _Redis(port) as redis:
+        with Redis(port) as redis:
             if (size := redis.ask("DBSIZE")) != self._count:
                 raise CorruptError(f"holds {size!r} keys of {self._count}", object=f"port {port}")
             for batch in self._batches():
@@ -135,17 +135,20 @@ class Keys:
             yield range(begin, min(begin + BATCH_KEYS, self._count))
 
 
-class _Redis:
+class Redis:
     """A connection, in redis' own protocol."""
 
     def __init__(self, port: int) -> None:
         self._sock = socket.create_connection((HOST, port), timeout=ANSWER_TIMEOUT_S)
         self._stream = self._sock.makefile("rb")
 
-    def __enter__(self) -> _Redis:
+    def __enter__(self) -> Redis:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._stream.close()
         self._sock.close()
 

@@ -18,7 +18,10 @@ from medes.errors import InternalError, MedesError
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("medes.cli.agent", "Run the agent of a node."),
     "base": ("medes.cli.base", "List and remove the base pages that a node holds."),
-    "bench": ("medes.cli.bench", "Measure: activity, asleep, dedup, images, registry, restore, transport."),
+    "bench": (
+        "medes.cli.bench",
+        "Measure: activity, asleep, connections, dedup, images, registry, restore, transport.",
+    ),
     "certs": ("medes.cli.certs", "Make the cluster's CA and certificates, renew and show them."),
     "controller": ("medes.cli.controller", "Run the controller."),
     "demo": ("medes.cli.demo", "Dedup and restore real functions on a small cluster."),

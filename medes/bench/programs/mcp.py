@@ -25,7 +25,8 @@ READ_BYTES = 1 << 20
 def mcp(folder: Path, port: int, sizes: Sizes) -> Made:
     graph = Graph(sizes.items // NOTES_SHARE)
     environment = {"MEMORY_FILE_PATH": str(folder / "memory.jsonl")}
-    return Made([which(COMMAND)], graph, environment, attach=graph.attach, close=graph.close)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return Made([which(COMMAND)], graph, environment, **pipes, attach=graph.attach, close=graph.close)
 
 
 class Graph:

@@ -16,6 +16,7 @@ from medes.errors import CorruptError
 USER = "postgres"  # of the database, and of the system where root starts it: it does not run as root
 SESSIONS = 8
 OWN_ITEMS = 1000
+COMMANDS = ("postgres", "initdb", "setpriv")
 VERSION_3 = 196608
 # What `item` says, and the digest that is compared.
 MAKE = """SELECT n, n || ':' || repeat(lpad(to_hex(n * 2654435761 % 4294967296), 8, '0'), 8) AS value

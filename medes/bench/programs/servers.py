@@ -27,25 +27,25 @@ def node(folder: Path, port: int, sizes: Sizes) -> Made:
 
 
 def gunicorn(folder: Path, port: int, sizes: Sizes) -> Made:
-    _python(folder, "wsgi.py", sources.WSGI)
+    python_source(folder, "wsgi.py", sources.WSGI)
     command = [sys.executable, "-m", "gunicorn", "--workers", "2", "--bind", f"{HOST}:{port}", "wsgi:app"]
     return Made(command, Items(sizes.items, processes=2))
 
 
 def uvicorn(folder: Path, port: int, sizes: Sizes) -> Made:
-    _python(folder, "asgi.py", sources.FASTAPI)
+    python_source(folder, "asgi.py", sources.FASTAPI)
     command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(port), "asgi:app"]
     return Made(command, Items(sizes.items))
 
 
 def functions_framework(folder: Path, port: int, sizes: Sizes) -> Made:
-    _python(folder, "main.py", sources.FUNCTIONS_FRAMEWORK)
+    python_source(folder, "main.py", sources.FUNCTIONS_FRAMEWORK)
     command = [sys.executable, "-m", "functions_framework", "--host", HOST, "--port", str(port)]
     return Made([*command, "--target", "answer", "--source", "main.py"], Items(sizes.items))
 
 
 def pool(folder: Path, port: int, sizes: Sizes) -> Made:
-    _python(folder, "pool.py", sources.POOL)
+    python_source(folder, "pool.py", sources.POOL)
     return Made([sys.executable, "pool.py", str(port)], Items(sizes.items, processes=2))
 
 
@@ -70,6 +70,7 @@ def nginx(folder: Path, port: int, sizes: Sizes) -> Made:
     return Made([which("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")], state)
 
 
-def _python(folder: Path, name: str, source: str) -> None:
+def python_source(folder: Path, name: str, source: str) -> None:
+    """`name` with `source`, beside items.py."""
     (folder / "items.py").write_text(sources.PYTHON_ITEMS)
     (folder / name).write_text(source)
