@@ -63,3 +63,4 @@ EVALUATION_ATTEMPTS_MAX = 3  # of one repetition that fails for reasons that pas
 EVALUATION_LABELS_MAX = 16
 EVALUATION_NAME_CHARS_MAX = 100  # of a figure or a case
 EVALUATION_REASON_CHARS_MAX = 500
+DIAG_SOCKETS_MAX = 1 << 17  # connections of a network namespace that are looked at

@@ -211,6 +211,11 @@ class AgentSettings(Settings):
         minimum=0.0,
         maximum=1024.0,
     )
+    busy_bytes_per_s: int = setting(
+        64 << 10,
+        "bytes on its connections above which a sandbox whose runtime reports no requests counts as in use",
+        minimum=0,
+    )
     fork_sharers_max: int = setting(
         8,
         "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",

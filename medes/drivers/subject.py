@@ -135,6 +135,11 @@ class Subjects(ABC):
         Called for all of a node every few seconds, and for one before its ops."""
         return []
 
+    def carried(self, subjects: Sequence[Subject]) -> list[Mapping[int, int]]:
+        """(blocks) Bytes that the connections of each have carried, by connection, none of which has a number that another
+        one had. Empty where that is not told."""
+        return [{} for _ in subjects]
+
     def place(self) -> str:
         """Names where what `to_json` says means what it says (a PID namespace); a file of another place waits for an agent
         there. Empty: everywhere, or it cannot be told."""

@@ -168,6 +168,7 @@ class SandboxEntry:
         self.reports_requests = False  # it has said so once
         self.used_s = now_s  # when it was last seen to work, told by processor time
         self._cpu_seen: tuple[float, float] | None = None  # when, and what it had used by then
+        self._carried_seen: tuple[float, Mapping[int, int]] | None = None  # the same of its connections
         self.cancel: OpCancel | None = None  # of the dedup op under way
         self.evicted: Evicted | None = None
         self.previous: Previous | None = None
@@ -212,7 +213,7 @@ class SandboxEntry:
     def move(self, after: S, now_s: float) -> S:
         """Changes the state as the table allows; returns the state before. Raises internal otherwise."""
         before = self.state
-        self._cpu_seen = None
+        self._cpu_seen = self._carried_seen = None
         if not may_follow(before, after):
             raise InternalError(f"{before.label} → {after.label} is no transition", object=self.id)
         self.state = after
@@ -248,6 +249,17 @@ class SandboxEntry:
         if before is None or cpu_s is None:
             return
         if cpu_s - before[1] > busy_ratio * (now_s - before[0]):
+            self.used_s = now_s
+
+    def look_at_traffic(self, now_s: float, carried: Mapping[int, int], busy_bytes_per_s: float) -> None:
+        """`carried`: bytes by connection; more than so many a second since the last look, and it is in use."""
+        before, self._carried_seen = self._carried_seen, (now_s, carried)
+        if before is None:
+            return
+        seen_s, bytes_seen = before
+        # A connection that is new has carried all of its bytes since.
+        more = sum(max(0, count - bytes_seen.get(key, 0)) for key, count in carried.items())
+        if more > busy_bytes_per_s * (now_s - seen_s):
             self.used_s = now_s
 
     def idle_s(self, now_s: float) -> float:

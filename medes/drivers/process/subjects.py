@@ -25,8 +25,9 @@ from medes.drivers.process.processes import (
 )
 from medes.drivers.process.subject import Known, Process, ProcessSubject
 from medes.drivers.process.table import IsOthers, ProcessTable
+from medes.drivers.process.traffic import Carried
 from medes.drivers.subject import Asked, Subject, Subjects
-from medes.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from medes.errors import AlreadyExistsError, InvalidArgumentError, MedesError, NotFoundError
 from medes.limits import PIDS_PER_SANDBOX_MAX
 
 
@@ -106,6 +107,10 @@ class ProcessSubjects(Subjects):
                 changed.append(subject)
         return changed
 
+    def carried(self, subjects: Sequence[Subject]) -> list[Mapping[int, int]]:
+        carried = Carried()
+        return [carried.by(_living(cast(ProcessSubject, s))) for s in subjects]
+
     def _look(self, subjects: Sequence[ProcessSubject]) -> None:
         subjects = [s for s in subjects if not s.cgroup]
         if not subjects:
@@ -144,6 +149,13 @@ def _checked_pid(pid: int) -> int:
     if ticks == 0:
         raise NotFoundError("no such process", object=f"pid {pid}")
     return ticks
+
+
+def _living(subject: ProcessSubject) -> list[int]:
+    try:
+        return subject.living()
+    except MedesError:
+        return []
 
 
 def _roots_but_of(own_id: str, roots: Mapping[int, str]) -> IsOthers:

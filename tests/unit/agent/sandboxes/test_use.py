@@ -1,4 +1,4 @@
-"""Whether a sandbox is in use, told by the processor time of its processes."""
+"""Whether a sandbox is in use, told by the processor time of its processes and the bytes on its connections."""
 
 from __future__ import annotations
 
@@ -33,4 +33,26 @@ def test_a_restore_is_no_work_of_its_own() -> None:
     e.state = S.RESTORING
     e.move(S.WARM, 20.0)
     e.look_at_use(20.5, 9.0, 0.05)
+    assert e.idle_s(21.0) == 1.0
+
+
+def test_bytes_on_connections_are_use() -> None:
+    e = entry()  # since 10.0
+    e.look_at_traffic(12.0, {1: 1 << 30}, 1000)  # nothing to compare with
+    assert e.idle_s(12.0) == 2.0
+    e.look_at_traffic(14.0, {1: (1 << 30) + 2000}, 1000)  # a probe
+    assert e.idle_s(14.0) == 4.0
+    e.look_at_traffic(16.0, {1: (1 << 30) + 3000, 2: 1001}, 1000)  # a new connection beside it
+    assert e.idle_s(16.0) == 0.0
+    e.look_at_traffic(18.0, {2: 1001}, 1000)  # the first one is closed
+    e.look_at_traffic(20.0, {}, 1000)
+    assert e.idle_s(20.0) == 4.0
+
+
+def test_what_carried_before_a_change_of_state_says_nothing() -> None:
+    e = entry()
+    e.look_at_traffic(12.0, {}, 1000)
+    e.state = S.RESTORING
+    e.move(S.WARM, 20.0)
+    e.look_at_traffic(20.5, {1: 1 << 20}, 1000)
     assert e.idle_s(21.0) == 1.0
