@@ -18,15 +18,15 @@ from typing import Any
 from medes.bench import baselines, criu, throughput, zram
 from medes.bench.cpu import cpu_s
 from medes.bench.machine import machine
+from medes.bench.rounds import ask, complete, dedup
 from medes.bench.throughput import Pair, settled
 from medes.demo.cluster import Cluster, local_cluster
-from medes.demo.driver import COMPLETE_TIMEOUT_S, POLL_S
-from medes.errors import CorruptError, DeadlineExceededError, LostError
+from medes.errors import CorruptError
 from medes.quantiles import quantile_or_none
 from medes.runtimes.host.host import FunctionHost
 from medes.runtimes.host.hosted_instance import HostedInstance
 from medes.runtimes.manifest import FunctionSpec
-from medes.types import RestoreReport, Sandbox, SandboxState
+from medes.types import RestoreReport, Sandbox
 
 RECORD_ROUNDS = 2
 OTHERS_ROUNDS = 3  # restores of the pairs whose restores are not measured
@@ -74,7 +74,7 @@ async def run(
 # --- one function ------------------------------------------------------------------------------------------
 async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> dict[str, Any]:
     base, pairs, cold_ms = await _deploy(host, spec, options.pairs)
-    await _dedup(host, base)
+    await dedup(host, base)
     control = await throughput.measure(host, pairs)
     first, rounds = pairs[0], options.rounds
     expected, _ = await _ask_tested(host, first, spec.event)
@@ -97,7 +97,7 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> 
             await _round(host, pair, known, RECORD_SEED + number)
     for pair in pairs:
         for event in pair.asked:
-            await _ask(host, pair.untouched, event)
+            await ask(host, pair.untouched, event)
     restored = await throughput.measure(host, pairs)
     await host.remove(spec.name)
     return {
@@ -139,18 +139,18 @@ async def _deploy(
             (instance,) = await host.deploy(spec, 1)
         else:
             instance = await host.add_instance(host.functions[spec.name])
-        cold_ms.append(instance.cold_start_ms + (await _ask(host, instance, spec.event))[1])
+        cold_ms.append(instance.cold_start_ms + (await ask(host, instance, spec.event))[1])
         instances.append(instance)
     for instance in instances:
         for request in range(3):
-            await _ask(host, instance, spec.seeded_event(100 + request))
+            await ask(host, instance, spec.seeded_event(100 + request))
     base, others = instances[0], instances[1:]
     return base, [Pair(*two) for two in zip(others[::2], others[1::2], strict=True)], cold_ms
 
 
 async def _ask_tested(host: FunctionHost, pair: Pair, event: Any) -> tuple[Any, float]:
     pair.asked.append(event)
-    return await _ask(host, pair.tested, event)
+    return await ask(host, pair.tested, event)
 
 
 async def _round(
@@ -159,9 +159,9 @@ async def _round(
     """Dedup, a request with an input of its own, the rest of the restore, and the check. Returns the first
     response's milliseconds, the restore's report and the sandbox as it was dedup'd."""
     instance = pair.tested
-    dedupd = await _dedup(host, instance)
+    dedupd = await dedup(host, instance)
     _, first_ms = await _ask_tested(host, pair, instance.spec.seeded_event(seed))
-    report = await _complete(host, instance)
+    report = await complete(host, instance)
     answer, _ = await _ask_tested(host, pair, instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after a restore", object=instance.instance_id)
@@ -171,24 +171,13 @@ async def _round(
 async def _eager_round(host: FunctionHost, pair: Pair, expected: Any) -> float:
     """Dedup, a restore that answers with the last page in, and the check. Returns the milliseconds it took."""
     instance = pair.tested
-    await _dedup(host, instance)
+    await dedup(host, instance)
     await host.nodes[instance.node_id].restore(instance, eager=True)
-    report = await _complete(host, instance)
+    report = await complete(host, instance)
     answer, _ = await _ask_tested(host, pair, instance.spec.event)
     if instance.spec.idempotent and answer != expected:
         raise CorruptError("answered otherwise after an eager restore", object=instance.instance_id)
     return report.complete_us / 1000
-
-
-async def _ask(host: FunctionHost, instance: HostedInstance, event: Any) -> tuple[Any, float]:
-    answer = await host.invoke(instance.spec.name, event, instance_id=instance.instance_id)
-    return answer.result, answer.total_ms
-
-
-async def _dedup(host: FunctionHost, instance: HostedInstance) -> Sandbox:
-    await settled(instance)
-    result = await host.dedup(instance)
-    return result.sandbox  # type: ignore[no-any-return]
 
 
 async def _register_as(host: FunctionHost, instance: HostedInstance, function: str) -> None:
@@ -205,21 +194,6 @@ async def _register_as(host: FunctionHost, instance: HostedInstance, function: s
         instance.spec = spec
 
 
-async def _complete(host: FunctionHost, instance: HostedInstance) -> RestoreReport:
-    """Waits for the last page. Raises lost, deadline_exceeded."""
-    node = host.nodes[instance.node_id]
-    deadline_s = time.monotonic() + COMPLETE_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        sandbox = await node.get(instance)
-        if sandbox.state == SandboxState.LOST:
-            raise LostError(sandbox.lost_reason, object=instance.instance_id)
-        whole = sandbox.state in (SandboxState.WARM, SandboxState.RUNNING)
-        if whole and sandbox.last_restore is not None and sandbox.last_restore.complete_us:
-            return sandbox.last_restore
-        await asyncio.sleep(POLL_S)
-    raise DeadlineExceededError("the restore does not complete", object=instance.instance_id)
-
-
 # --- many at once ------------------------------------------------------------------------------------------
 async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) -> dict[str, Any]:
     """Dedups `sandboxes` instances of the functions in turn, then sends all of them a request at one moment."""
@@ -233,20 +207,20 @@ async def _storm(cluster: Cluster, specs: list[FunctionSpec], sandboxes: int) ->
             instances.append(await host.add_instance(host.functions[spec.name]))
     expected = []
     for number, instance in enumerate(instances):
-        await _ask(host, instance, instance.spec.seeded_event(200 + number))
-        expected.append((await _ask(host, instance, instance.spec.event))[0])
+        await ask(host, instance, instance.spec.seeded_event(200 + number))
+        expected.append((await ask(host, instance, instance.spec.event))[0])
     # A first round, one after the other, leaves the working sets known.
     for instance in instances:
-        await _dedup(host, instance)
+        await dedup(host, instance)
     for instance in instances:
-        await _ask(host, instance, instance.spec.event)
-        await _complete(host, instance)
-    warm_bytes = sum([(await _dedup(host, instance)).warm_bytes for instance in instances])
+        await ask(host, instance, instance.spec.event)
+        await complete(host, instance)
+    warm_bytes = sum([(await dedup(host, instance)).warm_bytes for instance in instances])
     pids = [process.pid for process in cluster.daemons.values()] + [i.pid for i in instances] + [os.getpid()]
     work_s, begun = cpu_s(pids), time.perf_counter()
-    answers = await asyncio.gather(*(_ask(host, i, i.spec.event) for i in instances))
+    answers = await asyncio.gather(*(ask(host, i, i.spec.event) for i in instances))
     answered_ms = (time.perf_counter() - begun) * 1000
-    await asyncio.gather(*(_complete(host, instance) for instance in instances))
+    await asyncio.gather(*(complete(host, instance) for instance in instances))
     total_ms = (time.perf_counter() - begun) * 1000
     work_ms = (cpu_s(pids) - work_s) * 1000
     for instance, (answer, _), before in zip(instances, answers, expected, strict=True):
