@@ -150,8 +150,27 @@ struct BaseSet::Impl {
   }
 
   Code absent_pages(std::span<const Extent> extents, std::vector<PageRef>& out) const;
-  Code load(const std::vector<PageRef>& claimed, Clock::time_point deadline);
+  std::vector<PageRef> claim(const std::vector<PageRef>& absent);  // the caller holds load_mutex
   void release(const std::vector<PageRef>& claimed);
+};
+
+// Claimed pages and the batches that read them; the claims end with it.
+struct BaseSet::Load::Parts {
+  Parts(Impl& set, std::vector<PageRef> pages) : impl(set), claimed(std::move(pages)) {}
+  ~Parts() {
+    batches.clear();  // until nothing writes into the pages any more
+    impl.release(claimed);
+  }
+  void submit() {
+    peers = coalesce(claimed);
+    for (const PeerReads& peer : peers) submit_all(peer, batches);
+  }
+  Code collect(Clock::time_point deadline);
+
+  Impl& impl;
+  const std::vector<PageRef> claimed;
+  std::vector<PeerReads> peers;
+  std::vector<SubmittedBatch> batches;
 };
 
 // The remote pages of `extents` that are not present, sorted and distinct.
@@ -172,11 +191,19 @@ Code BaseSet::Impl::absent_pages(std::span<const Extent> extents, std::vector<Pa
   return Code::ok;
 }
 
-// Reads the claimed pages; those that arrive become present.
-Code BaseSet::Impl::load(const std::vector<PageRef>& claimed, Clock::time_point deadline) {
-  const std::vector<PeerReads> peers = coalesce(claimed);
-  std::vector<SubmittedBatch> batches;
-  for (const PeerReads& peer : peers) submit_all(peer, batches);
+std::vector<PageRef> BaseSet::Impl::claim(const std::vector<PageRef>& absent) {
+  std::vector<PageRef> claimed;
+  for (const PageRef& ref : absent) {
+    if (ref.slot->remote->is_loading(ref.page) || ref.slot->remote->is_present(ref.page)) continue;
+    ref.slot->remote->set_loading(ref.page, true);
+    claimed.push_back(ref);
+  }
+  if (!claimed.empty()) ++loads_in_flight;
+  return claimed;
+}
+
+// Those that have arrived become present.
+Code BaseSet::Load::Parts::collect(Clock::time_point deadline) {
   Code result = Code::ok;
   for (SubmittedBatch& submitted : batches) {
     if (!submitted.batch->wait(deadline - Clock::now())) {
@@ -194,7 +221,7 @@ Code BaseSet::Impl::load(const std::vector<PageRef>& claimed, Clock::time_point 
       const PageRef first = submitted.peer->first_pages[submitted.first + i];
       for (uint64_t p = 0; p < request.length / kPageBytes; ++p)
         first.slot->remote->set_present(first.page + p);
-      bytes_read[static_cast<size_t>(submitted.batch->carried_by(i))] += request.length;
+      impl.bytes_read[static_cast<size_t>(submitted.batch->carried_by(i))] += request.length;
     }
   }
   return result;
@@ -270,14 +297,9 @@ Code BaseSet::ensure(std::span<const Extent> extents, std::chrono::nanoseconds t
   for (;;) {
     if (Code code = impl_->absent_pages(extents, absent); code != Code::ok) return code;
     if (absent.empty()) return Code::ok;
-    claimed.clear();
     {
       std::unique_lock lock(impl_->load_mutex);
-      for (const PageRef& ref : absent) {
-        if (ref.slot->remote->is_loading(ref.page) || ref.slot->remote->is_present(ref.page)) continue;
-        ref.slot->remote->set_loading(ref.page, true);
-        claimed.push_back(ref);
-      }
+      claimed = impl_->claim(absent);
       if (claimed.empty()) {
         // All that is missing is being read by other threads; if their reads fail, we try ourselves.
         const bool done = impl_->load_done.wait_until(lock, deadline, [&] {
@@ -287,18 +309,34 @@ Code BaseSet::ensure(std::span<const Extent> extents, std::chrono::nanoseconds t
         if (!done) return Code::deadline_exceeded;
         continue;
       }
-      ++impl_->loads_in_flight;
     }
-    Code code = Code::ok;
-    try {
-      code = impl_->load(claimed, deadline);
-    } catch (...) {
-      impl_->release(claimed);
-      throw;
-    }
-    impl_->release(claimed);
-    if (code != Code::ok) return code;
+    Load::Parts load(*impl_, std::move(claimed));
+    load.submit();
+    if (Code code = load.collect(deadline); code != Code::ok) return code;
   }
+}
+
+std::unique_ptr<BaseSet::Load> BaseSet::begin(std::span<const Extent> extents) {
+  std::vector<PageRef> absent, claimed;
+  if (Code code = impl_->absent_pages(extents, absent); code != Code::ok)
+    throw Error(code, "extent outside its base");
+  {
+    const std::lock_guard lock(impl_->load_mutex);
+    claimed = impl_->claim(absent);
+  }
+  if (claimed.empty()) return nullptr;
+  auto parts = std::make_unique<Load::Parts>(*impl_, std::move(claimed));
+  parts->submit();
+  return std::unique_ptr<Load>(new Load(std::move(parts)));
+}
+
+BaseSet::Load::Load(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+BaseSet::Load::~Load() = default;
+
+Code BaseSet::Load::finish(std::chrono::nanoseconds timeout) {
+  if (!parts_) return Code::ok;
+  const auto parts = std::move(parts_);
+  return parts->collect(Clock::now() + std::min<std::chrono::nanoseconds>(timeout, std::chrono::hours(24)));
 }
 
 void BaseSet::drop_remote() {

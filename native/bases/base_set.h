@@ -38,6 +38,26 @@ class BaseSet {
   // Blocks. Returns ok, or the first failure (nothing is then assumed present that did not arrive).
   Code ensure(std::span<const Extent> extents, std::chrono::nanoseconds timeout);
 
+  // Reads under way. What has not come when it is destroyed is not present; that waits for nobody but the
+  // device.
+  class Load {
+   public:
+    ~Load();
+    Load(const Load&) = delete;
+    Load& operator=(const Load&) = delete;
+    Code finish(std::chrono::nanoseconds timeout);  // blocks; as ensure()
+
+   private:
+    friend class BaseSet;
+    struct Parts;
+    explicit Load(std::unique_ptr<Parts> parts);
+    std::unique_ptr<Parts> parts_;
+  };
+  // Asks for what is missing and does not wait: the reads of several of them overlap. Null when all is there
+  // or asked for by others. Whoever has one waits for no other thread's pages before it is finished. Throws
+  // invalid_argument.
+  std::unique_ptr<Load> begin(std::span<const Extent> extents);
+
   // Gives remote pages back to the system (after an op); local slabs are unaffected.
   void drop_remote();
 

@@ -88,16 +88,21 @@ void EncodedImage::extents(uint64_t first, uint64_t count, std::vector<Extent>& 
   if (first > page_count() || count > page_count() - first)
     throw Error(Code::invalid_argument, "pages out of range");
   const auto s = std::make_unique<Scratch>();
-  for (uint64_t page = first; page < first + count; ++page) {
-    const uint64_t group = page / impl_->header.group_pages;
-    if ((s->serial == 0 || s->group != group) && !impl_->load_group(group, *s))
+  for (uint64_t page = first; page < first + count; ++page)
+    if (extents(page, *s, out) != Code::ok)
       throw Error(Code::corrupt, "windows are malformed", "encoded image");
-    const size_t index = page % impl_->header.group_pages;
-    for (size_t i = 0; i < s->window_count[index]; ++i) {
-      const uint64_t w = s->windows[index][i];
-      out.push_back({window_slot(w), static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
-    }
+}
+
+Code EncodedImage::extents(uint64_t page, Scratch& s, std::vector<Extent>& out) const {
+  if (page >= page_count()) return Code::corrupt;
+  const uint64_t group = page / impl_->header.group_pages;
+  if ((s.serial != impl_->serial || s.group != group) && !impl_->load_group(group, s)) return Code::corrupt;
+  const size_t index = page % impl_->header.group_pages;
+  for (size_t i = 0; i < s.window_count[index]; ++i) {
+    const uint64_t w = s.windows[index][i];
+    out.push_back({window_slot(w), static_cast<uint32_t>(kPageBytes), window_unit(w) * kWindowStep});
   }
+  return Code::ok;
 }
 
 bool EncodedImage::stored_windows(uint64_t page, Scratch& s, StoredPage& out) const {

@@ -66,13 +66,14 @@ class EncodedImage {
 
   // Appends the base extents that pages [first, first+count) read. Throws corrupt.
   void extents(uint64_t first, uint64_t count, std::vector<Extent>& out) const;
-
   // Rebuilds one page into out[4096] and checks it against its tag or checksum: ok, corrupt, or
   // permission_denied without the key (out is then undefined and must not be used). `bases` in slot order,
   // extents present. `scratch` is reused between calls by one thread (holds the last unpacked patch group)
   // and serves any image. Allocates nothing. `next` is the page asked for next, if that is known: what it is
   // made of is on its way to the cache meanwhile.
   struct Scratch;
+  // The same of one page, with a scratch that decode goes on with. ok or corrupt.
+  Code extents(uint64_t page, Scratch& scratch, std::vector<Extent>& out) const;
   static std::unique_ptr<Scratch, void (*)(Scratch*)> make_scratch();
   static void wipe(Scratch& scratch) noexcept;  // of what it has unpacked
   // One that a thread keeps (common/wiped.h).

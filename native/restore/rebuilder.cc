@@ -1,11 +1,16 @@
 #include "restore/rebuilder.h"
 
 #include <algorithm>
+#include <deque>
 
 #include "common/fault_point.h"
 
 namespace medes {
 namespace {
+
+// A batch is large enough to be carried at full rate, and small enough that what waits for its first page
+// begins early. While one is unpacked and decrypted here the holder sends the next.
+constexpr size_t kFirstBatchPages = 64, kBatchPages = 256, kBatchesInFlight = 3;
 
 class Timer {
  public:
@@ -40,22 +45,60 @@ Rebuilder::Rebuilder(const ImageLayout& layout, const EncodedImage& encoded, Bas
   }
 }
 
-Code Rebuilder::fetch(std::span<const uint64_t> pages, std::chrono::nanoseconds timeout) {
+// What `pages` are made of, in slots of `bases`.
+Code Rebuilder::extents(Worker& worker, std::span<const uint64_t> pages, std::vector<Extent>& out) const {
+  out.clear();
+  for (uint64_t page : pages)
+    if (const Code code = encoded_.extents(page, *worker.scratch_, out); code != Code::ok) return code;
+  for (auto& e : out) {
+    if (e.base_slot >= slots_.size()) return Code::corrupt;
+    e.base_slot = slots_[e.base_slot];
+  }
+  return Code::ok;
+}
+
+Code Rebuilder::fetch(Worker& worker, std::span<const uint64_t> pages, std::chrono::nanoseconds timeout) {
   if (all_local_ || pages.empty()) return Code::ok;
   const Timer timer(fetch_ns_);
-  std::vector<Extent> extents;
-  try {
-    for (size_t i = 0; i < pages.size();) {
-      size_t n = 1;
-      while (i + n < pages.size() && pages[i + n] == pages[i] + n) ++n;
-      encoded_.extents(pages[i], n, extents);
-      i += n;
+  std::vector<Extent> wanted;
+  if (const Code code = extents(worker, pages, wanted); code != Code::ok) return code;
+  return bases_.ensure(wanted, timeout);
+}
+
+Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages,
+                               const std::function<bool()>& stop) {
+  if (all_local_) return Code::ok;
+  const Timer timer(fetch_ns_);
+  std::deque<std::unique_ptr<BaseSet::Load>> in_flight;
+  std::vector<Extent> wanted;
+  const auto finish_first = [&] {
+    const Code code = in_flight.front()->finish(kFetchTimeout);
+    in_flight.pop_front();
+    return code;
+  };
+  size_t batch = kFirstBatchPages;
+  for (size_t at = 0; at < pages.size() && !stop(); batch = kBatchPages) {
+    const auto part = pages.subspan(at, std::min(batch, pages.size() - at));
+    at += part.size();
+    if (const Code code = extents(worker, part, wanted); code != Code::ok) return code;
+    try {
+      if (auto load = bases_.begin(wanted)) in_flight.push_back(std::move(load));
+    } catch (const Error& e) {
+      return e.code;
     }
-  } catch (const Error& e) {
-    return e.code;
+    if (in_flight.size() < kBatchesInFlight) continue;
+    if (const Code code = finish_first(); code != Code::ok) return code;
   }
-  for (auto& e : extents) e.base_slot = slots_.at(e.base_slot);
-  return bases_.ensure(extents, timeout);
+  while (!in_flight.empty())
+    if (const Code code = finish_first(); code != Code::ok) return code;
+  // What others were reading meanwhile.
+  if (stop()) return Code::ok;
+  for (size_t at = 0; at < pages.size(); at += kBatchPages) {
+    const auto part = pages.subspan(at, std::min(kBatchPages, pages.size() - at));
+    if (const Code code = extents(worker, part, wanted); code != Code::ok) return code;
+    if (const Code code = bases_.ensure(wanted, kFetchTimeout); code != Code::ok) return code;
+  }
+  return Code::ok;
 }
 
 Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageClaims& claims, Placer& placer,
@@ -67,7 +110,7 @@ Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageCla
   if (n == 0) return Code::ok;
   worker.used_ = std::max(worker.used_, n * kPageBytes);
   const std::span<const uint64_t> claimed(mine, n);
-  Code code = fetch(claimed, kFetchTimeout);
+  Code code = fetch(worker, claimed, kFetchTimeout);
   if (code == Code::ok) {
     const Timer timer(apply_ns_);
     for (size_t i = 0; i < n && code == Code::ok; ++i)

@@ -50,8 +50,11 @@ class Rebuilder {
 
   bool all_local() const { return all_local_; }
 
-  // Makes the base pages behind `pages` present; blocks on the network.
-  Code fetch(std::span<const uint64_t> pages, std::chrono::nanoseconds timeout);
+  // Makes the base pages behind `pages` present, all in one batch; blocks on the network.
+  Code fetch(Worker& worker, std::span<const uint64_t> pages, std::chrono::nanoseconds timeout);
+  // The same for many, in their order: some batches are in flight at any time, and what has come may be
+  // rebuilt by others meanwhile. Ends early when `stop` says so, and with the first failure.
+  Code fetch_in_order(Worker& worker, std::span<const uint64_t> pages, const std::function<bool()>& stop);
 
   // Rebuilds the claimable ones of at most kBlockPages ascending pages and places them in as few runs as
   // possible. ok, or why it stopped: corrupt (a checksum), the transport's failure, the placer's.
@@ -63,6 +66,7 @@ class Rebuilder {
   uint64_t place_us() const { return place_ns_.load() / 1000; }
 
  private:
+  Code extents(Worker& worker, std::span<const uint64_t> pages, std::vector<Extent>& out) const;
   Code place_runs(Worker& worker, std::span<const uint64_t> pages, Placer& placer);
   const ImageLayout& layout_;
   const EncodedImage& encoded_;

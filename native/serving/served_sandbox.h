@@ -83,7 +83,9 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   void hold_background();
   void serve_page(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker,
                   int tries = 0);
-  void serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, Rebuilder::Worker& worker);
+  void serve_around(const std::shared_ptr<ProcessMemory>& memory, FaultReadahead::Pages ahead,
+                    Rebuilder::Worker& worker);
+  void fetch_missing(ProcessMemory& memory, uint64_t begin, uint64_t end, Rebuilder::Worker& worker);
   void serve_again(const std::shared_ptr<ProcessMemory>& memory, uint64_t page, int tries);
   bool room_for_all();
   bool room_for(uint64_t bytes);
@@ -111,6 +113,7 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   bool fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memories, const RestoreOptions& options,
                  const char* failed);
   void call_helpers(const std::shared_ptr<Fill>& fill, size_t helpers, bool urgent);
+  bool fetch_units(Fill& fill);
   void rebuild_units(Fill& fill, size_t until);
   void finish_fill(Fill& fill);
   void try_complete();  // completes when nothing is missing any more

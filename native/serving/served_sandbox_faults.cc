@@ -1,7 +1,6 @@
 // Pages that somebody waits for: a fault, what is near it, and what becomes of a sandbox that nobody woke.
 #include <algorithm>
 #include <mutex>
-#include <numeric>
 #include <thread>
 
 #include "common/fault_point.h"
@@ -171,11 +170,19 @@ void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uin
   const bool look =
       told_short_of_memory_ || (state() == LiveState::dormant && room_looks_++ % kTouchesPerLook == 0);
   if (look && !room_for(kPageBytes)) return serve_again(memory, page, tries);
+  // Without a working set nothing is guessed, so that the record holds what is touched and nothing else.
+  const bool dormant = state() == LiveState::dormant;
+  FaultReadahead::Pages ahead;
+  if (!dormant && !recording_afresh_ && !told_short_of_memory_) {
+    ahead = readahead_.next(page);
+    ahead = {std::max(ahead.begin, memory->first_page()), std::min(ahead.end, memory->end_page())};
+    // A round trip for all of the block, not one for the page and another for the rest of it.
+    fetch_missing(*memory, ahead.begin, std::min(ahead.begin + FaultReadahead::kBlockPages, ahead.end),
+                  worker);
+  }
   // The page itself first: a thread waits for it. What is near comes while that runs on.
   const Code code = serve_pages(memory, page, page + 1, worker);
-  const bool dormant = state() == LiveState::dormant;
-  if (code == Code::ok && !dormant && !recording_afresh_ && !told_short_of_memory_)
-    serve_around(memory, page, worker);
+  if (code == Code::ok && ahead.begin != ahead.end) serve_around(memory, ahead, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
   asked_no_more(*memory, page);
   if (dormant) wake_if_whole();
@@ -193,25 +200,28 @@ void ServedSandbox::serve_again(const std::shared_ptr<ProcessMemory>& memory, ui
       true, memory_pause(tries));
 }
 
-// What may be touched next. Without a working set nothing is guessed, so that the record holds what is
-// touched and nothing else.
-void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, uint64_t page,
+// One batch for the base pages behind those that are out; a failure shows again when they are rebuilt.
+void ServedSandbox::fetch_missing(ProcessMemory& memory, uint64_t begin, uint64_t end,
+                                  Rebuilder::Worker& worker) {
+  if (rebuilder_.all_local()) return;
+  std::vector<uint64_t> pages;
+  for (uint64_t p = begin; p < end; ++p)
+    if (memory.state(p) == PageState::evicted) pages.push_back(p);
+  (void)rebuilder_.fetch(worker, pages, kFetchTimeout);
+}
+
+// What may be touched next.
+void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, FaultReadahead::Pages ahead,
                                  Rebuilder::Worker& worker) {
-  const auto ahead = readahead_.next(page);
-  const uint64_t begin = std::max(ahead.begin, memory->first_page());
-  const uint64_t end = std::min(ahead.end, memory->end_page());
+  const auto [begin, end] = ahead;
   const uint64_t near = std::min(begin + FaultReadahead::kBlockPages, end);
   (void)serve_pages(memory, begin, near, worker);
   if (near == end) return;
   // A walk: the rest comes from another thread, as this one is waited for by others.
   server_.enqueue(
-      [self = shared_from_this(), memory, near, end] {
+      [self = shared_from_this(), memory, near, end = end] {
         WorkerLease worker;
-        if (!self->rebuilder_.all_local()) {
-          std::vector<uint64_t> pages(end - near);
-          std::iota(pages.begin(), pages.end(), near);
-          (void)self->rebuilder_.fetch(pages, kFetchTimeout);  // a failure shows again when it is rebuilt
-        }
+        self->fetch_missing(*memory, near, end, *worker);
         for (uint64_t p = near; p < end; p += FaultReadahead::kBlockPages)
           (void)self->serve_pages(memory, p, std::min(p + FaultReadahead::kBlockPages, end), *worker);
         self->try_complete();

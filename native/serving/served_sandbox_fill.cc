@@ -12,7 +12,6 @@ namespace {
 
 // A small working set is prefetched whole before the sandbox is let go.
 constexpr size_t kReadyPagesMin = 1024;
-constexpr size_t kFetchAheadPages = 2048;
 // How long a base's node may be away before the sandbox counts as lost: an agent restarts in seconds.
 constexpr std::chrono::seconds kPeerPatience{20};
 constexpr std::chrono::milliseconds kPeerBackoffFirst{50}, kPeerBackoffMost{500};
@@ -102,14 +101,6 @@ void ServedSandbox::rebuild_units(Fill& fill, size_t until) {
     const auto& unit = fill.units[at];
     ProcessMemory& memory = *fill.memories[unit.memory];
     if (memory.gone()) continue;
-    // The thread that opens a new stretch has all of its base pages fetched in one batch.
-    const bool opens =
-        at == 0 || unit.begin / kFetchAheadPages != fill.units[at - 1].begin / kFetchAheadPages;
-    if (opens && !rebuilder_.all_local()) {
-      const auto ahead = std::span(fill.pages).subspan(unit.begin);
-      // A failure shows again, and counts, at its unit.
-      (void)rebuilder_.fetch(ahead.first(std::min(kFetchAheadPages, ahead.size())), kFetchTimeout);
-    }
     MemoryClaims claims(memory);
     uint64_t placed = 0;
     const auto pages = std::span(fill.pages).subspan(unit.begin, unit.end - unit.begin);
@@ -148,6 +139,14 @@ void ServedSandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpe
         urgent);
 }
 
+// (blocks) Fetches what units are made of, in their order, while helpers rebuild those whose base pages are
+// here. A failure shows again, and counts, at its unit. True when all is here.
+bool ServedSandbox::fetch_units(Fill& fill) {
+  WorkerLease worker;
+  const auto stop = [&] { return state() == LiveState::lost || detached_ || fill.short_of_memory; };
+  return rebuilder_.fetch_in_order(*worker, fill.pages, stop) == Code::ok && !stop();
+}
+
 // Works on what is left, then waits for the helpers.
 void ServedSandbox::finish_fill(Fill& fill) {
   set_nice(fill.nice);
@@ -158,8 +157,8 @@ void ServedSandbox::finish_fill(Fill& fill) {
   fill.done.wait(lock, [&] { return fill.helping == 0; });
 }
 
-// Where all bases are here, ready is said on the way: in the order in which pages were touched before, the
-// request stays behind us. Where peers may keep us waiting, or be away, it is said when the set is in.
+// Once all base pages are here, ready is said on the way: in the order in which pages were touched before,
+// the request stays behind us. While peers may keep us waiting, or be away, it is not.
 void ServedSandbox::prefetch(const RestoreOptions& options) {
   std::vector<std::shared_ptr<ProcessMemory>> own;
   for (auto& memory : memories())
@@ -173,7 +172,7 @@ void ServedSandbox::prefetch(const RestoreOptions& options) {
   fill->placed = &prefetched_;
   fill->failed = "the working set could not be rebuilt";
   call_helpers(fill, cores() - 1, true);
-  if (options.lazy && rebuilder_.all_local()) {
+  if (fetch_units(*fill) && options.lazy) {
     const size_t first = std::max(fill->pages.size() / 2, kReadyPagesMin);
     size_t units = 0;
     while (units < fill->units.size() && fill->units[units].end < first) ++units;
@@ -198,6 +197,8 @@ bool ServedSandbox::fill_rest(std::vector<std::shared_ptr<ProcessMemory>> memori
   fill->nice = options.lazy ? kBackgroundNice : 0;
   fill->bytes_per_s = options.background_bytes_per_s;
   call_helpers(fill, cores() - 1, !options.lazy);
+  set_nice(fill->nice);
+  (void)fetch_units(*fill);
   finish_fill(*fill);
   if (fill->short_of_memory) short_of_memory();
   return !fill->short_of_memory;

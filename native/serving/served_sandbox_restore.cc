@@ -75,13 +75,14 @@ void ServedSandbox::hold_background() {
 
 // Remote base pages come in ahead of everything else: a demand fault then finds them there.
 void ServedSandbox::fetch_ahead() {
+  WorkerLease worker;
   for (const auto& memory : memories()) {
     std::vector<uint64_t> pages = evicted_pages(*memory);
     for (size_t at = 0; at < pages.size(); at += kFetchBesidePages) {
       if (state() != LiveState::restoring || detached_ || memory->gone()) return;
       const auto stretch = std::span(pages).subspan(at, std::min(kFetchBesidePages, pages.size() - at));
-      (void)rebuilder_.fetch(stretch,
-                             kFetchTimeout);  // a failure shows again, and counts, when it is rebuilt
+      // A failure shows again, and counts, when it is rebuilt.
+      (void)rebuilder_.fetch(*worker, stretch, kFetchTimeout);
     }
   }
 }

@@ -134,6 +134,37 @@ TEST(BaseSet, ThreadsThatWantTheSamePagesReadThemOnce) {
   EXPECT_EQ(set.remote_pages_read(), 512u);
 }
 
+TEST(BaseSet, ReadsOfSeveralLoadsOverlap) {
+  auto reader = std::make_shared<ScriptedReader>();
+  BaseSet set;
+  const uint32_t a = set.add_remote(9, 64, {}, reader);
+  const std::vector<Extent> first = {{a, 4096, 0}}, second = {{a, 8192, 4096}}, both = {{a, 12288, 0}};
+  auto one = set.begin(first);
+  auto two = set.begin(second);
+  ASSERT_TRUE(one && two);
+  EXPECT_EQ(reader->requests.size(), 2u) << "asked for before either was waited for";
+  EXPECT_EQ(set.begin(both), nullptr) << "all of it is on its way";
+  std::thread other([&] {
+    EXPECT_EQ(set.ensure(both, 10s), Code::ok);
+    EXPECT_TRUE(holds(set, both[0]));
+  });
+  EXPECT_EQ(one->finish(10s), Code::ok);
+  EXPECT_EQ(two->finish(10s), Code::ok);
+  other.join();
+  EXPECT_EQ(set.remote_pages_read(), 3u) << "each page once";
+}
+
+TEST(BaseSet, WhatAnUnfinishedLoadReadIsNotThere) {
+  auto reader = std::make_shared<ScriptedReader>();
+  BaseSet set;
+  const uint32_t a = set.add_remote(9, 64, {}, reader);
+  const std::vector<Extent> extents = {{a, 4096, 0}};
+  set.begin(extents).reset();
+  EXPECT_EQ(set.remote_pages_read(), 0u);
+  ASSERT_EQ(set.ensure(extents, 1s), Code::ok) << "nobody holds its claim any more";
+  EXPECT_TRUE(holds(set, extents[0]));
+}
+
 TEST(BaseSet, DropRemoteForgetsPages) {
   auto reader = std::make_shared<ScriptedReader>();
   BaseSet set;
