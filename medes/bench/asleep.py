@@ -14,9 +14,12 @@ from typing import Any
 from medes import native
 from medes.bench.agent import running_agent
 from medes.bench.asleep_making import Program, Served, Sizes, started
+from medes.bench.asleep_others import OTHERS
+from medes.bench.asleep_others import watch as watch_other
 from medes.bench.asleep_programs import PROGRAMS
 from medes.bench.asleep_sleep import SANDBOX, restored, watch
 from medes.bench.asleep_state import timed_ms
+from medes.bench.baselines import Skipped
 from medes.bench.machine import machine
 from medes.client import MedesClient
 from medes.errors import InvalidArgumentError, MedesError, UnsupportedError
@@ -36,10 +39,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """`programs`: these, all without names. `rounds`: sleeps of `seconds` each of one started program; from the second on
+    """`programs`: these, all without names. `against`: these of asleep_others.OTHERS as well, probed. `rounds`: sleeps of `seconds` each of one started program; from the second on
     what it touches asleep is known. `keys` of redis, `items` of each process of the servers with state of their own."""
 
     programs: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
     seconds: float = 60.0
     probe_every_s: float = 10.0
     rounds: int = 1
@@ -56,6 +60,10 @@ def run(
     `failure` is one that is not verified. `measured`: whether a program's run needs no lines.
 
     Blocks. Raises invalid_argument for an unknown program, unsupported where the live driver cannot run."""
+    if unknown := set(options.against) - set(OTHERS):
+        raise InvalidArgumentError(
+            "no such alternative", object=sorted(unknown)[0], hint="one of " + ", ".join(OTHERS)
+        )
     if lacking := native.probe_live():
         what, how = next(iter(lacking.items()))
         raise UnsupportedError(f"no live driver here: {what}", hint=how)
@@ -64,10 +72,11 @@ def run(
         if why := program.missing():
             yield {**facts, "skipped": why, **machine()}
             continue
-        for which in RUNS:
+        for which in (*RUNS, *options.against):
             if measured(program.name, which):
                 continue
-            for line in _measure(program, which, options, progress):
+            measure = _measure if which in RUNS else _measure_other
+            for line in measure(program, which, options, progress):
                 yield {**facts, "run": which, **line, **machine()}
 
 
@@ -109,6 +118,29 @@ def _measure(
         except (MedesError, OSError) as error:
             failed = {"verified": False, "failure": str(error)[:300], "agent_log": agent.log_tail()}
             yield {**line, **failed}
+
+
+def _measure_other(
+    program: Program, which: str, options: Options, progress: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """A line, of one round: nothing is learnt. The agent knows of no sandbox; it has the folder."""
+    other = OTHERS[which]
+    progress(f"{program.name}, {which}: for {options.seconds:g} s")
+    with running_agent(**SETTINGS) as agent:
+        try:
+            sizes = Sizes(options.keys, options.items)
+            with started(program, sizes, agent, other.launcher) as served:
+                served.state.verify(served.port)
+                warm = _warm_probes(served)
+                yield {
+                    "round": 1,
+                    **watch_other(other, served, options.seconds, options.probe_every_s),
+                    **warm,
+                }
+        except Skipped as why:
+            yield {"skipped": str(why)[:300]}
+        except (MedesError, OSError) as error:
+            yield {"verified": False, "failure": str(error)[:300]}
 
 
 def _warm_probes(served: Served) -> dict[str, Any]:

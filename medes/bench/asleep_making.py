@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,16 +81,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def started(program: Program, sizes: Sizes, agent: RunningAgent) -> Iterator[Served]:
-    """The program with its state, in a folder and a session of its own; ended with the block. Raises internal where it
-    cannot be made or does not answer."""
+def started(
+    program: Program, sizes: Sizes, agent: RunningAgent, launcher: Sequence[str] = ()
+) -> Iterator[Served]:
+    """The program with its state, in a folder and a session of its own; ended with the block. `launcher`: put before its
+    command. Raises internal where it cannot be made or does not answer."""
     folder = agent.folder / program.name
     folder.mkdir()
     port = _free_port()
     made = program.make(folder, port, sizes)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            made.command,
+            [*launcher, *made.command],
             cwd=folder,
             env={**os.environ, "ITEMS": str(sizes.items), **made.environment},
             stdin=made.stdin,

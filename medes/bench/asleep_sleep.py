@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,6 @@ class Watched:
         """For the benchmark's line. A ratio over time counts a sample until the next one."""
         end = self.samples[-1]
         last = end.sandbox
-        settled_ms = self.probe_ms[PROBES_LEARNING:]
         touched = self._touched_pages()
         first = sum(pages for at_s, pages in touched if at_s <= FIRST_S)
         rest_s = self.seconds - FIRST_S
@@ -89,11 +89,7 @@ class Watched:
             "agent_cpu_ratio": round(self.agent_cpu_s / self.seconds, 5),
             "dedup_ms": round(self.report.total_us / 1000, 1),
             "stopped_ms": round(self.report.stopped_us / 1000, 1),
-            "probes": len(self.probe_ms) + len(self.probe_failures),
-            "probes_failed": len(self.probe_failures),
-            "probe_first_ms": round(self.probe_ms[0], 3) if self.probe_ms else None,
-            "probe_ms_p50": quantile_or_none(settled_ms, 0.5),
-            "probe_ms_p99": quantile_or_none(settled_ms, 0.99),
+            **probe_figures(self.probe_ms, self.probe_failures),
         }
 
     def probe(self, served: Served) -> None:
@@ -108,10 +104,7 @@ class Watched:
         return (self.warm_bytes - kept_bytes) / self.warm_bytes
 
     def _over_time(self, of: Callable[[Sample], float]) -> float:
-        total = 0.0
-        for sample, following in zip(self.samples, self.samples[1:], strict=False):
-            total += of(sample) * (following.at_s - sample.at_s)
-        return total / self.seconds
+        return mean_over_time([(sample.at_s, of(sample)) for sample in self.samples])
 
     def _touched_pages(self) -> list[tuple[float, int]]:
         """(when it was seen, pages) that came one by one while it slept."""
@@ -123,6 +116,24 @@ class Watched:
                 found.append((sample.at_s, pages - before))
             before = pages
         return found
+
+
+def probe_figures(ms: Sequence[float], failures: Sequence[str]) -> dict[str, Any]:
+    """Of the probes of one sleep. Those that fetch what an answer needs are in none of its quantiles."""
+    settled_ms = ms[PROBES_LEARNING:]
+    return {
+        "probes": len(ms) + len(failures),
+        "probes_failed": len(failures),
+        "probe_first_ms": round(ms[0], 3) if ms else None,
+        "probe_ms_p50": quantile_or_none(settled_ms, 0.5),
+        "probe_ms_p99": quantile_or_none(settled_ms, 0.99),
+    }
+
+
+def mean_over_time(samples: Sequence[tuple[float, float]]) -> float:
+    """Of (at_s, value), where a value holds until the next one."""
+    total = sum(value * (after_s - at_s) for (at_s, value), (after_s, _) in pairwise(samples))
+    return total / samples[-1][0]
 
 
 def watch(

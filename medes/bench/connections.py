@@ -20,9 +20,11 @@ from medes.bench.asleep_sleep import SANDBOX, restored
 from medes.bench.machine import machine
 from medes.bench.programs.held import HELD, Connection, Held
 from medes.client import MedesClient
-from medes.errors import InvalidArgumentError, MedesError, UnsupportedError
+from medes.errors import BusyError, InvalidArgumentError, MedesError, UnsupportedError
 from medes.quantiles import quantile_or_none
+from medes.types import DedupReport
 
+BUSY_MAX, BUSY_WAIT_S = 50, 0.1
 # Its own timers are to leave it alone: the next cycle dedups it.
 SETTINGS = {
     "driver": "live",
@@ -47,7 +49,8 @@ class _Cycles:
     """What was seen of one program's cycles so far."""
 
     done: int = 0
-    woken: int = 0
+    woken: int = 0  # restored by what a use touched, or by a fork
+    busy: int = 0  # ops that were to be asked for again
     kept_ratio: list[float] = field(default_factory=list)
     dedup_ms: list[float] = field(default_factory=list)
     asleep_ms: list[float] = field(default_factory=list)
@@ -57,6 +60,7 @@ class _Cycles:
         return {
             "cycles": self.done,
             "woken": self.woken,
+            "busy": self.busy,
             "kept_ratio_p50": quantile_or_none(self.kept_ratio, 0.5),
             "dedup_ms_p50": quantile_or_none(self.dedup_ms, 0.5),
             "use_asleep_ms_p50": quantile_or_none(self.asleep_ms, 0.5),
@@ -114,7 +118,7 @@ def _measure(held: Held, options: Options) -> dict[str, Any]:
 
 def _cycle(medes: MedesClient, connection: Connection, cycles: _Cycles, wait: bool) -> None:
     begun_s = time.perf_counter()
-    report = medes.dedup(SANDBOX).report
+    report = _dedup(medes, cycles)
     cycles.dedup_ms.append((time.perf_counter() - begun_s) * 1000)
     kept_bytes = report.patch_bytes + report.table_bytes + report.resident_bytes
     cycles.kept_ratio.append(kept_bytes / report.warm_bytes)
@@ -128,6 +132,17 @@ def _cycle(medes: MedesClient, connection: Connection, cycles: _Cycles, wait: bo
     last = medes.get(SANDBOX).last_restore
     cycles.woken += last is not None and last.demand_woken
     cycles.done += 1
+
+
+def _dedup(medes: MedesClient, cycles: _Cycles) -> DedupReport:
+    """A program may start or end a process meanwhile, and then the op is to be asked for again. Raises busy after many."""
+    for _ in range(BUSY_MAX):
+        try:
+            return medes.dedup(SANDBOX).report
+        except BusyError:
+            cycles.busy += 1
+            time.sleep(BUSY_WAIT_S)
+    return medes.dedup(SANDBOX).report
 
 
 def _timed_ms(connection: Connection) -> float:

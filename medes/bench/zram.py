@@ -99,12 +99,12 @@ def _measure(spec: FunctionSpec, rounds: int, device: str) -> dict[str, Any]:
     with running_instances(spec, 1, seed=3, warm_requests=WARM_REQUESTS) as (instance,):
         expected = instance.invoke()
         # Once, not each round: a page that came back and was not written keeps its place in the device.
-        before = _zram_bytes(device)
+        before = device_bytes(device)
         for _ in range(rounds):
             pids = native.process_tree([instance.pid])
             for pid in pids:
-                _page_out(pid)
-            kept.append(max(0, _zram_bytes(device) - before) + sum(map(_anonymous_bytes, pids)))
+                page_out(pid)
+            kept.append(max(0, device_bytes(device) - before) + sum(map(_anonymous_bytes, pids)))
             begun = time.perf_counter()
             answer = instance.invoke()
             first_ms.append((time.perf_counter() - begun) * 1000)
@@ -124,12 +124,13 @@ def _anonymous_bytes(pid: int) -> int:
     return int(rollup.partition("Anonymous:")[2].split()[0]) * 1024
 
 
-def _zram_bytes(device: str) -> int:
+def device_bytes(device: str) -> int:
     """Memory the device uses for what it holds."""
     return int(Path(f"/sys/block/{device}/mm_stat").read_text().split()[2])
 
 
-def _page_out(pid: int) -> None:
+def page_out(pid: int) -> None:
+    """Pushes a process's private anonymous memory out to swap, with MADV_PAGEOUT. Raises Skipped."""
     ranges = []
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)

@@ -31,6 +31,12 @@ COLUMNS = {
 @click.command("asleep")
 @click.option("--program", "programs", multiple=True, metavar="NAME", help="This program; repeatable.")
 @click.option(
+    "--against",
+    multiple=True,
+    metavar="NAME",
+    help="Also what others do, probed: nothing, ksm, zram (as root; swaps the machine meanwhile). Repeatable.",
+)
+@click.option(
     "--seconds",
     type=click.FloatRange(1, 86400),
     default=60.0,
@@ -90,7 +96,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         if "skipped" in row:
-            click.echo(f"{row['program']} skipped: {row['skipped']}")
+            which = f", {row['run']}" if "run" in row else ""
+            click.echo(f"{row['program']}{which} skipped: {row['skipped']}")
 
 
 def _cell(key: str, value: Any) -> str:

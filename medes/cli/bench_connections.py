@@ -14,6 +14,7 @@ COLUMNS = {
     "program": "program",
     "cycles": "cycles",
     "woken": "woken",
+    "busy": "busy",
     "kept_ratio_p50": "kept",
     "dedup_ms_p50": "dedup ms",
     "use_asleep_ms_p50": "use asleep p50",

@@ -15,6 +15,7 @@ from medes import native
 from medes.bench import asleep
 from medes.bench.agent import running_agent
 from medes.bench.asleep_making import Made, Program, Sizes, started
+from medes.bench.asleep_others import KSM, KSM_SETTINGS, OTHERS
 from medes.bench.asleep_programs import PROGRAMS
 from medes.bench.asleep_sleep import Sample, Watched
 from medes.bench.asleep_state import Files, Items, item
@@ -53,6 +54,27 @@ def test_lines_of_a_tiny_run() -> None:
             assert (line["probes"], line["probe_ms_p50"]) == (0, None)
         else:
             assert line["probes"] > 3 and line["probe_ms_p99"] >= line["probe_ms_p50"] > 0
+
+
+@pytest.mark.live
+@pytest.mark.slow
+def test_the_alternatives_get_the_same_sleep() -> None:
+    """Each has figures or says why it cannot be had, and the machine's settings are as before."""
+    settings = {path: path.read_text() for name in KSM_SETTINGS if (path := KSM / name).exists()}
+    options = asleep.Options(programs=("http.server",), against=tuple(OTHERS), seconds=2.0, probe_every_s=0.3)
+    lines = {line["run"]: line for line in asleep.run(options)}
+    assert set(lines) == {"alone", "probed", *OTHERS}
+    for name in OTHERS:
+        line = lines[name]
+        assert line.get("skipped") or (line["verified"] and line["probes"] > 3), line
+    assert "skipped" not in lines["nothing"]
+    assert abs(lines["nothing"]["saved_ratio_time_averaged"]) < 0.5
+    assert {path: path.read_text() for path in settings} == settings
+
+
+def test_an_unknown_alternative() -> None:
+    with pytest.raises(InvalidArgumentError, match="no such alternative"):
+        list(asleep.run(asleep.Options(against=("hope",))))
 
 
 @pytest.mark.live

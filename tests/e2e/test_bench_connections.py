@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from medes.bench import connections
 from medes.bench.programs import held
-from medes.errors import CorruptError, InvalidArgumentError
+from medes.client import MedesClient
+from medes.errors import BusyError, CorruptError, InvalidArgumentError
 
 LINE_KEYS = {
-    "program", "cycles", "woken", "kept_ratio_p50", "dedup_ms_p50", "use_asleep_ms_p50", "use_asleep_ms_p99",
+    "program", "cycles", "woken", "busy", "kept_ratio_p50", "dedup_ms_p50", "use_asleep_ms_p50", "use_asleep_ms_p99",
     "use_awake_ms_p50", "use_awake_ms_p99", "verified", "commit", "cpu", "kernel", "load_average",
 }  # fmt: skip
 
@@ -41,6 +44,23 @@ def test_one_that_does_not_hold_is_told_of(monkeypatch: pytest.MonkeyPatch) -> N
     (line,) = connections.run(connections.Options(programs=("http",), cycles=4, items=1000))
     assert (line["cycles"], line["verified"]) == (1, False)
     assert "answered" in line["failure"]
+
+
+@pytest.mark.live
+def test_an_op_that_is_busy_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    dedup, asked = MedesClient.dedup, 0
+
+    def refused_once(client: MedesClient, sandbox_id: str) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise BusyError("a process of it ended during the op", object=sandbox_id)
+        return dedup(client, sandbox_id)
+
+    monkeypatch.setattr(MedesClient, "dedup", refused_once)
+    (line,) = connections.run(connections.Options(programs=("http",), cycles=2, items=1000))
+    assert (line["cycles"], line["verified"]) == (2, True), line
+    assert line["busy"] >= 1
 
 
 def test_an_unknown_program() -> None:

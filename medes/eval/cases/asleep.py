@@ -55,12 +55,14 @@ class Asleep:
         options: Options = context.options
 
         def measured(program: str, run: str) -> bool:
-            return context.has(LAST, program=program, run=run, round=str(options.rounds))
+            last = options.rounds if run in asleep.RUNS else 1
+            return context.has(LAST, program=program, run=run, round=str(last))
 
         for line in asleep.run(options, context.progress, measured):
             labels = {"program": line["program"]}
             if "skipped" in line:
-                yield absent("saved_ratio", line["skipped"], labels)
+                run_label = {"run": line["run"]} if "run" in line else {}
+                yield absent("saved_ratio", line["skipped"], labels | run_label)
             elif "failure" in line:
                 raise CorruptError(line["failure"], object=f"{line['program']}, {line['run']}")
             else:
