@@ -66,7 +66,7 @@ def agreed(client: MedesClient, group: MemoryCgroup, pid: int, state: S) -> Sand
 
 def test_the_kernel_charges_what_is_told_as_present(make_cluster: MakeCluster, group: MemoryCgroup) -> None:
     cluster = make_cluster(nodes=1, controller=False, idle_period_s=3600, touches_per_s_max=1 << 18)
-    with cluster.agents[0].client() as client, born_in(group) as program:
+    with born_in(group) as program, cluster.agents[0].client() as client:
         client.register("f", pids=[program.pid], sandbox_id="a")
         warm = agreed(client, group, program.pid, S.WARM)
         client.dedup("a")
@@ -80,8 +80,14 @@ def test_the_kernel_charges_what_is_told_as_present(make_cluster: MakeCluster, g
         client.restore("a", eager=True)
         again = agreed(client, group, program.pid, S.WARM)
         assert again.touched_bytes == 0
-        # What it touched is left to it next time, and told as its tick set.
+        # What it touched is left to it next time, and told as its tick set, by the next agent too.
         client.dedup("a")
         ticking = agreed(client, group, program.pid, S.DEDUP)
         assert 0 < ticking.tick_bytes <= ticking.present_bytes
-        assert program.ask("check") == "intact"
+        cluster.agents[0].kill()
+        cluster.agents[0].start()
+        with cluster.agents[0].client() as client:
+            wait_until(lambda: client.get("a").waiting == "", "taken back")
+            adopted = agreed(client, group, program.pid, S.DEDUP)
+            assert adopted.tick_bytes == ticking.tick_bytes
+            assert program.ask("check") == "intact"
