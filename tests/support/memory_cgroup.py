@@ -24,7 +24,11 @@ class MemoryCgroup:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
     def limit(self, limit_bytes: int) -> None:
+        """Of memory; nothing of the group goes to swap instead, where the machine has any."""
         self._limit.write_text(str(limit_bytes))
+        for name, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit_bytes)):
+            if (self.folder / name).exists():
+                (self.folder / name).write_text(str(value))
 
     def used_bytes(self) -> int:
         used = self.folder / "memory.current"
