@@ -217,8 +217,8 @@ class AgentSettings(Settings):
         minimum=0,
     )
     fork_sharers_max: int = setting(
-        8,
-        "pages that more processes of a sandbox share since a fork stay: a restore gives each a copy; 1: all stay",
+        1,
+        "pages that more processes of a sandbox share since a fork stay, as a restore gives each a copy; 1: all stay",
         minimum=1,
         maximum=PIDS_PER_SANDBOX_MAX,
     )

@@ -17,14 +17,13 @@ struct Shared {
   uint32_t process = 0;
 };
 
-// Those of one process that somebody else maps, too.
+// Those of one process that somebody else maps, too. Their frames are 0 where the kernel does not show any.
 void add_shared(pid_t pid, uint32_t process, std::span<const PageSpan> spans, std::vector<Shared>& out) {
   const UniqueFd map = open_pagemap(pid);
   for (const PageSpan& span : spans)
     for_pagemap(map.get(), pid, span.address, span.address + span.count * kPageBytes,
                 [&](uint64_t address, const PagemapEntry& e) {
-                  if (e.present() && !e.exclusive() && e.frame() != 0)
-                    out.push_back({e.frame(), address, process});
+                  if (e.present() && !e.exclusive()) out.push_back({e.frame(), address, process});
                 });
 }
 
@@ -58,7 +57,13 @@ ForkShared find_fork_shared(std::span<const pid_t> pids, std::span<const std::ve
     return a.frame != b.frame ? a.frame < b.frame : a.process < b.process;
   });
   const MapCounts counts;
-  for (size_t at = 0, end = 0; at < shared.size(); at = end) {
+  size_t at = 0;
+  for (; at < shared.size() && shared[at].frame == 0; ++at) {  // whoever shares it: with 1 it is too many
+    if (fork_sharers_max > 1) continue;
+    ++found.pages.kept;
+    found.stay[shared[at].process].push_back({shared[at].address, shared[at].address + kPageBytes});
+  }
+  for (size_t end = at; at < shared.size(); at = end) {
     while (end < shared.size() && shared[end].frame == shared[at].frame) ++end;
     const uint64_t sharers = end - at;
     const bool outside = counts.of(shared[at].frame, sharers) > sharers;

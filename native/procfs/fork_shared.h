@@ -21,9 +21,10 @@ struct ForkShared {
 };
 
 // Of `spans` (by process, ascending), pages that stay: those mapped by processes other than `pids`, and those
-// that more than `fork_sharers_max` of them map. Nothing where the kernel does not show page frames
-// (CAP_SYS_ADMIN). Throws process_gone, permission_denied. Costs 8 B read a page, and as much again for each
-// that is shared.
+// that more than `fork_sharers_max` of them map. Where the kernel does not show page frames (CAP_SYS_ADMIN)
+// it still tells whether a page is shared: with 1 all such pages stay, each counted once a process, and with
+// more none. Throws process_gone, permission_denied. Costs 8 B read a page, and as much again for each that
+// is shared.
 ForkShared find_fork_shared(std::span<const pid_t> pids, std::span<const std::vector<PageSpan>> spans,
                             uint32_t fork_sharers_max);
 

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,6 +59,23 @@ class Family {
   int ready_[2]{};
 };
 
+// This thread without CAP_SYS_ADMIN, which shows page frames.
+class WithoutFrames {
+ public:
+  WithoutFrames() {
+    EXPECT_EQ(syscall(SYS_capget, &header_, data_), 0);
+    const uint32_t effective = data_[0].effective;
+    data_[0].effective &= ~(1u << CAP_SYS_ADMIN);
+    EXPECT_EQ(syscall(SYS_capset, &header_, data_), 0);
+    data_[0].effective = effective;
+  }
+  ~WithoutFrames() { EXPECT_EQ(syscall(SYS_capset, &header_, data_), 0); }
+
+ private:
+  __user_cap_header_struct header_{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data_[2]{};
+};
+
 class ForkShared : public testing::Test {
  protected:
   void SetUp() override {
@@ -91,6 +110,18 @@ TEST_F(ForkShared, WhatProcessesOutsideHaveTooStays) {
     EXPECT_EQ(family.in(*image, 0), Family::kRewritten) << which;
     EXPECT_GE(image->fork_shared().outside, Family::kPages - Family::kRewritten) << which;
   }
+}
+
+TEST(ForkSharedUnseen, WithoutPageFramesAllThatIsSharedStaysOrGoes) {
+  const Family family;
+  const WithoutFrames less;
+  const auto kept = attach(family.pids, 1), gone = attach(family.pids, 2);
+  for (uint32_t i : {0, 1}) {
+    EXPECT_EQ(family.in(*kept, i), Family::kRewritten) << i;
+    EXPECT_EQ(family.in(*gone, i), Family::kPages) << i;
+  }
+  EXPECT_GE(kept->fork_shared().kept, 2 * (Family::kPages - Family::kRewritten));
+  EXPECT_EQ(gone->fork_shared().kept, 0u);
 }
 
 TEST_F(ForkShared, WithoutARuleAllIsInTheImage) {

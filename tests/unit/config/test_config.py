@@ -42,7 +42,7 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         '[agent]\nmemory_limit_bytes = "8GiB"\n[agent.tls]\nca = "/ca"\n'
-        "[agent.functions.resize]\nidle_period_s = 5\ndisabled = true\nfork_sharers_max = 1\n[controller]\nlease_ms = 9000\n",
+        "[agent.functions.resize]\nidle_period_s = 5\ndisabled = true\nfork_sharers_max = 8\n[controller]\nlease_ms = 9000\n",
     )
     settings = load(
         AgentSettings, path, {"MEDES_AGENT_TLS_CERTIFICATE": "/c", "MEDES_AGENT_TLS_PRIVATE_KEY": "/k"}
@@ -52,7 +52,7 @@ def test_tables_sizes_and_overrides(tmp_path: Path) -> None:
     resize, other = settings.for_function("resize"), settings.for_function("other")
     assert (resize.idle_period_s, resize.keep_alive_period_s, resize.disabled) == (5.0, 600.0, True)
     assert (other.idle_period_s, other.disabled) == (60.0, False)
-    assert (resize.fork_sharers_max, other.fork_sharers_max) == (1, 8)
+    assert (resize.fork_sharers_max, other.fork_sharers_max) == (8, 1)
     assert load(ControllerSettings, path, {}).lease_ms == 9000
 
 
