@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from medes import native, plugins
 from medes.agent.bases.accounting import Accounting, Made
 from medes.agent.bases.bases import BaseStore, LocalBase
+from medes.agent.bases.kept_pages import KeptPages
 from medes.agent.bases.pins import PinTable
 from medes.agent.bases.remote_index import RemoteIndex
 from medes.agent.cluster.controller_link import ControllerLink
@@ -125,9 +126,16 @@ class Agent:
         make_peer = make_peer or partial(PeerClient, self.node_id, identity=identity)
         self.peers = self._make_peers(make_peer, make_reader, transports)
         self.remote_index = self._make_index()
+        self.kept_pages = KeptPages(settings.remote_pages_limit_bytes, settings.base_keep_period_s)
         memory_bytes = settings.memory_limit_bytes or machine_bytes()
         self.accounting = Accounting(
-            self.entries, self.bases, self.remote_index, self.peers.base_uses, memory_bytes, self.clock
+            self.entries,
+            self.bases,
+            self.remote_index,
+            self.kept_pages,
+            self.peers.base_uses,
+            memory_bytes,
+            self.clock,
         )
         self.controller = ControllerLink(
             controllers, self, self.clock, self.chance, memory_bytes, lambda: self.endpoints
@@ -291,6 +299,17 @@ class Agent:
         self.move(entry, S.LOST, reason)
 
     # --- memory --------------------------------------------------------------------------------------------
+    def refused(self, base_ids: Collection[int]) -> None:
+        """Their holder has these bases no more, or does not answer for them: nothing that is known of them is believed."""
+        self.remote_index.forget(base_ids)
+        self.kept_pages.forget(base_ids)
+
+    def pinned_bases(self) -> set[int]:
+        """Of this and other nodes: by its sandboxes and the dedup ops under way."""
+        pins = [found[1] for e in self.entries.values() if (found := e.pins()) is not None]
+        pins += [by_node for _, by_node in self.pins_of_ops.values()]
+        return {base_id for by_node in pins for base_ids in by_node.values() for base_id in base_ids}
+
     def drop_previous(self) -> None:
         """Memory is short: the next dedup ops encode everything again."""
         for entry in self.entries.values():

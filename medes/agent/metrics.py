@@ -67,6 +67,8 @@ class AgentObserver(Observer):
         metrics.tasks.set_function(lambda: float(agent.tasks))
         metrics.orphans.set_function(lambda: float(len(agent.orphans)))
         metrics.remote_index_bytes.set_function(lambda: float(agent.remote_index.used_bytes))
+        metrics.remote_pages_kept_bytes.set_function(lambda: float(agent.kept_pages.used_bytes))
+        metrics.remote_pages_kept_used.set_function(lambda: float(agent.kept_pages.used_pages))
         metrics.remote_index_bases.set_function(lambda: float(len(agent.remote_index.base_ids)))
         metrics.controller_connected.set_function(lambda: float(agent.controller.connected))
         for transport in page_sources.carriers():

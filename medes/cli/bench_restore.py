@@ -29,6 +29,20 @@ COLUMNS = {
 }
 
 
+REMOTE_COLUMNS = {
+    "function": "function",
+    "case": "bases",
+    "warm_ms_p50": "warm ms",
+    "added_first_ms": "1st restore adds",
+    "added_ms_settled_p50": "from the 3rd, p50",
+    "added_ms_settled_p99": "p99",
+    "ready_ms_p50": "ready",
+    "complete_ms_p50": "complete",
+    "pages_prefetched": "prefetched",
+    "faults_demand": "faults",
+}
+
+
 @click.command("restore")
 @click.option(
     "--functions",
@@ -63,6 +77,11 @@ COLUMNS = {
     is_flag=True,
     help="Swap to a zram device made for it while the zram baseline runs (as root).",
 )
+@click.option(
+    "--remote",
+    is_flag=True,
+    help="Instead: restores with bases here, on another node, and on another node with pages of them kept here.",
+)
 @json_lines_option
 def cli(
     directory: Path | None,
@@ -73,6 +92,7 @@ def cli(
     transport: str,
     baselines: bool,
     set_up_zram: bool,
+    remote: bool,
     as_json: bool,
 ) -> None:
     """Time restores of real functions on one node, and a storm of them. Answers are verified.
@@ -83,6 +103,9 @@ def cli(
     from medes.bench.workloads import select
 
     specs = select(directory, only)
+    if remote:
+        _print_remote(asyncio.run(_collect_remote(specs, rounds, transport, as_json)), as_json)
+        return
     options = Options(rounds, pairs, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram)
     rows = asyncio.run(_collect(specs, options, as_json))
     if as_json:
@@ -110,6 +133,27 @@ async def _collect(specs: list[Any], options: Any, as_json: bool) -> list[dict[s
         if as_json:
             click.echo(json.dumps(row))
     return rows
+
+
+async def _collect_remote(
+    specs: list[Any], rounds: int, transport: str, as_json: bool
+) -> list[dict[str, Any]]:
+    from medes.bench.restore_remote import run
+
+    rows = []
+    async for row in run(specs, rounds, transport, progress=lambda text: click.echo(text, err=True)):
+        rows.append(row)
+        if as_json:
+            click.echo(json.dumps(row))
+    return rows
+
+
+def _print_remote(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        return
+    for row in rows:
+        row["added_first_ms"] = row["added_ms"][0]
+    table(list(REMOTE_COLUMNS.values()), [[_cell(key, row) for key in REMOTE_COLUMNS] for row in rows])
 
 
 def _cell(key: str, row: dict[str, Any]) -> str:

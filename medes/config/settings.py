@@ -169,6 +169,9 @@ class AgentSettings(Settings):
     remote_index_limit_bytes: int = setting(
         256 << 20, "fingerprints kept of bases of other nodes; 0: none", minimum=0
     )
+    remote_pages_limit_bytes: int = setting(
+        256 << 20, "base pages of other nodes kept for the next restores; 0: none", minimum=0
+    )
     idle_period_s: float = setting(
         60.0, "warm and idle this long → dedup", minimum=0.0, maximum=DURATION_S_MAX
     )

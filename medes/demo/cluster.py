@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,10 +45,15 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def local_cluster(
-    nodes: int, transport: str = "auto", driver: str = "", agent_options: Sequence[str] = ()
+    nodes: int,
+    transport: str = "auto",
+    driver: str = "",
+    agent_options: Sequence[str] = (),
+    node_options: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[Cluster]:
     """Starts a controller, `nodes` agents and a function host. The agents act on requests only (their timers are
-    off), so that what is measured is what was asked for. `driver` is how memory is taken, empty for their choice.
+    off), so that what is measured is what was asked for. `driver` is how memory is taken, empty for their choice;
+    `node_options` are those of single nodes, which are node1, node2, and so on.
 
     Raises io or deadline_exceeded, with the end of the log, when a daemon does not come up.
     """
@@ -66,7 +71,8 @@ async def local_cluster(
             shm = SHM_ROOT / f"{folder.name}-{name}"
             janitor.folder(shm)
             options = _agent_options(folder, name, shm, controller, transport)
-            _start(janitor, daemons, folder, name, ["agent", *options, *agent_options])
+            options += [*agent_options, *(node_options or {}).get(name, ())]
+            _start(janitor, daemons, folder, name, ["agent", *options])
             agents.append(f"unix:{folder}/{name}.sock")
         for number, address in enumerate(agents, 1):
             await _wait_for_agent(address, daemons[f"node{number}"], folder, f"node{number}")

@@ -517,6 +517,21 @@ class RdmaReader(PageReader):
     def keep_regions(self, base_ids: list[int]) -> int:
         """Forgets the regions of all other bases; returns how many."""
 
+class KeptPages:
+    """Base pages of other nodes that a node keeps, by domain; thread-safe. The base not used for longest goes first."""
+
+    def __init__(self, limit_bytes: int) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def base_ids(self) -> list[int]: ...
+    @property
+    def used_pages(self) -> int:
+        """Pages of sandboxes that were made of what is kept."""
+
+    def drop(self, base_id: int) -> None: ...
+    def clear(self) -> None: ...
+
 class BaseSet:
     def __init__(self) -> None: ...
     def add_local(self, slab: Slab) -> int: ...
@@ -539,6 +554,11 @@ class BaseSet:
         """remote_pages_read by what carried them; only those that carried any."""
 
     def drop_remote(self) -> None: ...
+    def keep_in(self, pages: KeptPages, domain: str) -> None:
+        """Before any use: what working sets are made of is looked for there."""
+
+    def keep_wanted(self) -> None:
+        """(nogil) Keeps what restores have read for working sets and single touches since the last time."""
 
 # --- live -------------------------------------------------------------------------------------------------
 def probe_live() -> dict[str, str]:

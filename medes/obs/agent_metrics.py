@@ -70,6 +70,13 @@ class AgentMetrics:
         self.remote_index_bytes = make.gauge(
             "remote_index_bytes", "Fingerprints kept of bases of other nodes: memory."
         )
+        self.remote_pages_kept_bytes = make.gauge(
+            "remote_pages_kept_bytes", "Base pages of other nodes kept for the next restores: memory."
+        )
+        self.remote_pages_kept_used = make.gauge(
+            "remote_pages_kept_used",
+            "Pages of sandboxes that were made of these without a read, since the agent started.",
+        )
         self.remote_index_bases = make.gauge(
             "remote_index_bases", "Bases of other nodes found without the controller."
         )

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <condition_variable>
 #include <numeric>
@@ -21,7 +22,11 @@ using Clock = std::chrono::steady_clock;
 // order, after a page's bytes are in place; `loading` marks pages that some thread is reading now.
 struct RemoteBase {
   RemoteBase(uint64_t pages, std::shared_ptr<PageReader> r)
-      : page_count(pages), reader(std::move(r)), present((pages + 63) / 64), loading((pages + 63) / 64) {
+      : page_count(pages),
+        reader(std::move(r)),
+        present((pages + 63) / 64),
+        wanted((pages + 63) / 64),
+        loading((pages + 63) / 64) {
     void* mapped = mmap(nullptr, pages * kPageBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw errno_error(errno, "cannot reserve address space for a remote base");
@@ -50,6 +55,7 @@ struct RemoteBase {
   const std::shared_ptr<PageReader> reader;
   std::byte* memory = nullptr;
   std::vector<std::atomic<uint64_t>> present;
+  std::vector<std::atomic<uint64_t>> wanted;  // to be kept by the node
   std::vector<uint64_t> loading;
 };
 
@@ -130,6 +136,8 @@ struct BaseSet::Impl {
   std::condition_variable load_done;
   size_t loads_in_flight = 0;  // ensure() calls that have claimed pages
   std::array<std::atomic<uint64_t>, kTransports> bytes_read{};
+  std::shared_ptr<KeptPages> kept;  // with its domain, set before any use
+  std::string domain;
 
   uint32_t add(std::unique_ptr<Slot> slot) {
     std::unique_lock lock(slots_mutex);
@@ -337,6 +345,58 @@ Code BaseSet::Load::finish(std::chrono::nanoseconds timeout) {
   if (!parts_) return Code::ok;
   const auto parts = std::move(parts_);
   return parts->collect(Clock::now() + std::min<std::chrono::nanoseconds>(timeout, std::chrono::hours(24)));
+}
+
+void BaseSet::keep_in(std::shared_ptr<KeptPages> pages, std::string domain) {
+  impl_->kept = std::move(pages);
+  impl_->domain = std::move(domain);
+}
+
+std::shared_ptr<const KeptBase> BaseSet::kept(uint32_t slot) const {
+  const Slot& found = impl_->slot_or_throw(slot);
+  if (!impl_->kept || !found.remote) return nullptr;
+  return impl_->kept->find(impl_->domain, found.base_id, found.remote->page_count);
+}
+
+void BaseSet::count_kept_used(uint64_t pages) const {
+  if (impl_->kept) impl_->kept->count_used(pages);
+}
+
+void BaseSet::drop_kept() {
+  if (!impl_->kept) return;
+  const std::shared_lock lock(impl_->slots_mutex);
+  for (const auto& slot : impl_->slots) impl_->kept->drop(impl_->domain, slot->base_id);
+}
+
+void BaseSet::want(std::span<const Extent> extents) {
+  if (!impl_->kept) return;
+  for (const Extent& extent : extents) {
+    Slot* slot = impl_->slot(extent.base_slot);
+    if (!slot || !slot->remote || extent.length == 0) continue;
+    RemoteBase& remote = *slot->remote;
+    const uint64_t last = (extent.offset + extent.length - 1) / kPageBytes;
+    for (uint64_t page = extent.offset / kPageBytes; page <= last && page < remote.page_count; ++page)
+      remote.wanted[page / 64].fetch_or(1ull << (page % 64), std::memory_order_relaxed);
+  }
+}
+
+void BaseSet::keep_wanted() {
+  if (!impl_->kept) return;
+  const std::shared_lock lock(impl_->slots_mutex);
+  for (const auto& slot : impl_->slots) {
+    if (!slot->remote) continue;
+    RemoteBase& remote = *slot->remote;
+    std::vector<KeptPages::Page> pages;
+    for (size_t word = 0; word < remote.wanted.size(); ++word) {
+      const uint64_t come = remote.wanted[word] & remote.present[word].load(std::memory_order_acquire);
+      for (uint64_t left = come; left != 0; left &= left - 1) {
+        const uint64_t page = word * 64 + static_cast<uint64_t>(std::countr_zero(left));
+        pages.push_back({page, remote.memory + page * kPageBytes});
+      }
+      remote.wanted[word].fetch_and(~come);
+    }
+    impl_->kept->add(impl_->domain, slot->base_id, remote.page_count, pages);
+  }
 }
 
 void BaseSet::drop_remote() {

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "bases/kept_pages.h"
 #include "codec/base_view.h"
 #include "transport/page_reader.h"
 
@@ -57,6 +58,16 @@ class BaseSet {
   // or asked for by others. Whoever has one waits for no other thread's pages before it is finished. Throws
   // invalid_argument.
   std::unique_ptr<Load> begin(std::span<const Extent> extents);
+
+  // What of remote bases the node keeps beyond this set. keep_in() comes before any use.
+  void keep_in(std::shared_ptr<KeptPages> pages, std::string domain);
+  std::shared_ptr<const KeptBase> kept(uint32_t slot) const;  // null for a local one, and when nothing is
+  void count_kept_used(uint64_t pages) const;
+  void drop_kept();  // what was made of it is wrong
+  // What these extents read is to be kept ...
+  void want(std::span<const Extent> extents);
+  // ... which this does with all that was wanted and has come. Blocks for as long as copying takes.
+  void keep_wanted();
 
   // Gives remote pages back to the system (after an op); local slabs are unaffected.
   void drop_remote();

@@ -85,8 +85,18 @@ nb::dict by_transport(const BytesByTransport& bytes, uint64_t unit) {
 }
 
 void register_base_set(nb::module_& m) {
+  nb::class_<KeptPages>(m, "KeptPages")
+      .def(nb::init<uint64_t>(), nb::arg("limit_bytes"))
+      .def_prop_ro("bytes", &KeptPages::bytes)
+      .def_prop_ro("base_ids", &KeptPages::base_ids)
+      .def_prop_ro("used_pages", &KeptPages::used_pages)
+      .def("drop", nb::overload_cast<uint64_t>(&KeptPages::drop), nb::arg("base_id"),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("clear", &KeptPages::clear, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<BaseSet>(m, "BaseSet")
       .def(nb::init<>())
+      .def("keep_in", &BaseSet::keep_in, nb::arg("pages"), nb::arg("domain"))
+      .def("keep_wanted", &BaseSet::keep_wanted, nb::call_guard<nb::gil_scoped_release>())
       .def("add_local", &BaseSet::add_local, nb::arg("slab"))
       .def(
           "add_remote",

@@ -45,30 +45,66 @@ Rebuilder::Rebuilder(const ImageLayout& layout, const EncodedImage& encoded, Bas
   }
 }
 
-// What `pages` are made of, in slots of `bases`.
-Code Rebuilder::extents(Worker& worker, std::span<const uint64_t> pages, std::vector<Extent>& out) const {
+// What the node keeps of the bases, held for one piece of work.
+struct Rebuilder::Kept {
+  std::vector<std::shared_ptr<const KeptBase>> bases;  // by slot of the image; none where nothing is kept
+  std::vector<BaseView> views;
+
+  // Of a page's extents. A base that is here has all of its own.
+  bool has(std::span<const Extent> extents, const BaseSet& set, std::span<const uint32_t> slots) const {
+    return std::all_of(extents.begin(), extents.end(), [&](const Extent& e) {
+      return bases[e.base_slot] ? bases[e.base_slot]->has(e) : set.local(slots[e.base_slot]);
+    });
+  }
+};
+
+Rebuilder::Kept Rebuilder::kept() const {
+  Kept found;
+  if (all_local_) return found;
+  for (uint32_t slot : slots_) found.bases.push_back(bases_.kept(slot));
+  if (std::none_of(found.bases.begin(), found.bases.end(), [](const auto& base) { return base != nullptr; }))
+    return {};
+  found.views = views_;
+  for (size_t i = 0; i < found.bases.size(); ++i)
+    if (found.bases[i]) found.views[i].bytes = found.bases[i]->bytes();
+  return found;
+}
+
+// What `pages` are made of and is not kept here, in slots of `bases`. `from_kept`: which need none of that.
+Code Rebuilder::absent(Worker& worker, std::span<const uint64_t> pages, const Kept& kept,
+                       std::vector<Extent>& out, std::bitset<kBlockPages>* from_kept) const {
   out.clear();
-  for (uint64_t page : pages)
-    if (const Code code = encoded_.extents(page, *worker.scratch_, out); code != Code::ok) return code;
-  for (auto& e : out) {
-    if (e.base_slot >= slots_.size()) return Code::corrupt;
-    e.base_slot = slots_[e.base_slot];
+  for (size_t i = 0; i < pages.size(); ++i) {
+    const size_t first = out.size();
+    if (const Code code = encoded_.extents(pages[i], *worker.scratch_, out); code != Code::ok) return code;
+    const auto of_page = std::span(out).subspan(first);
+    for (const Extent& e : of_page)
+      if (e.base_slot >= slots_.size()) return Code::corrupt;
+    if (!kept.views.empty() && kept.has(of_page, bases_, slots_)) {
+      if (from_kept) from_kept->set(i);
+      out.resize(first);
+      continue;
+    }
+    for (Extent& e : of_page) e.base_slot = slots_[e.base_slot];
   }
   return Code::ok;
 }
 
-Code Rebuilder::fetch(Worker& worker, std::span<const uint64_t> pages, std::chrono::nanoseconds timeout) {
+Code Rebuilder::fetch(Worker& worker, std::span<const uint64_t> pages, For what,
+                      std::chrono::nanoseconds timeout) {
   if (all_local_ || pages.empty()) return Code::ok;
   const Timer timer(fetch_ns_);
   std::vector<Extent> wanted;
-  if (const Code code = extents(worker, pages, wanted); code != Code::ok) return code;
+  if (const Code code = absent(worker, pages, kept(), wanted, nullptr); code != Code::ok) return code;
+  if (what == For::working_set) bases_.want(wanted);
   return bases_.ensure(wanted, timeout);
 }
 
-Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages,
+Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages, For what,
                                const std::function<bool()>& stop) {
   if (all_local_) return Code::ok;
   const Timer timer(fetch_ns_);
+  const Kept kept = this->kept();
   std::deque<std::unique_ptr<BaseSet::Load>> in_flight;
   std::vector<Extent> wanted;
   const auto finish_first = [&] {
@@ -80,7 +116,8 @@ Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages,
   for (size_t at = 0; at < pages.size() && !stop(); batch = kBatchPages) {
     const auto part = pages.subspan(at, std::min(batch, pages.size() - at));
     at += part.size();
-    if (const Code code = extents(worker, part, wanted); code != Code::ok) return code;
+    if (const Code code = absent(worker, part, kept, wanted, nullptr); code != Code::ok) return code;
+    if (what == For::working_set) bases_.want(wanted);
     try {
       if (auto load = bases_.begin(wanted)) in_flight.push_back(std::move(load));
     } catch (const Error& e) {
@@ -92,17 +129,45 @@ Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages,
   while (!in_flight.empty())
     if (const Code code = finish_first(); code != Code::ok) return code;
   // What others were reading meanwhile.
-  if (stop()) return Code::ok;
-  for (size_t at = 0; at < pages.size(); at += kBatchPages) {
+  for (size_t at = 0; at < pages.size() && !stop(); at += kBatchPages) {
     const auto part = pages.subspan(at, std::min(kBatchPages, pages.size() - at));
-    if (const Code code = extents(worker, part, wanted); code != Code::ok) return code;
+    if (const Code code = absent(worker, part, kept, wanted, nullptr); code != Code::ok) return code;
     if (const Code code = bases_.ensure(wanted, kFetchTimeout); code != Code::ok) return code;
   }
   return Code::ok;
 }
 
-Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageClaims& claims, Placer& placer,
-                        uint64_t& placed) {
+// Into the worker's buffer. What does not fit its tag although the node kept all that it is made of is made
+// once more of what the holder sends: only that decides.
+Code Rebuilder::decode(Worker& worker, std::span<const uint64_t> pages, For what) {
+  std::bitset<kBlockPages> from_kept;
+  std::vector<Extent> wanted;
+  const Kept kept = this->kept();
+  if (!all_local_) {
+    const Timer timer(fetch_ns_);
+    if (const Code code = absent(worker, pages, kept, wanted, &from_kept); code != Code::ok) return code;
+    if (what == For::working_set) bases_.want(wanted);
+    if (const Code code = bases_.ensure(wanted, kFetchTimeout); code != Code::ok) return code;
+    if (from_kept.any()) bases_.count_kept_used(from_kept.count());
+  }
+  const Timer timer(apply_ns_);
+  for (size_t i = 0; i < pages.size(); ++i) {
+    std::byte* const out = worker.bytes_.data() + i * kPageBytes;
+    const uint64_t next = i + 1 < pages.size() ? pages[i + 1] : ImageLayout::kNoPage;
+    Code code = encoded_.decode(pages[i], next, from_kept[i] ? kept.views : views_, out, *worker.scratch_);
+    if (code == Code::corrupt && from_kept[i]) {
+      bases_.drop_kept();
+      code = absent(worker, pages.subspan(i, 1), {}, wanted, nullptr);
+      if (code == Code::ok) code = bases_.ensure(wanted, kFetchTimeout);
+      if (code == Code::ok) code = encoded_.decode(pages[i], views_, out, *worker.scratch_);
+    }
+    if (code != Code::ok) return code;
+  }
+  return Code::ok;
+}
+
+Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, For what, PageClaims& claims,
+                        Placer& placer, uint64_t& placed) {
   uint64_t mine[kBlockPages];
   size_t n = 0;
   for (uint64_t page : pages.first(std::min(pages.size(), kBlockPages)))
@@ -110,13 +175,7 @@ Code Rebuilder::rebuild(Worker& worker, std::span<const uint64_t> pages, PageCla
   if (n == 0) return Code::ok;
   worker.used_ = std::max(worker.used_, n * kPageBytes);
   const std::span<const uint64_t> claimed(mine, n);
-  Code code = fetch(worker, claimed, kFetchTimeout);
-  if (code == Code::ok) {
-    const Timer timer(apply_ns_);
-    for (size_t i = 0; i < n && code == Code::ok; ++i)
-      code = encoded_.decode(mine[i], i + 1 < n ? mine[i + 1] : ImageLayout::kNoPage, views_,
-                             worker.bytes_.data() + i * kPageBytes, *worker.scratch_);
-  }
+  Code code = decode(worker, claimed, what);
   fault_point("restore.rebuilt");
   if (code == Code::ok) code = place_runs(worker, claimed, placer);
   if (code == Code::ok) placed += n;

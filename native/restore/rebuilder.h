@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <bitset>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -48,17 +49,21 @@ class Rebuilder {
   // All three outlive this object. Throws not_found when `bases` lacks a base of the image.
   Rebuilder(const ImageLayout& layout, const EncodedImage& encoded, BaseSet& bases);
 
+  // Of pages that working sets are made of: the node keeps what is fetched for them.
+  enum class For : uint8_t { once, working_set };
+
   bool all_local() const { return all_local_; }
 
   // Makes the base pages behind `pages` present, all in one batch; blocks on the network.
-  Code fetch(Worker& worker, std::span<const uint64_t> pages, std::chrono::nanoseconds timeout);
+  Code fetch(Worker& worker, std::span<const uint64_t> pages, For what, std::chrono::nanoseconds timeout);
   // The same for many, in their order: some batches are in flight at any time, and what has come may be
   // rebuilt by others meanwhile. Ends early when `stop` says so, and with the first failure.
-  Code fetch_in_order(Worker& worker, std::span<const uint64_t> pages, const std::function<bool()>& stop);
+  Code fetch_in_order(Worker& worker, std::span<const uint64_t> pages, For what,
+                      const std::function<bool()>& stop);
 
   // Rebuilds the claimable ones of at most kBlockPages ascending pages and places them in as few runs as
   // possible. ok, or why it stopped: corrupt (a checksum), the transport's failure, the placer's.
-  Code rebuild(Worker& worker, std::span<const uint64_t> pages, PageClaims& claims, Placer& placer,
+  Code rebuild(Worker& worker, std::span<const uint64_t> pages, For what, PageClaims& claims, Placer& placer,
                uint64_t& placed);
 
   uint64_t fetch_us() const { return fetch_ns_.load() / 1000; }
@@ -66,7 +71,11 @@ class Rebuilder {
   uint64_t place_us() const { return place_ns_.load() / 1000; }
 
  private:
-  Code extents(Worker& worker, std::span<const uint64_t> pages, std::vector<Extent>& out) const;
+  struct Kept;
+  Kept kept() const;
+  Code absent(Worker& worker, std::span<const uint64_t> pages, const Kept& kept, std::vector<Extent>& out,
+              std::bitset<kBlockPages>* from_kept) const;
+  Code decode(Worker& worker, std::span<const uint64_t> pages, For what);
   Code place_runs(Worker& worker, std::span<const uint64_t> pages, Placer& placer);
   const ImageLayout& layout_;
   const EncodedImage& encoded_;

@@ -91,9 +91,9 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   bool room_for(uint64_t bytes);
   void short_of_memory();
   Code serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
-                   Rebuilder::Worker& worker);
-  Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, PageClaims& claims,
-                         ProcessMemory& memory, uint64_t& placed);
+                   Rebuilder::For what, Rebuilder::Worker& worker);
+  Code rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages, Rebuilder::For what,
+                         PageClaims& claims, ProcessMemory& memory, uint64_t& placed);
   void run(RestoreOptions options);
   void run_background(const RestoreOptions& options);
   void run_rest(const RestoreOptions& options, int tries);

@@ -181,7 +181,7 @@ void ServedSandbox::serve_page(const std::shared_ptr<ProcessMemory>& memory, uin
                   worker);
   }
   // The page itself first: a thread waits for it. What is near comes while that runs on.
-  const Code code = serve_pages(memory, page, page + 1, worker);
+  const Code code = serve_pages(memory, page, page + 1, Rebuilder::For::working_set, worker);
   if (code == Code::ok && ahead.begin != ahead.end) serve_around(memory, ahead, worker);
   if (code == Code::limit_exceeded) return serve_again(memory, page, tries);
   asked_no_more(*memory, page);
@@ -207,7 +207,7 @@ void ServedSandbox::fetch_missing(ProcessMemory& memory, uint64_t begin, uint64_
   std::vector<uint64_t> pages;
   for (uint64_t p = begin; p < end; ++p)
     if (memory.state(p) == PageState::evicted) pages.push_back(p);
-  (void)rebuilder_.fetch(worker, pages, kFetchTimeout);
+  (void)rebuilder_.fetch(worker, pages, Rebuilder::For::once, kFetchTimeout);
 }
 
 // What may be touched next.
@@ -215,7 +215,7 @@ void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, F
                                  Rebuilder::Worker& worker) {
   const auto [begin, end] = ahead;
   const uint64_t near = std::min(begin + FaultReadahead::kBlockPages, end);
-  (void)serve_pages(memory, begin, near, worker);
+  (void)serve_pages(memory, begin, near, Rebuilder::For::once, worker);
   if (near == end) return;
   // A walk: the rest comes from another thread, as this one is waited for by others.
   server_.enqueue(
@@ -223,7 +223,8 @@ void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, F
         WorkerLease worker;
         self->fetch_missing(*memory, near, end, *worker);
         for (uint64_t p = near; p < end; p += FaultReadahead::kBlockPages)
-          (void)self->serve_pages(memory, p, std::min(p + FaultReadahead::kBlockPages, end), *worker);
+          (void)self->serve_pages(memory, p, std::min(p + FaultReadahead::kBlockPages, end),
+                                  Rebuilder::For::once, *worker);
         self->try_complete();
       },
       true);
@@ -232,14 +233,14 @@ void ServedSandbox::serve_around(const std::shared_ptr<ProcessMemory>& memory, F
 // At most a block of pages. A failure is dealt with here, but for limit_exceeded: there is no memory now.
 // process_gone also when nobody wants them any more.
 Code ServedSandbox::serve_pages(const std::shared_ptr<ProcessMemory>& memory, uint64_t begin, uint64_t end,
-                                Rebuilder::Worker& worker) {
+                                Rebuilder::For what, Rebuilder::Worker& worker) {
   if (state() == LiveState::lost || detached_ || memory->gone()) return Code::process_gone;
   uint64_t pages[FaultReadahead::kBlockPages];
   size_t n = 0;
   for (uint64_t p = begin; p < end; ++p) pages[n++] = p;
   MemoryClaims claims(*memory);
   uint64_t placed = 0;
-  const Code code = rebuild_patiently(worker, std::span(pages, n), claims, *memory, placed);
+  const Code code = rebuild_patiently(worker, std::span(pages, n), what, claims, *memory, placed);
   demanded_ += placed;
   if (code == Code::process_gone)
     handle_exit(*memory);

@@ -23,10 +23,11 @@ size_t cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 // A peer that is away may come back: the pages are asked for again, with pauses, until patience ends.
 Code ServedSandbox::rebuild_patiently(Rebuilder::Worker& worker, std::span<const uint64_t> pages,
-                                      PageClaims& claims, ProcessMemory& memory, uint64_t& placed) {
+                                      Rebuilder::For what, PageClaims& claims, ProcessMemory& memory,
+                                      uint64_t& placed) {
   const auto deadline = Clock::now() + kPeerPatience;
   for (auto pause = kPeerBackoffFirst;; pause = std::min(pause * 2, kPeerBackoffMost)) {
-    const Code code = rebuilder_.rebuild(worker, pages, claims, memory, placed);
+    const Code code = rebuilder_.rebuild(worker, pages, what, claims, memory, placed);
     if (!passes(code) || Clock::now() > deadline || detached_ || state() == LiveState::lost) return code;
     std::this_thread::sleep_for(pause);
   }
@@ -42,6 +43,7 @@ struct ServedSandbox::Fill {
   std::vector<std::shared_ptr<ProcessMemory>> memories;
   std::vector<uint64_t> pages;
   std::vector<Unit> units;
+  Rebuilder::For what = Rebuilder::For::once;
   int nice = 0;
   uint64_t bytes_per_s = 0;  // 0: unbounded
   std::atomic<uint64_t>* placed = nullptr;
@@ -104,7 +106,7 @@ void ServedSandbox::rebuild_units(Fill& fill, size_t until) {
     MemoryClaims claims(memory);
     uint64_t placed = 0;
     const auto pages = std::span(fill.pages).subspan(unit.begin, unit.end - unit.begin);
-    const Code code = rebuild_patiently(*worker, pages, claims, memory, placed);
+    const Code code = rebuild_patiently(*worker, pages, fill.what, claims, memory, placed);
     *fill.placed += placed;
     if (code == Code::process_gone)
       handle_exit(memory);
@@ -144,7 +146,7 @@ void ServedSandbox::call_helpers(const std::shared_ptr<Fill>& fill, size_t helpe
 bool ServedSandbox::fetch_units(Fill& fill) {
   WorkerLease worker;
   const auto stop = [&] { return state() == LiveState::lost || detached_ || fill.short_of_memory; };
-  return rebuilder_.fetch_in_order(*worker, fill.pages, stop) == Code::ok && !stop();
+  return rebuilder_.fetch_in_order(*worker, fill.pages, fill.what, stop) == Code::ok && !stop();
 }
 
 // Works on what is left, then waits for the helpers.
@@ -169,6 +171,7 @@ void ServedSandbox::prefetch(const RestoreOptions& options) {
       if (page >= own[m]->first_page() && page < own[m]->end_page()) wanted.push_back({m, page});
   const auto fill = plan_fill(std::move(own), wanted);
   if (fill->units.empty()) return;
+  fill->what = Rebuilder::For::working_set;
   fill->placed = &prefetched_;
   fill->failed = "the working set could not be rebuilt";
   call_helpers(fill, cores() - 1, true);

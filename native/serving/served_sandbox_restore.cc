@@ -12,8 +12,9 @@ namespace medes {
 namespace {
 
 // The rest of a lazy restore waits until the first request has touched what it needs: no demand fault for
-// kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole.
-constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200};
+// kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole. The first
+// restore of a function has all of it to record, one fault after the other.
+constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200}, kHoldMostAfresh{1000};
 // While a request runs its own faults fetch over the same connection: they wait for one of these batches at
 // most.
 constexpr size_t kFetchBesidePages = 128;
@@ -68,7 +69,9 @@ void ServedSandbox::hold_background() {
   while (state() == LiveState::restoring && !detached_) {
     const uint64_t now_us = since_restore_us();
     const uint64_t active_us = std::max(begin_us, last_fault_us_.load());
-    if (now_us - begin_us >= us(kHoldMost) || now_us >= active_us + us(kQuiet)) return;
+    if (now_us - begin_us >= us(recording_afresh_ ? kHoldMostAfresh : kHoldMost) ||
+        now_us >= active_us + us(kQuiet))
+      return;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
@@ -82,7 +85,7 @@ void ServedSandbox::fetch_ahead() {
       if (state() != LiveState::restoring || detached_ || memory->gone()) return;
       const auto stretch = std::span(pages).subspan(at, std::min(kFetchBesidePages, pages.size() - at));
       // A failure shows again, and counts, when it is rebuilt.
-      (void)rebuilder_.fetch(*worker, stretch, kFetchTimeout);
+      (void)rebuilder_.fetch(*worker, stretch, Rebuilder::For::once, kFetchTimeout);
     }
   }
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from medes.bench import restore_remote
 from medes.bench.restore import Options, run
 from medes.runtimes import manifest
 
@@ -48,3 +49,17 @@ def test_lines_of_a_tiny_run(spec: manifest.FunctionSpec) -> None:
         assert min(by_pair) <= function[f"{which}_throughput_ratio"] <= max(by_pair)
     assert (storm["benchmark"], storm["sandboxes"], storm["verified"]) == ("restore_storm", 4, True)
     assert storm["first_response_ms_p99"] >= storm["first_response_ms_p50"] > 0
+
+
+@pytest.mark.live
+def test_lines_of_a_tiny_run_with_bases_elsewhere(spec: manifest.FunctionSpec) -> None:
+    async def collect() -> list[dict[str, Any]]:
+        return [line async for line in restore_remote.run([spec], 3)]
+
+    local, remote, kept = asyncio.run(collect())
+    assert [line["case"] for line in (local, remote, kept)] == ["local", "remote", "remote, kept"]
+    for line in (local, remote, kept):
+        assert (line["function"], line["n"], len(line["added_ms"])) == ("tiny", 3, 3)
+    assert local["pages_read_remotely"] == [0, 0, 0]
+    assert min(remote["pages_read_remotely"]) > 0
+    assert kept["pages_read_remotely"][2] < kept["pages_read_remotely"][0]

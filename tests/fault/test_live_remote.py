@@ -111,3 +111,74 @@ def test_another_sandbox_is_served_while_one_waits_for_its_peer(deduper: Deduper
         assert other.ask("check") == "intact"
         assert local.wait_complete(WAIT_S)
         assert live.state == "restoring"
+
+
+class _Kept:
+    """What a node keeps, and sandboxes of one program that restore through it."""
+
+    def __init__(self, deduper: Deduper, program: Program, address: str) -> None:
+        self.pages = native.KeptPages(64 << 20)
+        self._deduper = deduper
+        self._program = program
+        self._address = address
+
+    def dedup(
+        self,
+        wrap: Callable[[native.PageReader], native.PageReader] = lambda reader: reader,
+        domain: str = "tenant",
+    ) -> tuple[native.LiveSandbox, native.BaseSet]:
+        image, file, _, _ = self._deduper.encode([self._program.pid])
+        slab, bases = self._deduper.slab, native.BaseSet()
+        assert slab is not None
+        bases.keep_in(self.pages, domain)
+        reader = wrap(native.tcp_reader(self._address, TOKEN))
+        bases.add_remote(slab.base_id, slab.page_count, slab.ranges, slab.value_only, reader)
+        return self._deduper.server.evict(image, file, bases), bases
+
+    def restored(self, domain: str = "tenant") -> int:
+        """Dedup, a request, the rest of the restore. The base pages that were read for it."""
+        live, bases = self.dedup(domain=domain)
+        assert self._program.ask("check") == "intact"
+        assert live.wait_complete(WAIT_S)
+        bases.keep_wanted()
+        return bases.remote_pages_read
+
+
+def test_what_a_restore_read_for_its_faults_is_not_read_again(deduper: Deduper) -> None:
+    with Program() as program:
+        server = _serve(_slab_of(deduper, program))
+        kept = _Kept(deduper, program, server.address)
+        first = kept.restored()
+        assert 0 < kept.pages.bytes <= first * native.PAGE_BYTES
+        assert kept.pages.used_pages == 0
+        assert kept.restored() < first
+        assert kept.pages.used_pages > 0
+        server.close()
+
+
+def test_another_domain_is_not_served_from_what_is_kept(deduper: Deduper) -> None:
+    with Program() as program:
+        server = _serve(_slab_of(deduper, program))
+        kept = _Kept(deduper, program, server.address)
+        kept.restored()
+        kept.restored(domain="another")
+        assert kept.pages.used_pages == 0
+        server.close()
+
+
+def test_what_is_kept_and_wrong_costs_a_read_and_no_sandbox(deduper: Deduper) -> None:
+    """It came from a holder that made it up: the sandbox that read it is lost, the next one is not."""
+    with Program() as victim, Program() as program:
+        server = _serve(_slab_of(deduper, victim))
+        kept = _Kept(deduper, victim, server.address)
+        live, bases = kept.dedup(lambda reader: native.failing_reader(reader, corrupt=1.0))
+        victim.tell("check")
+        with pytest.raises(errors.LostError, match="corrupt"):
+            live.wait_complete(WAIT_S)
+        bases.keep_wanted()
+        wrong = kept.pages.bytes
+        assert wrong > 0
+        kept._program = program
+        kept.restored()
+        assert kept.pages.used_pages > 0, "it was tried"
+        server.close()

@@ -1,7 +1,7 @@
 """What a node has more than it would have without Medes, and whose that is.
 
     sandbox   saved = warm - kept of a dedup'd one, less its share of base pages; what is kept of a warm one is negative
-    node      saved = the same of all its sandboxes, less all base pages it holds (not the shares) and its indexes
+    node      saved = the same of all its sandboxes, less all base pages it holds (not the shares), those it keeps of other nodes, and its indexes
 
 A base's bytes are split evenly over those that pin it, sandboxes of other nodes included: these carry their part of it
 there, as the holder tells. A base that nobody pins is its maker's. So the sums over all sandboxes of a cluster add up to
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from medes.agent.bases.bases import BaseStore, LocalBase
+from medes.agent.bases.kept_pages import KeptPages
 from medes.agent.bases.remote_index import RemoteIndex
 from medes.agent.bases.time_mean import TimeMean
 from medes.agent.sandboxes.sandbox import HELD, SAVED_WINDOW_S, SandboxEntry
@@ -37,6 +38,7 @@ class Accounting:
         entries: Mapping[str, SandboxEntry],
         bases: BaseStore,
         remote_index: RemoteIndex,
+        kept_pages: KeptPages,
         base_uses: Mapping[tuple[str, int], tuple[int, int]],
         memory_bytes: int,
         clock: Clock,
@@ -46,6 +48,7 @@ class Accounting:
         self._entries = entries
         self._bases = bases
         self._remote_index = remote_index
+        self._kept_pages = kept_pages
         self._base_uses = base_uses
         self._memory_bytes = memory_bytes
         self._clock = clock
@@ -69,6 +72,11 @@ class Accounting:
         """Fingerprints, of this node's bases and of other nodes'."""
         return self._bases.index_bytes + self._remote_index.used_bytes
 
+    @property
+    def common_bytes(self) -> int:
+        """What the node holds for all of its sandboxes: base pages, its own and those kept of other nodes, and indexes."""
+        return self._bases.used_bytes + self._kept_pages.used_bytes + self.index_bytes
+
     def used_bytes(self) -> int:
         """Memory of sandboxes and stores, the sum that memory_limit_bytes bounds."""
         sandboxes = 0
@@ -80,7 +88,9 @@ class Accounting:
                 sandboxes += entry.warm_bytes
             if previous is not None:
                 sandboxes += previous.file.file_bytes
-        return sandboxes + self._bases.used_bytes + self._remote_index.used_bytes
+        return (
+            sandboxes + self._bases.used_bytes + self._remote_index.used_bytes + self._kept_pages.used_bytes
+        )
 
     def usage(self) -> NodeUsage:
         """The node's sums."""
@@ -109,7 +119,7 @@ class Accounting:
             sandboxes_warm=states.count(S.WARM),
             sandboxes_dedup=states.count(S.DEDUP),
             gross_saved_bytes=dedupd_bytes - kept_bytes,
-            saved_bytes=freed_bytes - base_bytes - self.index_bytes,
+            saved_bytes=freed_bytes - self.common_bytes,
             present_bytes=present_bytes,
             tick_bytes=tick_bytes,
             touched_bytes=touched_bytes,
@@ -126,7 +136,7 @@ class Accounting:
             freed = entry.freed_bytes
             freed_bytes += freed
             entry.saved.tell(now_s, freed - self.share_bytes(entry, made))
-        self._saved.tell(now_s, freed_bytes - self._bases.used_bytes - self.index_bytes)
+        self._saved.tell(now_s, freed_bytes - self.common_bytes)
 
     def look_at(self, entry: SandboxEntry) -> None:
         """The same of a sandbox that is in another state than before."""

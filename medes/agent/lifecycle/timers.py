@@ -74,6 +74,7 @@ class Timers:
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
             await touches.look(agent)
+            agent.kept_pages.look(agent.pinned_bases(), now_s)
             await weighing.look(agent)
         self._look_at_memory()
         if now_s >= self._next_saved_s:
@@ -155,6 +156,7 @@ class Timers:
         agent.pressure = self._read_pressure(used_bytes, limit_bytes)
         if agent.pressure.high:
             agent.drop_previous()
+            agent.kept_pages.clear()
 
     async def _retire(self) -> None:
         agent = self._agent

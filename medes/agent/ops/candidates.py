@@ -73,7 +73,7 @@ class Candidates:
         old, and is learnt again if it is not."""
         self._use_kept = False
         if self._kept is not None:
-            self._agent.remote_index.forget([b.base_id for b in self._kept[1].bases])
+            self._agent.refused([b.base_id for b in self._kept[1].bases])
             await self.gather_again()
 
     @property

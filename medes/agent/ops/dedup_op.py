@@ -280,7 +280,7 @@ class DedupOp:
 
     def _unpin_all(self) -> None:
         """A plan came to nothing at a holder of its bases."""
-        self.agent.remote_index.forget(self.pins.ids())
+        self.agent.refused(self.pins.ids())
         self.pins.give_back()
 
     async def _attempt(
@@ -308,7 +308,7 @@ class DedupOp:
             plan = await self.agent.in_ops(native.plan_windows, image, candidates.prints, locations)
             if self.reuse is not None:
                 plan = await self.agent.in_ops(self.reuse.plan, plan)
-        planned = Planned(plan, native.BaseSet())
+        planned = Planned(plan, self.agent.kept_pages.base_set(self.entry.spec.domain))
         by_node: dict[str, list[int]] = {}
         for base_id in plan.base_ids:
             node_id = self.agent.node_id

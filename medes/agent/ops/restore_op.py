@@ -242,6 +242,8 @@ async def _settle(agent: Agent, entry: SandboxEntry, evicted: Evicted, queue_us:
     entry.restored(report)
     outcomes.restore_done(agent, entry, report)
     agent.move(entry, entry.idle_state(), f"restored in {duration_text(report.complete_us / 1e6)}")
+    if not agent.pressure.high:
+        await agent.in_restores(evicted.bases.keep_wanted)
 
 
 def _us_since(agent: Agent, begin_s: float) -> int:

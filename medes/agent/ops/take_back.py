@@ -156,7 +156,8 @@ async def rebind(agent: Agent, entry: SandboxEntry, evicted: Evicted) -> None:
 
 async def open_bases(agent: Agent, domain: str, evicted: Evicted) -> tuple[native.BaseSet, dict[str, str]]:
     """All bases of a dedup'd sandbox as a new set, and the transport to each peer. Raises peer_unreachable."""
-    bases, transports = native.BaseSet(), {}
+    bases = agent.kept_pages.base_set(domain)
+    transports = {}
     for node_id, base_ids in evicted.pins.items():
         if not base_ids:
             continue

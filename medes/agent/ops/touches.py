@@ -41,6 +41,8 @@ async def learn(agent: Agent, entry: SandboxEntry, evicted: Evicted, *, over: bo
     if not new and not (held_out and evicted.tick_holdout):
         return
     agent.observer.touched(len(new))
+    if not agent.pressure.high:
+        await agent.in_restores(evicted.bases.keep_wanted)
     tick_set = agent.tick_sets.get(entry.spec.domain, entry.spec.function)
     tick_set.merge(new, evicted.tick_holdout if held_out else frozenset())
     await agent.in_restores(agent.tick_sets.save, entry.spec.domain, entry.spec.function)
