@@ -76,6 +76,7 @@ class NoteCode(enum.IntEnum):
     OWN_BASES_ONLY = 10
     HOOK_FAILED = 11
     TICK_SET = 12
+    RECLAIMED = 13
 
     @property
     def label(self) -> str:
@@ -271,6 +272,26 @@ class DedupReport:
     notes: tuple[Note, ...] = ()
     base_share_bytes: int | None = None
     gross_saved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimReport:
+    """What one reclaim op did. changed_pages: written since they had come back, they stay; tick_pages stay, too: touched soon
+    after they had been reclaimed before."""
+
+    reclaimed_pages: int = 0
+    changed_pages: int = 0
+    tick_pages: int = 0
+    stopped_us: int = 0
+    total_us: int = 0
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.reclaimed_pages} pages that had come back went again; {self.changed_pages} that were written and "
+            f"{self.tick_pages} that it ticks with stay"
+        )
 
 
 @dataclass(frozen=True, slots=True)

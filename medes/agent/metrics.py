@@ -118,6 +118,10 @@ class AgentObserver(Observer):
     def lookup(self, by: str) -> None:
         self._metrics.lookups.labels(by).inc()
 
+    def reclaim(self, outcome: str, pages: int = 0) -> None:
+        self._metrics.reclaims.labels(outcome).inc()
+        self._metrics.pages_reclaimed.inc(pages)
+
     def touched(self, pages: int) -> None:
         self._metrics.pages_touched.inc(pages)
 

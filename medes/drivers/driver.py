@@ -96,6 +96,24 @@ class Handle(Protocol):
         """The pages that it touched while dormant, in order, packed; without those that made it wake."""
         ...
 
+    @property
+    def reclaimable_pages(self) -> int:
+        """How many of those a reclaim may take; 0 where the driver has no such op."""
+        ...
+
+    def reclaim(
+        self, pages_min: int = 1, cancel: native.CancelFlag | None = None
+    ) -> tuple[dict[str, int], list[str]]:
+        """(blocks) Takes those of them away again whose bytes are still what the file has; fewer than `pages_min`: none.
+        Returns reclaimed_pages, changed_pages, tick_pages (touched again soon after the reclaim before this one: they stay),
+        stopped_us; and what stayed, and why. Raises busy, traced, process_gone, all with nothing lost; cancelled when
+        abandoned, and the sandbox is to be detached then. In a thread of its own, as `evict`."""
+        ...
+
+    def reclaimed(self) -> bytes:
+        """What the last reclaim took and was not touched since, packed."""
+        ...
+
     def detach(self) -> None:
         """(blocks) Lets go of the sandbox as it is; waits for its restore raise cancelled. It may be adopted after that."""
         ...

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 from medes import native
+from medes.drivers.untouched import Untouched
 from medes.errors import CancelledError, MedesError
 
 
-class EagerHandle:
+class EagerHandle(Untouched):
     """One dedup'd sandbox; see medes.drivers.driver.Handle. It serves no faults: nothing touches the sandbox meanwhile."""
 
     needed = False  # nothing of it waits for pages while it is dedup'd
-    placed_pages = 0
 
     def __init__(
         self,
@@ -84,12 +84,6 @@ class EagerHandle:
             "remote_bytes": 0,  # the agent counts what the bases read
             "demand_woken": 0,
         }
-
-    def working_set(self) -> bytes:
-        return b""
-
-    def touched(self) -> bytes:
-        return b""
 
     def detach(self) -> None:
         """Nothing to let go of but those who wait."""

@@ -613,6 +613,19 @@ class LiveSandbox:
     def touched(self) -> bytes:
         """Pages touched while dormant in order, packed like working_set(); without those that made it wake."""
 
+    def reclaim(
+        self, pages_min: int = 1, cancel: CancelFlag | None = None
+    ) -> tuple[dict[str, int], list[str]]:
+        """(nogil) Takes pages of a dormant sandbox that came back and are as they were away again; nothing with fewer than
+        `pages_min`. Returns (reclaimed_pages, changed_pages, tick_pages, stopped_us; what stayed, and why)."""
+
+    @property
+    def reclaimable_pages(self) -> int:
+        """Of a dormant sandbox: back by touches, not known to have been written, and no tick."""
+
+    def reclaimed(self) -> bytes:
+        """What the last reclaim took and was not touched since, packed like working_set()."""
+
     def detach(self) -> None:
         """Stops serving without touching the sandbox (agent shutdown): it waits until adopted again."""
 

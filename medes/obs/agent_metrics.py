@@ -122,6 +122,11 @@ class AgentMetrics:
             "faults_zero",
             "Page faults on new memory of dedup'd and restoring sandboxes, served with runs of zeros.",
         )
+        self.reclaims = make.counter("reclaims", "Reclaim ops by how they ended.", "outcome")
+        self.pages_reclaimed = make.counter(
+            "pages_reclaimed",
+            "Of the pages that dedup'd sandboxes touched, those that went again while they slept on.",
+        )
         self.pages_touched = make.counter(
             "pages_touched", "Pages that dedup'd sandboxes touched, to sleep on with them."
         )

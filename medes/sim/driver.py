@@ -13,6 +13,7 @@ from medes import native
 from medes.clock import Clock
 from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.subject import Asked, Subject, Subjects
+from medes.drivers.untouched import Untouched
 from medes.errors import CancelledError, LostError, MedesError, NotFoundError, ProcessGoneError
 from medes.sim.machine import Machine, Program
 
@@ -137,10 +138,8 @@ class SimDriver:
         """Nothing is held."""
 
 
-class SimHandle:
+class SimHandle(Untouched):
     """A program whose pages are out."""
-
-    placed_pages = 0
 
     def __init__(
         self,
@@ -212,12 +211,6 @@ class SimHandle:
             "ready_us": int(self._costs.ready_us),
             "complete_us": int(self._complete_us),
         }
-
-    def working_set(self) -> bytes:
-        return b""
-
-    def touched(self) -> bytes:
-        return b""
 
     def detach(self) -> None:
         self._detached = True

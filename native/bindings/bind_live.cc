@@ -33,6 +33,15 @@ nb::dict evict_dict(const EvictResult& r) {
   return d;
 }
 
+nb::dict reclaim_dict(const ReclaimResult& r) {
+  nb::dict d;
+  d["reclaimed_pages"] = r.reclaimed_pages;
+  d["changed_pages"] = r.changed_pages;
+  d["tick_pages"] = r.tick_pages;
+  d["stopped_us"] = r.stopped_us;
+  return d;
+}
+
 nb::dict restore_dict(const RestoreStats& s) {
   nb::dict d;
   d["pages_total"] = s.pages_total;
@@ -104,6 +113,24 @@ void register_sandbox(nb::module_& m) {
       .def("touched",
            [](const LiveSandbox& self) {
              const auto entries = self.touched();
+             return to_bytes(std::as_bytes(std::span(entries)));
+           })
+      .def(
+          "reclaim",
+          [](LiveSandbox& self, uint64_t pages_min, const CancelFlag* cancel) {
+            const ReclaimOptions options{pages_min, cancel != nullptr ? &cancel->abandoned : nullptr};
+            ReclaimResult result;
+            {
+              const nb::gil_scoped_release release;
+              result = self.reclaim(options);
+            }
+            return std::pair(reclaim_dict(result), result.notes);
+          },
+          nb::arg("pages_min") = 1, nb::arg("cancel").none() = nb::none())
+      .def_prop_ro("reclaimable_pages", &LiveSandbox::reclaimable_pages)
+      .def("reclaimed",
+           [](const LiveSandbox& self) {
+             const auto entries = self.reclaimed();
              return to_bytes(std::as_bytes(std::span(entries)));
            })
       .def("detach", &LiveSandbox::detach, nb::call_guard<nb::gil_scoped_release>());

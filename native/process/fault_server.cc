@@ -20,6 +20,7 @@
 #include "common/wiped.h"
 #include "process/adopt.h"
 #include "process/evict.h"
+#include "process/reclaim.h"
 #include "serving/keeper.h"
 #include "serving/served_sandbox.h"
 
@@ -114,6 +115,7 @@ struct FaultServer::Impl : SandboxServer {
   void watch(std::shared_ptr<ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory) override;
   void fault_later(std::shared_ptr<ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory,
                    uint64_t address) override;
+  ReclaimResult reclaim(ServedSandbox& sandbox, const ReclaimOptions& options) override;
   void serve(const std::shared_ptr<ServedSandbox>& sandbox);
 };
 
@@ -307,6 +309,23 @@ void FaultServer::Impl::fault_later(std::shared_ptr<ServedSandbox> sandbox,
     later.push_back({std::move(sandbox), std::move(memory), address});
   }
   signal_eventfd(later_signal.get());
+}
+
+ReclaimResult FaultServer::Impl::reclaim(ServedSandbox& sandbox, const ReclaimOptions& options) {
+  if (!sandbox.begin_reclaim()) return {};
+  ReclaimOp op(sandbox, options);
+  struct End {
+    ServedSandbox& sandbox;
+    ReclaimOp& op;
+    ~End() { sandbox.end_reclaim(op.take_taken()); }
+  } end{sandbox, op};
+  if (!op.worth_it()) return op.result();
+  run_as_tracer([&] { op.run(); });
+  ReclaimResult result = op.result();
+  result.stopped_us =
+      static_cast<uint64_t>((Clock::now() - op.stopped_since()) / std::chrono::microseconds(1));
+  fault_point("reclaim.released");
+  return result;
 }
 
 void FaultServer::Impl::serve(const std::shared_ptr<ServedSandbox>& sandbox) {

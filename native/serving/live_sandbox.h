@@ -50,6 +50,20 @@ struct EvictResult {
   std::vector<std::string> notes;  // what could not go, and why
 };
 
+// Of pages that came back to a dormant sandbox, those that are as they were go again.
+struct ReclaimOptions {
+  uint64_t pages_min = 1;  // fewer are not worth a stop
+  const std::atomic<bool>* abandoned = nullptr;
+};
+
+struct ReclaimResult {
+  uint64_t reclaimed_pages = 0;
+  uint64_t changed_pages = 0;  // written since: they stay
+  uint64_t tick_pages = 0;     // touched soon after they had gone, before this: they stay too
+  uint64_t stopped_us = 0;
+  std::vector<std::string> notes;
+};
+
 struct RestoreOptions {
   bool lazy = true;                          // thaw with half of the working set in; false: with all pages in
   std::vector<WorkingSetEntry> working_set;  // prefetched in about this order, ahead of the rest
@@ -91,6 +105,14 @@ class LiveSandbox {
   virtual uint64_t placed_pages() const = 0;
   // Touched while dormant, in order; without those that made it wake, which are the first of working_set().
   virtual std::vector<WorkingSetEntry> touched() const = 0;
+  // Of a dormant sandbox's pages that came back, takes those away again that are as they were. Nothing for
+  // one that is not dormant, or held. Blocks. What throws may have taken some: busy, traced, process_gone,
+  // permission_denied, unsupported; cancelled when abandoned, and the sandbox is to be let go of then.
+  virtual ReclaimResult reclaim(const ReclaimOptions& options) = 0;
+  // Those that a reclaim might take: back, not written when last looked at, and no tick.
+  virtual uint64_t reclaimable_pages() const = 0;
+  // What the last reclaim took.
+  virtual std::vector<WorkingSetEntry> reclaimed() const = 0;
   // Stops serving without touching the sandbox; it waits until adopted again. Ends all waits.
   virtual void detach() = 0;
 };

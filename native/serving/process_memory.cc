@@ -97,6 +97,7 @@ void ProcessMemory::add_mappings_of_layout() {
 }
 
 uint64_t ProcessMemory::address_of(uint64_t page) const {
+  const std::shared_lock lock(mutex_);
   const PageRun& run = layout_.run_of(page);
   const auto where = segments_.place_of(run.address + (page - run.first_page) * kPageBytes);
   return where.bytes == 0 ? 0 : where.address;

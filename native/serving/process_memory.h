@@ -89,6 +89,17 @@ class ProcessMemory : public Placer {
   bool claim(uint64_t page);
   void unclaim(uint64_t page);
 
+  // The driver takes pages away once more, with all threads stopped, and reads the events of its calls:
+  // nobody else does from here until end_reclaim(), and faults on these pages wait. What of `pages`
+  // (ascending) is back is marked `evicting`; returns where that lies now, ascending by page.
+  std::vector<AddressRange> begin_reclaim(std::span<const uint64_t> pages);
+  // `there`: what could not go, by address. The rest is out.
+  void end_reclaim(std::span<const PageSpan> there);
+  bool reclaiming() const { return reclaiming_.load(std::memory_order_acquire); }
+  std::vector<uint64_t> restored_pages() const;  // ascending
+  uint64_t page_at(uint64_t address) const;      // of the image, kNoPage when it is not
+  const Uffd& uffd() const { return uffd_; }
+
   // Reads all queued events, applies and commits them; no call that changes mappings is under way then.
   // Threads of the sandbox may be stopped for some 100 us. A removal inside one of `own_discards` (the kernel
   // tells of each mapping by itself) is the driver's and means nothing.
@@ -157,6 +168,7 @@ class ProcessMemory : public Placer {
   std::vector<MovedPages> moved_pages() const;
   bool any_missing(uint64_t origin, uint64_t bytes) const;
   bool settle_events();
+  bool all_out_between(uint64_t page, uint64_t next) const;
   bool unregister_registered();  // true when there were any, or it could not be told
   void set_state(uint64_t page, PageState state);
   uint64_t unguarded(uint64_t address, uint64_t count);
@@ -176,6 +188,12 @@ class ProcessMemory : public Placer {
   uint64_t first_page_ = 0, end_page_ = 0;
   std::atomic<uint64_t> missing_{0}, placed_{0};
   std::atomic<bool> gone_{false};
+  std::atomic<bool> reclaiming_{false};  // written under the exclusive lock
+  struct Marked {
+    uint64_t first_page = 0, count = 0;
+  };
+  std::vector<Marked> marked_;  // `evicting` by the reclaim under way
+  uint64_t going_ = 0;          // of these, those that were back
   const std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
   mutable std::shared_mutex mutex_;
   Segments segments_;

@@ -57,7 +57,7 @@ DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
   DrainedEvents out;
   std::vector<uffd_msg> calls;
   const std::unique_lock lock(mutex_);
-  if (!uffd_) return out;
+  if (!uffd_ || reclaiming_) return out;
   for (;;) {
     // Faults come first, so as many reads as there are faults bring nothing else (but when a signal takes
     // one back in this very moment). Without the number, nothing is read while a call is under way.

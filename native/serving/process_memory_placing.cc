@@ -36,7 +36,8 @@ uint64_t ProcessMemory::fresh_pages(uint64_t address) {
   for (; count < kZerosTogether; ++count) {
     const auto origin = segments_.origin_of(address + count * kPageBytes);
     const uint64_t page = origin ? layout_.find(process_, *origin) : ImageLayout::kNoPage;
-    if (page != ImageLayout::kNoPage && state(page) == PageState::evicted) break;
+    if (page == ImageLayout::kNoPage) continue;
+    if (const PageState now = state(page); now == PageState::evicted || now == PageState::evicting) break;
   }
   // Of a forked child it is not known where it has guards. The first page is none: it faulted.
   if (is_forked_child()) return std::min<uint64_t>(count, 1);

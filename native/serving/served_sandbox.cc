@@ -173,7 +173,7 @@ void ServedSandbox::detach() {
   changed_.notify_all();
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !settling_; });
+    changed_.wait(lock, [this] { return !settling_ && !reclaiming_; });
   }
   end_serving(&ProcessMemory::leave_to_keeper);
 }

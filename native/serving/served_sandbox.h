@@ -4,10 +4,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,6 +31,7 @@ class SandboxServer {
   virtual void watch(std::shared_ptr<class ServedSandbox> sandbox, std::shared_ptr<ProcessMemory> memory) = 0;
   virtual void fault_later(std::shared_ptr<class ServedSandbox> sandbox,
                            std::shared_ptr<ProcessMemory> memory, uint64_t address) = 0;
+  virtual ReclaimResult reclaim(class ServedSandbox& sandbox, const ReclaimOptions& options) = 0;  // blocks
 };
 
 class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<ServedSandbox> {
@@ -62,7 +63,18 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
   std::vector<WorkingSetEntry> working_set() const override;
   uint64_t placed_pages() const override;
   std::vector<WorkingSetEntry> touched() const override;
+  ReclaimResult reclaim(const ReclaimOptions& options) override { return server_.reclaim(*this, options); }
+  uint64_t reclaimable_pages() const override;
+  std::vector<WorkingSetEntry> reclaimed() const override;
   void detach() override;
+
+  // Around a reclaim. False when it is none for it: not dormant, held, or let go of. While one is under way
+  // a restore that began does not complete, and detach() waits.
+  bool begin_reclaim();
+  std::vector<uint64_t> reclaim_candidates(const ProcessMemory& memory, uint64_t& ticks) const;
+  void reclaim_step();  // at its beginning, and before pages that were on their way out are out
+  void keep_changed(std::span<const uint64_t> pages);  // they were written: no candidates any more
+  void end_reclaim(std::vector<uint64_t> taken);
 
   // From the fault threads.
   void handle_readable(const std::shared_ptr<ProcessMemory>& memory, Rebuilder::Worker& worker);
@@ -74,8 +86,9 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
  private:
   void drain(const std::shared_ptr<ProcessMemory>& memory, std::vector<uint64_t>& faults);
   bool ask_for(const ProcessMemory& memory, uint64_t what);
-  void asked_no_more(const ProcessMemory& memory, uint64_t what);
+  void asked_no_more(ProcessMemory& memory, uint64_t what);
   bool only_touched(uint64_t page);
+  void look_for_tick(uint64_t page);
   void serve_remote();
   void wake_by_fault();
   void record(ProcessMemory& memory, uint64_t page);
@@ -146,8 +159,15 @@ class ServedSandbox : public LiveSandbox, public std::enable_shared_from_this<Se
     uint32_t touches = 0;
     size_t first = 0;  // in touched_
   } burst_;
-  // What faulted and is not served yet: a page, or ~address of one that is new.
-  std::set<std::pair<const ProcessMemory*, uint64_t>> asked_for_;
+  // What faulted and is not served yet: a page, or ~address of one that is new. With reclaim_steps_ as of
+  // then.
+  std::map<std::pair<const ProcessMemory*, uint64_t>, uint64_t> asked_for_;
+  uint64_t reclaim_steps_ = 0;
+  std::vector<bool> stays_;      // by page, from the first reclaim on: ticks, and what was written
+  std::vector<bool> reclaimed_;  // by the last one, and not touched since
+  uint64_t staying_ = 0;         // of stays_, back
+  Clock::time_point reclaimed_at_{};
+  bool reclaiming_ = false;
   std::deque<Waiting> remote_waiting_;  // pages that were touched, of base pages elsewhere
   size_t remote_at_work_ = 0;           // threads that serve these
   std::vector<WorkingSetEntry> recorded_;

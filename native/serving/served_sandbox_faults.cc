@@ -17,6 +17,8 @@ constexpr uint64_t kTouchesPerLook = 32;
 // A thread that serves a page of a peer's may wait for that peer, and there are few for the whole node: a
 // sandbox that sleeps takes no more of them than this.
 constexpr size_t kRemoteAsleep = 2, kRemoteAwake = 16;
+// A page that is on its way out is asked for again when it is.
+constexpr std::chrono::milliseconds kReclaimPause{1};
 
 }  // namespace
 
@@ -41,12 +43,20 @@ void ServedSandbox::handle_exit(ProcessMemory& memory) {
 // may touch the same page: that is no further touch, and the page is on its way to both.
 bool ServedSandbox::ask_for(const ProcessMemory& memory, uint64_t what) {
   const std::lock_guard lock(mutex_);
-  return asked_for_.emplace(&memory, what).second;
+  return asked_for_.try_emplace({&memory, what}, reclaim_steps_).second;
 }
 
-void ServedSandbox::asked_no_more(const ProcessMemory& memory, uint64_t what) {
-  const std::lock_guard lock(mutex_);
-  asked_for_.erase({&memory, what});
+// A reclaim in between may have taken what came, or have been in the way; who touched it again since was told
+// that it was on its way.
+void ServedSandbox::asked_no_more(ProcessMemory& memory, uint64_t what) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto asked = asked_for_.extract({&memory, what});
+    if (asked.empty() || asked.mapped() == reclaim_steps_) return;
+  }
+  const bool is_page = what >= memory.first_page() && what < memory.end_page();
+  const uint64_t address = is_page ? memory.address_of(what) : 0;
+  if (address != 0) memory.wake(address);
 }
 
 // A program that ticks, or answers a probe, touches some pages and then no others: it gets them, and sleeps
@@ -63,6 +73,7 @@ bool ServedSandbox::only_touched(uint64_t page) {
     if (!m->gone()) placed += m->placed(), missing += m->missing();
   if (placed > missing) return false;  // what is left saves less than what an op anew would
   ++burst_.touches;
+  look_for_tick(page);
   if (touched_.size() < kMaxWorkingSetPages) touched_.push_back(regions_.entry_of(page));
   return true;
 }
@@ -110,7 +121,11 @@ void ServedSandbox::handle_fault(const std::shared_ptr<ProcessMemory>& memory, u
     const Code code = memory->place_zeros(address, placed);
     if (placed > 0) ++zero_faults_;
     zeros_ += placed;
-    if (code == Code::busy) server_.fault_later(shared_from_this(), memory, address);
+    const auto again = [self = shared_from_this(), memory, address] {
+      self->server_.fault_later(self, memory, address);
+    };
+    if (code == Code::busy && memory->reclaiming()) return server_.enqueue_later(again, true, kReclaimPause);
+    if (code == Code::busy) again();
     if (code != Code::limit_exceeded) return;
     short_of_memory();
     if (!ask_for(*memory, ~address)) return;

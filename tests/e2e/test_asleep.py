@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from medes.client import MedesClient
-from medes.types import Sandbox
+from medes.types import NoteCode, Sandbox
 from medes.types import SandboxState as S
+from tests.e2e.test_recovery import killed_by
 from tests.support.cluster import Cluster, wait_until
 from tests.support.live import Program
 from tests.support.metrics import sample
@@ -137,4 +138,51 @@ def test_without_touches_the_first_one_restores(
         client.register("ticker", pids=[program.pid], sandbox_id="a")
         client.dedup("a")
         wait_until(lambda: client.get("a").state is S.WARM, "it woke itself")
+        assert program.ask("check") == "intact"
+
+
+def test_a_dedup_of_a_sleeper_takes_what_it_touched(
+    make_cluster: MakeCluster, make_ticker: Callable[[], Program]
+) -> None:
+    metrics_address = f"127.0.0.1:{free_port()}"
+    cluster = make_cluster(nodes=1, controller=False, metrics_address=metrics_address)
+    program = make_ticker()
+    with cluster.agents[0].client() as client:
+        client.register("ticker", pids=[program.pid], sandbox_id="a")
+        client.dedup("a")
+        program.ask("ticks")
+        touched = asleep(client, "a").touched_bytes
+        report = client.dedup("a").report
+        assert NoteCode.RECLAIMED in [note.code for note in report.notes]
+        # What it ticks with comes back, and stays from the next time on.
+        asleep(client, "a")
+        client.dedup("a")
+        sandbox = asleep(client, "a")
+        assert (sandbox.state, sandbox.dedup_count, sandbox.restore_count) == (S.DEDUP, 1, 0)
+        assert sandbox.touched_bytes <= touched
+        assert sample(metrics_address, "medes_agent_pages_reclaimed_total") > 0
+        client.restore("a", eager=True)
+        assert program.ask("check") == "intact"
+
+
+@pytest.mark.parametrize("point", ["reclaim.marked", "reclaim.done", "reclaim.taken"])
+def test_killed_in_a_reclaim(
+    make_cluster: MakeCluster, make_ticker: Callable[[], Program], point: str
+) -> None:
+    cluster, program = make_cluster(nodes=1, controller=False), make_ticker()
+    agent = cluster.agents[0]
+    with agent.client() as client:
+        client.register("ticker", pids=[program.pid], sandbox_id="a")
+        client.dedup("a")
+        program.ask("ticks")
+        asleep(client, "a")
+    agent.kill()
+    killed_by(agent, point, lambda c: c.dedup("a"))
+    with agent.client() as client:
+        assert int(program.ask("ticks")) > 0
+        wait_until(lambda: client.get("a").state is S.DEDUP, "it sleeps on")
+        client.restore("a", eager=True)
+        assert program.ask("check") == "intact"
+        client.dedup("a")
+        client.restore("a", eager=True)
         assert program.ask("check") == "intact"

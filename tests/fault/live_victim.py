@@ -1,7 +1,7 @@
 """An agent in small, to be killed: dedups a process and restores it. Run by test_live_faults.py.
 
-usage: live_victim.py PID FOLDER {evict|restore|linger|loop}; MEDES_FAULT in the environment says where it dies.
-`loop` first takes over what the one before left, then dedups and restores until it is killed.
+usage: live_victim.py PID FOLDER {evict|restore|reclaim|linger|loop}; MEDES_FAULT in the environment says where it dies.
+`reclaim` needs a sandbox that sleeps there already. `loop` first takes over what the one before left, then dedups and restores until it is killed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from medes.errors import BusyError
 from tests.support.live import Deduper
 
 WAIT_S = 30.0
+TOUCHES_PER_S_MAX = 1 << 18
 
 
 def take_over(deduper: Deduper) -> None:
@@ -45,11 +46,25 @@ def loop(deduper: Deduper, pid: int) -> None:
         file.unlink()
 
 
+def reclaim(deduper: Deduper) -> None:
+    """What another server put to sleep, and was touched since."""
+    (path,) = deduper.folder.glob("sandbox-*.medes")
+    deduper.use_base(native.Slab.open(str(deduper.folder / "base.slab")))
+    live = deduper.server.adopt(
+        native.SandboxFile.open(str(path)), deduper.bases(), touches_per_s_max=TOUCHES_PER_S_MAX
+    )
+    result, notes = live.reclaim()
+    print("survived", result, notes, flush=True)
+
+
 def main() -> None:
     pid, folder, until = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     deduper = Deduper(folder)
     if until == "loop":
         loop(deduper, pid)
+    if until == "reclaim":
+        reclaim(deduper)
+        return
     live = deduper.dedup([pid])
     print("dormant", flush=True)
     if until == "restore":

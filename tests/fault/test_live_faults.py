@@ -59,6 +59,14 @@ RESTORE_POINTS = [
     "restore.place",
     "restore.unregister",
 ]
+RECLAIM_POINTS = [  # test_live_reclaim.py
+    "reclaim.begin",
+    "reclaim.stopped",
+    "reclaim.marked",
+    "reclaim.taken",
+    "reclaim.done",
+    "reclaim.released",
+]
 # What the program did to its mappings is read, applied and committed.
 EVENT_POINTS = ["restore.read", "restore.applying", "restore.applied", "restore.committed"]
 CHILD_POINT = "restore.child_kept"
@@ -68,7 +76,7 @@ MOVE = "m.resize(1 << 27)"  # mremap: too large for its place
 DIGEST = "hashlib.sha256(m[:1020000]).hexdigest()"
 
 
-def _kill_at(point: str, pid: int, folder: Path, until: str, program: Program | None = None) -> None:
+def kill_at(point: str, pid: int, folder: Path, until: str, program: Program | None = None) -> None:
     """Runs the small agent until it dies at `point`."""
     agent = subprocess.Popen(
         [sys.executable, "-m", "tests.fault.live_victim", str(pid), str(folder), until],
@@ -85,7 +93,7 @@ def _kill_at(point: str, pid: int, folder: Path, until: str, program: Program | 
     agent.stdout.close()
 
 
-def _adopt(folder: Path) -> tuple[native.FaultServer, native.LiveSandbox | None]:
+def adopt(folder: Path) -> tuple[native.FaultServer, native.LiveSandbox | None]:
     """What a restarted agent does: takes over what the dead one left."""
     server = native.FaultServer(2)
     files = list(folder.glob("sandbox-*.medes"))
@@ -96,7 +104,7 @@ def _adopt(folder: Path) -> tuple[native.FaultServer, native.LiveSandbox | None]
     return server, server.adopt(native.SandboxFile.open(str(files[0])), bases)
 
 
-def _check(program: Program, requests: int) -> None:
+def check_intact(program: Program, requests: int) -> None:
     for number in range(requests, requests + 3):
         program.tell("check")
         assert program.hear() == f"{number} intact"
@@ -109,26 +117,26 @@ def _check(program: Program, requests: int) -> None:
 def test_killed_in_the_dedup_op(point: str, tmp_path: Path) -> None:
     with Program() as program:
         assert program.ask("check") == "intact"
-        _kill_at(point, program.pid, tmp_path, "evict")
+        kill_at(point, program.pid, tmp_path, "evict")
         time.sleep(0.05)  # the sandbox may well touch its memory before anyone serves it
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
-        _check(program, 2)
+        check_intact(program, 2)
         live.restore()
         assert live.wait_complete(WAIT_S)
-        _check(program, 5)
+        check_intact(program, 5)
         server.close()
 
 
 @pytest.mark.parametrize("point", RESTORE_POINTS)
 def test_killed_in_the_restore_op(point: str, tmp_path: Path) -> None:
     with Program() as program:
-        _kill_at(point, program.pid, tmp_path, "restore", program if point == "restore.fault" else None)
-        server, live = _adopt(tmp_path)
+        kill_at(point, program.pid, tmp_path, "restore", program if point == "restore.fault" else None)
+        server, live = adopt(tmp_path)
         assert live is not None
         if point == "restore.fault":
             assert program.hear() == "1 intact"
-        _check(program, 2 if point == "restore.fault" else 1)
+        check_intact(program, 2 if point == "restore.fault" else 1)
         live.restore()
         assert live.wait_complete(WAIT_S)
         server.close()
@@ -141,12 +149,12 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         for n, point in enumerate(["evict.discarded_one", "evict.released", "inject.entered"]):
             folder = tmp_path / str(n)
             folder.mkdir(0o700)
-            _kill_at(point, program.pid, folder, "evict")
-            server, live = _adopt(folder)
+            kill_at(point, program.pid, folder, "evict")
+            server, live = adopt(folder)
             assert live is not None
             live.restore(lazy=False)
             assert live.wait_complete(WAIT_S)
-            _check(program, requests + 1)
+            check_intact(program, requests + 1)
             requests += 3
             server.close()
 
@@ -172,7 +180,7 @@ def test_memory_that_moved_before_the_kill_is_found(tmp_path: Path) -> None:
         with _victim(program, tmp_path) as agent:
             program.ask("exec " + MOVE)
             agent.kill()
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert live.evict_result["evicted_pages"] > 256, "the restore was over before the kill"
         assert program.ask("exec " + DIGEST) == digest
@@ -190,7 +198,7 @@ def test_killed_while_mappings_change(point: str, tmp_path: Path) -> None:
         with _victim(program, tmp_path, point) as agent:
             program.tell("exec " + MOVE)
             assert agent.wait(WAIT_S) == -signal.SIGKILL
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert live.evict_result["evicted_pages"] > 256, "the restore was over before the kill"
         program.hear()
@@ -240,7 +248,7 @@ def test_a_child_forked_while_pages_are_missing_outlives_the_agent(point: str, t
             assert len(list(tmp_path.glob("*.child-*"))) == 1
         time.sleep(0.05)  # the child may well read its memory before anyone serves it
         assert not _gone(keeper), "nobody holds the child's userfaultfd"
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert program.hear() == "1 forked"
         assert program.ask("exec reap()") == "intact"
@@ -256,10 +264,10 @@ def test_a_forked_child_outlives_agent_after_agent(tmp_path: Path) -> None:
     with Program() as program:
         keeper = _fork_and_kill(program, tmp_path, "restore.committed")
         for _ in range(5):
-            server, live = _adopt(tmp_path)
+            server, live = adopt(tmp_path)
             server.close()  # most likely before the child's pages are in
         _wait_until_gone(keeper)
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert [program.hear(), program.ask("exec reap()"), program.ask("check")] == [
             "1 forked",
@@ -278,11 +286,11 @@ def test_a_child_outlives_an_agent_that_fails_to_take_over(tmp_path: Path) -> No
         damaged = file.with_name(f"{file.name}.child-1")
         damaged.write_bytes(b"damaged")
         with pytest.raises(CorruptError):
-            _adopt(tmp_path)
+            adopt(tmp_path)
         gc.collect()  # what it had of the sandbox is dropped
         _wait_until_gone(keeper)
         damaged.unlink()
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert program.hear() == "1 forked"
         assert program.ask("exec os.wait()[1]") == "0"
@@ -331,10 +339,10 @@ def test_a_program_that_closes_all_descriptors_outlives_agent_after_agent(tmp_pa
             agent.kill()
         program.tell("check")  # it waits: the keeper has the other copy
         for _ in range(3):
-            server, live = _adopt(tmp_path)
+            server, live = adopt(tmp_path)
             server.close()
         _wait_until_gone(keeper)
-        server, live = _adopt(tmp_path)
+        server, live = adopt(tmp_path)
         assert live is not None
         assert program.hear() == "intact"
         live.restore()
@@ -353,7 +361,7 @@ def test_a_program_whose_userfaultfd_is_nowhere_any_more_is_lost(tmp_path: Path)
         os.kill(keeper, signal.SIGKILL)
         _wait_until_gone(keeper)
         with pytest.raises(LostError, match="closed its userfaultfd"):
-            _adopt(tmp_path)
+            adopt(tmp_path)
 
 
 def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Path) -> None:
@@ -364,7 +372,7 @@ def test_a_child_whose_keeper_was_killed_too_makes_the_sandbox_lost(tmp_path: Pa
         os.kill(keeper, signal.SIGKILL)
         _wait_until_gone(keeper)
         with pytest.raises(LostError):
-            _adopt(tmp_path)
+            adopt(tmp_path)
         os.kill(int(child), signal.SIGKILL)
 
 
@@ -373,4 +381,4 @@ def test_every_point_of_the_source_is_killed_once() -> None:
     for source in (ROOT / "native").rglob("*.cc"):
         if source.parent.name in ("tracing", "serving", "process", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *EVENT_POINTS, CHILD_POINT, MOVED_POINT}
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *RECLAIM_POINTS, *EVENT_POINTS, CHILD_POINT, MOVED_POINT}

@@ -13,7 +13,7 @@ import pytest
 
 from medes import native
 from medes.errors import UnsupportedError
-from tests.fault.test_live_faults import _adopt, _kill_at
+from tests.fault.test_live_faults import adopt, kill_at
 from tests.support.live import Deduper, Program
 
 pytestmark = pytest.mark.live
@@ -93,8 +93,8 @@ def test_killed_while_pages_move_out(tmp_path: Path, point: str) -> None:
         pytest.skip("this kernel has no such ring")
     with program:
         at_first = _mapped_bytes(program.pid)
-        _kill_at(point, program.pid, tmp_path, "evict")
-        server, live = _adopt(tmp_path)
+        kill_at(point, program.pid, tmp_path, "evict")
+        server, live = adopt(tmp_path)
         assert live is not None
         assert program.ask("use") == "right"
         live.restore(lazy=False)

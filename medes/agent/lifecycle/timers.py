@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,7 +17,7 @@ from medes.agent.ops.base_op import needed_functions, retire_unneeded, retire_un
 from medes.agent.ops.view import view_of
 from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.drivers.driver import Driver
-from medes.errors import LostError, ProcessGoneError
+from medes.errors import LostError, MedesError, ProcessGoneError
 from medes.policy.keep_alive import Action
 from medes.policy.policy import NodeView, Step
 from medes.types import PurgeCause
@@ -73,7 +74,9 @@ class Timers:
             await unreported.look(agent)
             await retire_unneeded(agent, agent.settings.base_keep_period_s)
             await self._forget_gone()
-            await touches.look(agent)
+            for entry in await touches.look(agent):
+                if entry.id not in self._busy and not entry.lock.locked():
+                    self._start(entry, self._reclaim(entry))
             agent.kept_pages.look(agent.pinned_bases(), now_s)
             await weighing.look(agent)
         self._look_at_memory()
@@ -131,6 +134,10 @@ class Timers:
 
     async def _dedup(self, entry: SandboxEntry, reason: str) -> None:
         await turns.dedup(self._agent, entry, reason=reason)
+
+    async def _reclaim(self, entry: SandboxEntry) -> None:
+        with contextlib.suppress(MedesError):  # it is logged, counted, and tried again later
+            await turns.reclaim(self._agent, entry)
 
     async def _purge(self, entry: SandboxEntry, reason: str) -> None:
         await purge_op.purge(self._agent, entry, reason, PurgeCause.TIMER)

@@ -30,6 +30,7 @@ RESTORE_POINTS = (
     "restore.settled",
     "restore.unlinked",
 )
+RECLAIM_POINTS = ("reclaim.taken",)
 
 
 def point(name: str) -> None:

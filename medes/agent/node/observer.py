@@ -20,6 +20,9 @@ class Observer:
     def lookup(self, by: str) -> None:
         """Where the pages of an image were looked up. `by`: own, remote or controller, each after those before it."""
 
+    def reclaim(self, outcome: str, pages: int = 0) -> None:
+        """A sleeper gave up so many pages that it had touched. `outcome`: done, or the code of the error."""
+
     def touched(self, pages: int) -> None:
         """Pages that a dedup'd sandbox touched and that it sleeps on with."""
 

@@ -1,14 +1,9 @@
 """The last step of a dedup op: the driver takes the pages away. It alone cannot be undone once a page has gone, and it alone
-may be held up without end.
-
-A freezer of cgroup v1 can catch the sandbox in a system call that the driver makes in it: the call cannot be called off, and
-is made when the sandbox is thawed. Until then the op has the sandbox (its state is DEDUPING, nobody else may touch it) and
-nothing else: the callers are told, its turn and threads are others'. An agent that ends leaves it as a killed one would.
+may be held up without end (medes.agent.ops.standstill).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from medes import native
@@ -16,12 +11,12 @@ from medes.agent.agent import Agent
 from medes.agent.node.fault_points import point
 from medes.agent.ops import touches, waiting
 from medes.agent.ops.op_pins import OpPins, Planned
+from medes.agent.ops.standstill import Standstill
 from medes.agent.ops.take_back import PROVEN
 from medes.agent.sandboxes.op_cancel import OpCancel
 from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
 from medes.drivers.driver import Handle
-from medes.errors import BusyError, MedesError, ProcessGoneError
-from medes.limits import EVICTION_ANSWER_S, EVICTION_LOOK_S
+from medes.errors import MedesError, ProcessGoneError
 from medes.types import SandboxState as S
 
 log = logging.getLogger(__name__)
@@ -38,7 +33,6 @@ class Eviction:
         self._cancel = cancel
         self._pins = pins
         self._file = file
-        self._began_s = agent.clock.now_s()
         self.undone = True  # once run() has raised: no page is out, and nobody else will look
 
     async def run(self, image: native.MemoryImage, planned: Planned, hold_frozen: bool) -> Evicted:
@@ -48,7 +42,7 @@ class Eviction:
         driver = agent.driver_of(entry)
         sleep, holdout, tick_holdout = touches.sleep_of(agent, entry)
         try:
-            live = await self._patiently(
+            live = await Standstill(agent, entry, self._cancel, self._file, "dedup op").patiently(
                 agent.in_own_thread(
                     driver.evict,
                     entry.subject,
@@ -76,38 +70,6 @@ class Eviction:
         entry.put_away(evicted)
         entry.pages_went()
         return evicted
-
-    async def _patiently(self, work: asyncio.Future[Handle]) -> Handle:
-        """The driver's handle, however long that takes. When it is held up, those who wait are told."""
-        try:
-            while not (await asyncio.wait({work}, timeout=EVICTION_LOOK_S))[0]:
-                if self._agent.stopping:
-                    self._cancel.abandon()
-                elif self._entry.lock.held_up is None:
-                    await self._look()
-        except asyncio.CancelledError:
-            self._cancel.abandon()
-            await asyncio.wait({work})
-            raise
-        try:
-            return work.result()
-        finally:
-            del work  # see waits.py
-
-    async def _look(self) -> None:
-        """Tells those who wait when a freezer has the sandbox, or when it takes too long in any case."""
-        agent, entry = self._agent, self._entry
-        why = await agent.in_restores(entry.subject.held_up, self._file)
-        if why is None and agent.clock.now_s() - self._began_s > EVICTION_ANSWER_S:
-            why = BusyError(
-                "it stands still in the middle of a dedup op", object=entry.id, hint="the op ends of itself"
-            )
-        if why is None or entry.lock.held_up is not None:
-            return
-        entry.explain(f"its dedup op is held up: {why.message}")
-        entry.lock.hold_up(why)
-        log.warning("%s: the dedup op is held up, and goes on when it can: %s", entry.id, why)
-        agent.tell(entry, entry.state, entry.reason)
 
     def _evicted(self, planned: Planned, live: Handle | None) -> Evicted:
         return Evicted(

@@ -8,11 +8,11 @@ from medes.agent.agent import Agent
 from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.errors import CancelledError, MedesError, ProcessGoneError
 from medes.policy.policy import Happening
-from medes.types import DedupReport, Note, NoteCode, OpRecord, RestoreReport
+from medes.types import DedupReport, Note, NoteCode, OpRecord, ReclaimReport, RestoreReport
 
 log = logging.getLogger(__name__)
 
-DEDUP, RESTORE = "dedup", "restore"
+DEDUP, RESTORE, RECLAIM = "dedup", "restore", "reclaim"
 
 
 def dedup_done(agent: Agent, entry: SandboxEntry, report: DedupReport) -> None:
@@ -38,6 +38,28 @@ def dedup_failed(
 ) -> None:
     agent.observer.dedup(error.code)
     _failed(agent, entry, DEDUP, error, stage_us, notes)
+
+
+def reclaim_done(agent: Agent, entry: SandboxEntry, report: ReclaimReport) -> None:
+    agent.observer.reclaim("done", report.reclaimed_pages)
+    note = Note(NoteCode.RECLAIMED, report.text)
+    _remember(
+        agent,
+        entry,
+        OpRecord(
+            RECLAIM,
+            outcome="done",
+            reason=entry.op_reason,
+            total_us=report.total_us,
+            stage_us={"stopped": report.stopped_us},
+            notes=(note, *report.notes),
+        ),
+    )
+
+
+def reclaim_failed(agent: Agent, entry: SandboxEntry, error: MedesError) -> None:
+    agent.observer.reclaim(error.code)
+    _failed(agent, entry, RECLAIM, error, {}, [])
 
 
 def restore_done(agent: Agent, entry: SandboxEntry, report: RestoreReport) -> None:

@@ -1,6 +1,8 @@
 """What dedup'd sandboxes touch while nobody uses them: learnt as the tick set of their function, which stays resident from
 the next dedup op on, in every instance.
 
+A reclaim (medes.agent.ops.reclaim_op) puts out again what was touched; what is left alone then leaves the set at once.
+
 Tick sets are kept as working sets are (medes.agent.sandboxes.working_sets): each dedup op leaves some pages of the set out,
 and one that is not touched by then has lost its reason.
 """
@@ -19,6 +21,10 @@ from medes.types import SandboxState as S
 # Asleep this long, a program has had its time to touch a page again.
 HELD_OUT_S = 60.0
 WEIGH_S = 30.0
+# A reclaim stops the sandbox for some milliseconds, and what it touches again costs a fault for each page.
+RECLAIM_QUIET_S = 10.0
+RECLAIM_AGAIN_S = HELD_OUT_S  # so that it is known by then which pages tick
+RECLAIM_PAGES_MIN = 128
 
 
 def sleep_of(agent: Agent, entry: SandboxEntry) -> tuple[Sleep, frozenset[Page], frozenset[Page]]:
@@ -32,19 +38,28 @@ def sleep_of(agent: Agent, entry: SandboxEntry) -> tuple[Sleep, frozenset[Page],
 
 
 async def learn(agent: Agent, entry: SandboxEntry, evicted: Evicted, *, over: bool = False) -> None:
-    """Takes in what was touched since the last time. `over`: the sandbox sleeps no more."""
+    """Takes in what was touched since the last time. `over`: the sandbox sleeps no more, or is about to be reclaimed: what
+    has been out for its time and was not touched is no tick."""
     assert evicted.live is not None
     touched = unpack_pages(evicted.live.touched())
     new, evicted.touches_learnt = touched[evicted.touches_learnt :], len(touched)
-    evicted.tick_holdout -= frozenset(new) if not over else frozenset()
-    held_out = over and agent.clock.now_s() - evicted.since_s >= HELD_OUT_S
-    if not new and not (held_out and evicted.tick_holdout):
+    if not over:
+        evicted.tick_holdout -= frozenset(new)
+    now_s = agent.clock.now_s()
+    held_out = over and now_s - evicted.since_s >= HELD_OUT_S
+    reclaimed: frozenset[Page] = frozenset()
+    if over and evicted.reclaimed_s and now_s - evicted.reclaimed_s >= HELD_OUT_S:
+        reclaimed = frozenset(unpack_pages(evicted.live.reclaimed()))
+    if not new and not (held_out and evicted.tick_holdout) and not reclaimed:
         return
     agent.observer.touched(len(new))
     if not agent.pressure.high:
         await agent.in_restores(evicted.bases.keep_wanted)
     tick_set = agent.tick_sets.get(entry.spec.domain, entry.spec.function)
     tick_set.merge(new, evicted.tick_holdout if held_out else frozenset())
+    tick_set.forget(reclaimed)
+    if held_out:
+        evicted.tick_holdout = frozenset()
     await agent.in_restores(agent.tick_sets.save, entry.spec.domain, entry.spec.function)
 
 
@@ -55,26 +70,40 @@ async def learn_all(agent: Agent) -> None:
             await learn(agent, entry, entry.evicted)
 
 
-async def look(agent: Agent) -> None:
+async def look(agent: Agent) -> list[SandboxEntry]:
     """Learns from sandboxes that were touched before the last look, and not since: a program that goes on touching may be
-    about to wake. Weighs each now and then."""
-    now_s, due = agent.clock.now_s(), []
+    about to wake. Weighs each now and then. Returns those that a reclaim is worth its stop for."""
+    now_s, heavy, quiet = agent.clock.now_s(), [], []
     for entry in list(agent.entries.values()):
         evicted = entry.evicted
         if entry.state is not S.DEDUP or evicted is None or evicted.live is None:
             continue
         placed = evicted.live.placed_pages
-        if placed == evicted.placed_seen and evicted.placed_learnt != placed:
+        if placed != evicted.placed_seen:
+            evicted.placed_seen, evicted.placed_since_s = placed, now_s
+        elif evicted.placed_learnt != placed:
             evicted.placed_learnt = placed
             await learn(agent, entry, evicted)
-        evicted.placed_seen = placed
+        if _worth_a_reclaim(evicted, now_s):
+            quiet.append(entry)
         if now_s - evicted.weighed_s >= WEIGH_S and agent.driver_of(entry).frees:
             evicted.weighed_s = now_s
-            due.append((entry, evicted))
-    if due:
-        for entry, evicted, touched_bytes, resident_bytes in await agent.in_restores(_weigh, due):
+            heavy.append((entry, evicted))
+    if heavy:
+        for entry, evicted, touched_bytes, resident_bytes in await agent.in_restores(_weigh, heavy):
             if entry.state is S.DEDUP and entry.evicted is evicted:
                 entry.weigh_asleep(evicted.file.file_bytes + resident_bytes - touched_bytes)
+    return quiet
+
+
+def _worth_a_reclaim(evicted: Evicted, now_s: float) -> bool:
+    """The sandbox has been left alone for a while, and enough of it came back."""
+    return (
+        evicted.live is not None
+        and now_s - evicted.placed_since_s >= RECLAIM_QUIET_S
+        and now_s - max(evicted.since_s, evicted.reclaim_tried_s) >= RECLAIM_AGAIN_S
+        and evicted.live.reclaimable_pages >= RECLAIM_PAGES_MIN
+    )
 
 
 def _weigh(due: list[tuple[SandboxEntry, Evicted]]) -> list[tuple[SandboxEntry, Evicted, int, int]]:

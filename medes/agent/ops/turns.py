@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from medes.agent.agent import Agent
 from medes.agent.node.waits import first_of
-from medes.agent.ops import departure, outcomes, restore_op
+from medes.agent.ops import departure, outcomes, reclaim_op, restore_op, touches
 from medes.agent.ops.dedup_op import DedupOp
 from medes.agent.sandboxes.sandbox import Evicted, SandboxEntry
 from medes.agent.sandboxes.states import require_dedup_allowed, require_restore_possible
@@ -26,7 +26,7 @@ from medes.errors import (
     WrongStateError,
 )
 from medes.limits import DEDUPS_QUEUED_MAX, RESTORE_WAIT_S
-from medes.types import DedupReport, RestoreReport
+from medes.types import DedupReport, Note, NoteCode, RestoreReport
 from medes.types import SandboxState as S
 
 
@@ -39,7 +39,7 @@ async def dedup(
     hold_frozen: bool | None = None,
     reason: str = "asked for",
 ) -> DedupReport:
-    """Runs a dedup op; of a sandbox that is dedup'd already, its last report.
+    """Runs a dedup op. One of a sandbox that is dedup'd already is a reclaim of what it touched since, with its last report.
 
     Raises wrong_state, cancelled, busy, and what the op raises; the sandbox is then warm and runs.
     """
@@ -59,24 +59,45 @@ async def _dedup(
             await wait_complete(entry, agent.ending)
             _refuse_at_the_end(agent, entry)
             await entry.lock.take_turn()
-            done = entry.last_dedup if entry.state is S.DEDUP else None
             try:
-                if done is None:
+                if not (asleep := entry.state is S.DEDUP):
                     await _require_dedup_allowed(agent, entry)
             except BaseException:
                 entry.lock.release()
                 raise
-            if done is not None:
-                entry.lock.release()
-                return done
             entry.begin_op(reason)
-            agent.move(entry, S.DEDUPING, reason)
+            if asleep:
+                work = _reclaim_locked(agent, entry, reason)
+            else:
+                agent.move(entry, S.DEDUPING, reason)
+                work = _run_locked(agent, entry, make_base, hold_frozen)
             # Held up it goes on without its caller, and without the turn.
-            return await entry.lock.unless_held_up(
-                agent.spawn(_run_locked(agent, entry, make_base, hold_frozen), f"dedup op {entry.id}")
-            )
+            return await entry.lock.unless_held_up(agent.spawn(work, f"dedup op {entry.id}"))
     finally:
         agent.dedups_queued -= 1
+
+
+async def _reclaim_locked(agent: Agent, entry: SandboxEntry, reason: str) -> DedupReport:
+    """The last report of a sandbox that is dedup'd already; what it touched since goes again."""
+    last = entry.last_dedup or DedupReport(warm_bytes=entry.warm_bytes)
+    try:
+        report = await reclaim_op.run(agent, entry, reason=reason)
+    except MedesError as error:
+        return replace(last, notes=(*last.notes, Note(NoteCode.PAGES_STAY, f"not reclaimed: {error}")))
+    finally:
+        entry.lock.release()
+    if not report.total_us:
+        return last
+    return replace(last, notes=(*last.notes, Note(NoteCode.RECLAIMED, report.text)))
+
+
+async def reclaim(agent: Agent, entry: SandboxEntry) -> None:
+    """Lets a sleeper that was touched, and is left alone by now, give those pages back. Raises what the op raises."""
+    async with agent.dedup_turn, entry.lock:
+        _refuse_at_the_end(agent, entry)
+        await reclaim_op.run(
+            agent, entry, reason="touched, and left alone since", pages_min=touches.RECLAIM_PAGES_MIN
+        )
 
 
 def _refuse_at_the_end(agent: Agent, entry: SandboxEntry) -> None:

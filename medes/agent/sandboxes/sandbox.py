@@ -99,6 +99,9 @@ class Evicted:
     )  # what was not left resident of the tick set, and not touched yet
     touches_learnt: int = 0
     placed_seen: int = 0  # pages that were back at the last look
+    placed_since_s: float = 0.0  # since when so many
+    reclaimed_s: float = 0.0  # when the last reclaim took pages away again; 0: none has
+    reclaim_tried_s: float = 0.0  # the same, whatever came of it
     placed_learnt: int = 0
     weighed_s: float = 0.0  # when what it holds was last measured
 

@@ -129,6 +129,12 @@ class WorkingSet:
                     del self._entries[page]
         self._bound()
 
+    def forget(self, pages: frozenset[Page]) -> None:
+        """They are known to have no place in the set."""
+        for page in pages:
+            self._entries.pop(page, None)
+        self._next = None
+
     def _weigh(self, faulted: list[Page], holdout: frozenset[Page]) -> None:
         """Whether the set still is what the function touches, by this restore."""
         touched = set(faulted)

@@ -10,7 +10,7 @@ from medes import native
 from medes.drivers.driver import AWAKE_AT_ONCE, Sleep
 from medes.drivers.process.subject import ProcessSubject
 from medes.drivers.process.subjects import ProcessSubjects
-from medes.errors import CancelledError, LostError
+from medes.errors import CancelledError, LostError, MedesError
 
 
 class StandInHandle:
@@ -29,6 +29,10 @@ class StandInHandle:
         self.sleep = AWAKE_AT_ONCE
         self.touched_set = b""
         self.placed_pages = 0
+        self.reclaimable_pages = 0
+        self.reclaimed_set = b""
+        self.reclaims = 0
+        self.reclaim_error: MedesError | None = None
         self.faulted = struct.pack("<4Q", 1, 10, 1, 11)
         self.evict_result = {
             "evicted_pages": page_count,
@@ -85,6 +89,20 @@ class StandInHandle:
 
     def touched(self) -> bytes:
         return self.touched_set
+
+    def reclaim(
+        self, pages_min: int = 1, cancel: native.CancelFlag | None = None
+    ) -> tuple[dict[str, int], list[str]]:
+        self.reclaims += 1
+        if self.reclaim_error is not None:
+            raise self.reclaim_error
+        taken = self.reclaimable_pages
+        self.placed_pages -= taken
+        self.reclaimable_pages = 0
+        return {"reclaimed_pages": taken, "changed_pages": 2, "stopped_us": 7}, ["a page is mlocked"]
+
+    def reclaimed(self) -> bytes:
+        return self.reclaimed_set
 
     def detach(self) -> None:
         self.detached = True

@@ -10,7 +10,7 @@ import pytest
 
 from medes.agent.api import handlers
 from medes.agent.daemon import AgentDaemon
-from medes.agent.ops import eviction
+from medes.agent.ops import standstill
 from medes.drivers.process.subject import ProcessSubject
 from medes.errors import BusyError, InternalError
 from medes.types import Activity
@@ -27,8 +27,8 @@ async def held_up(
     make_agent: MakeAgent, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[AgentDaemon, threading.Event]:
     """A daemon whose sandbox s1 is held up in its eviction, which its caller has heard; and what lets it go."""
-    monkeypatch.setattr(eviction, "EVICTION_LOOK_S", 0.01)
-    monkeypatch.setattr(eviction, "EVICTION_ANSWER_S", 0.02)
+    monkeypatch.setattr(standstill, "EVICTION_LOOK_S", 0.01)
+    monkeypatch.setattr(standstill, "EVICTION_ANSWER_S", 0.02)
     daemon, gate = await make_agent(), threading.Event()
     daemon.driver.evict_gate = gate  # type: ignore[attr-defined]
     await register(daemon, make_app())

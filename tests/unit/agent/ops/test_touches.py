@@ -11,7 +11,10 @@ from medes.agent.api import handlers
 from medes.agent.daemon import AgentDaemon
 from medes.agent.ops import touches
 from medes.agent.ops.take_back import rebind
+from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.agent.sandboxes.working_sets import pack_pages, unpack_pages
+from medes.errors import BusyError
+from medes.types import NoteCode
 from medes.types import SandboxState as S
 from tests.unit.agent.conftest import MakeAgent
 from tests.unit.agent.ops.test_agent_ops import MakeApp, register, until
@@ -146,3 +149,85 @@ async def test_a_sleeper_is_weighed_now_and_then(make_agent: MakeAgent, make_app
     await touches.look(agent)  # or the agent's own, which has begun
     held_bytes = entry.evicted.file.file_bytes + entry.subject.private_bytes()
     await until(lambda: entry.kept_bytes == held_bytes, "weighed")
+
+
+def asleep_since(entry: SandboxEntry, seconds: float) -> None:
+    """As if it had been put to sleep, and left alone, so long ago."""
+    assert entry.evicted is not None
+    entry.evicted.since_s -= seconds
+    entry.evicted.placed_since_s -= seconds
+
+
+async def test_a_sleeper_left_alone_gives_back_what_it_touched(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    touch(handle, 3)
+    handle.placed_pages = handle.reclaimable_pages = touches.RECLAIM_PAGES_MIN
+    assert await touches.look(agent) == []  # it was touched just now
+    asleep_since(entry, touches.RECLAIM_AGAIN_S)
+    kept_bytes = entry.kept_bytes
+    await until(lambda: handle.reclaims > 0, "by the agent's own look")
+    await until(lambda: not entry.lock.locked(), "it ends")
+    assert kept_bytes - entry.kept_bytes == touches.RECLAIM_PAGES_MIN * native.PAGE_BYTES
+    assert handlers.get(agent, "s1").state is S.DEDUP
+    _, op = entry.ops[-1]
+    assert (op.kind, op.outcome, op.stage_us) == ("reclaim", "done", {"stopped": 7})
+    assert op.notes[0].code is NoteCode.RECLAIMED
+    assert await touches.look(agent) == []
+    assert handle.reclaims == 1
+
+
+@pytest.mark.parametrize("pages", [0, 1, touches.RECLAIM_PAGES_MIN - 1])
+async def test_too_little_is_not_reclaimed_unasked(
+    make_agent: MakeAgent, make_app: MakeApp, pages: int
+) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    handle.placed_pages = handle.reclaimable_pages = pages
+    await touches.look(agent)
+    asleep_since(entry, touches.RECLAIM_AGAIN_S)
+    assert await touches.look(agent) == []
+    report = (await handlers.dedup(agent, "s1")).report  # asked for, it is a reclaim
+    assert handle.reclaims == (pages > 0)
+    codes = [note.code for note in report.notes]
+    assert (NoteCode.RECLAIMED in codes) == (pages > 0)
+    assert entry.dedup_count == 1
+
+
+async def test_a_reclaim_that_fails_is_tried_again_later(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    handle.placed_pages = handle.reclaimable_pages = 500
+    handle.reclaim_error = BusyError("a thread does not stop", object="pid 1")
+    await touches.look(agent)
+    report = (await handlers.dedup(agent, "s1")).report
+    assert "does not stop" in str(report.notes[-1])
+    assert handlers.get(agent, "s1").state is S.DEDUP
+    asleep_since(entry, touches.RECLAIM_QUIET_S)
+    assert entry not in await touches.look(agent)
+    assert entry.evicted is not None
+    asleep_since(entry, touches.RECLAIM_AGAIN_S)
+    entry.evicted.reclaim_tried_s -= touches.RECLAIM_AGAIN_S
+    handle.reclaim_error = None
+    await until(lambda: handle.reclaims > 1 and not entry.lock.locked(), "tried again")
+    assert handle.placed_pages == 0
+
+
+async def test_what_is_left_alone_after_a_reclaim_is_no_tick(
+    make_agent: MakeAgent, make_app: MakeApp
+) -> None:
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    touch(handle, 3)
+    handle.reclaimable_pages = 3
+    await handlers.dedup(agent, "s1")
+    assert tick_set(daemon) == set(PAGES)
+    handle.reclaimed_set = pack_pages(PAGES[1:])  # the first was touched again
+    assert entry.evicted is not None
+    await touches.learn(agent, entry, entry.evicted, over=True)
+    assert tick_set(daemon) == set(PAGES)  # too soon to tell
+    entry.evicted.reclaimed_s -= touches.HELD_OUT_S
+    await touches.learn(agent, entry, entry.evicted, over=True)
+    assert tick_set(daemon) == {PAGES[0]}
