@@ -23,6 +23,9 @@ class MemoryCgroup:
     def add(self, pid: int) -> None:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in (self.folder / "cgroup.procs").read_text().split()]
+
     def limit(self, limit_bytes: int) -> None:
         """Of memory; nothing of the group goes to swap instead, where the machine has any."""
         self._limit.write_text(str(limit_bytes))
