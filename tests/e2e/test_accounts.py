@@ -96,6 +96,10 @@ def test_the_kernel_charges_what_is_told_as_present(make_cluster: MakeCluster, g
         touched = agreed(client, group, S.DEDUP)
         assert touched.touched_bytes > asleep.touched_bytes
         assert touched.present_bytes > asleep.present_bytes
+        client.dedup("a")  # it sleeps already: what it touched goes again, as far as it was not written
+        reclaimed = agreed(client, group, S.DEDUP)
+        assert reclaimed.touched_bytes < touched.touched_bytes
+        assert reclaimed.present_bytes < touched.present_bytes
         client.restore("a", eager=True)
         again = agreed(client, group, S.WARM)
         assert again.touched_bytes == 0
