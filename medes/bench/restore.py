@@ -98,6 +98,8 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> 
     for pair in pairs:
         for event in pair.asked:
             await ask(host, pair.untouched, event)
+    warm_p50, eager_p50 = (quantile_or_none(values, 0.5) for values in (warm_ms, eager_ms))
+    over_eager = [round((ms - warm_p50) / eager_p50, 3) for ms in first_ms] if warm_p50 and eager_p50 else []
     restored = await throughput.measure(host, pairs)
     await host.remove(spec.name)
     return {
@@ -106,20 +108,24 @@ async def _measure(host: FunctionHost, spec: FunctionSpec, options: Options) -> 
         "private_bytes": int(quantile_or_none([row[2].warm_bytes for row in measured], 0.5) or 0),
         "kept_bytes": int(quantile_or_none([row[2].kept_bytes for row in measured], 0.5) or 0),
         "cold_start_ms_p50": quantile_or_none(cold_ms, 0.5),
-        "warm_ms_p50": quantile_or_none(warm_ms, 0.5),
+        "warm_ms_p50": warm_p50,
         "warm_ms_p99": quantile_or_none(warm_ms, 0.99),
         "first_response_ms_p50": quantile_or_none(first_ms, 0.5),
         "first_response_ms_p99": quantile_or_none(first_ms, 0.99),
         "first_response_no_prefetch_ms_p50": quantile_or_none(singly_ms, 0.5),
         "ready_ms_p50": quantile_or_none([report.ready_us / 1000 for report in reports], 0.5),
         "complete_ms_p50": quantile_or_none([report.complete_us / 1000 for report in reports], 0.5),
-        "eager_complete_ms_p50": quantile_or_none(eager_ms, 0.5),
+        "eager_complete_ms_p50": eager_p50,
+        "first_response_added_over_eager": quantile_or_none(over_eager, 0.5),
+        "first_response_added_over_eager_by_restore": over_eager,
         "dedup_ms_p50": quantile_or_none(
             [row[2].last_dedup.total_us / 1000 for row in measured if row[2].last_dedup], 0.5
         ),
         "pages_total": int(quantile_or_none([report.pages_total for report in reports], 0.5) or 0),
         "pages_prefetched": int(quantile_or_none([report.pages_prefetched for report in reports], 0.5) or 0),
         "faults_demand": int(quantile_or_none([report.faults_demand for report in reports], 0.5) or 0),
+        "faults_demand_by_restore": [report.faults_demand for report in reports],
+        "faults_zero": int(quantile_or_none([report.faults_zero for report in reports], 0.5) or 0),
         "restored_throughput_ratio": restored.ratio,
         "restored_throughput_ratio_by_pair": restored.by_pair,
         "control_throughput_ratio": control.ratio,
