@@ -52,11 +52,12 @@ Code ProcessMemory::place_zeros(uint64_t address, uint64_t& placed) {
     {
       const std::shared_lock lock(mutex_);
       if (!uffd_) return Code::ok;
-      const uint64_t count = fresh_pages(address);
+      uint64_t count = fresh_pages(address);
       if (count == 0) return Code::busy;
-      result = uffd_.zero(address, count, placed);
-      // A run must lie in one mapping; where it ends is nothing that events tell.
-      if (result == UffdResult::unmapped && placed == 0 && count > 1) result = uffd_.zero(address, 1, placed);
+      // A run must lie in one mapping; where that ends is nothing that events tell. Halves find it soon.
+      do {
+        result = uffd_.zero(address, count, placed);
+      } while (result == UffdResult::unmapped && placed == 0 && (count /= 2) > 0);
     }
     if (placed > 0) return Code::ok;
     switch (result) {

@@ -199,3 +199,23 @@ def test_new_memory_comes_in_runs(deduper: Deduper, program: Program) -> None:
     live.restore()
     assert live.wait_complete(WAIT_S)
     assert program.ask("check") == "intact"
+
+
+def test_new_memory_comes_in_runs_up_to_the_end_of_its_mapping(deduper: Deduper, program: Program) -> None:
+    cut = (  # 100 pages, of which the first is written, before one that nobody may touch
+        "exec (globals().update(m=__import__('mmap').mmap(-1, 101 << 12, flags=0x22), c=__import__('ctypes')),"
+        " m.write(b'x'), c.CDLL(None).mprotect("
+        "c.c_void_p(c.addressof(c.c_char.from_buffer(m)) + (100 << 12)), c.c_size_t(4096), 0))[1:]"
+    )
+    assert program.ask(cut) == "(1, 0)"
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    before = live.stats()["faults_zero"]
+    assert (
+        program.ask("exec [m.__setitem__(i, 7) for i in range(4096, 100 << 12, 4096)] and 'written'")
+        == "written"
+    )
+    assert live.stats()["faults_zero"] - before < 32
+    assert program.ask("exec sum(m[4096:100 << 12]) == 7 * 99") == "True"
+    live.restore()
+    assert live.wait_complete(WAIT_S)
+    assert program.ask("check") == "intact"
