@@ -13,8 +13,10 @@ namespace {
 
 // The rest of a lazy restore waits until the first request has touched what it needs: no demand fault for
 // kQuiet, at most kHoldMost. So the request has the cores, and the recorded working set is whole. The first
-// restore of a function has all of it to record, one fault after the other.
-constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200}, kHoldMostAfresh{1000};
+// restore of a function has all of it to record, one fault after the other, and all later ones go by that.
+// Its request may be on its way yet, and a busy machine makes pauses of its own.
+constexpr std::chrono::milliseconds kQuiet{15}, kHoldMost{200};
+constexpr std::chrono::milliseconds kQuietAfresh{100}, kHoldMostAfresh{1000};
 // While a request runs its own faults fetch over the same connection: they wait for one of these batches at
 // most.
 constexpr size_t kFetchBesidePages = 128;
@@ -66,12 +68,12 @@ void ServedSandbox::run(RestoreOptions options) {
 void ServedSandbox::hold_background() {
   const auto begin_us = since_restore_us();
   const auto us = [](auto d) { return static_cast<uint64_t>(std::chrono::microseconds(d).count()); };
+  const uint64_t quiet_us = us(recording_afresh_ ? kQuietAfresh : kQuiet);
+  const uint64_t most_us = us(recording_afresh_ ? kHoldMostAfresh : kHoldMost);
   while (state() == LiveState::restoring && !detached_) {
     const uint64_t now_us = since_restore_us();
     const uint64_t active_us = std::max(begin_us, last_fault_us_.load());
-    if (now_us - begin_us >= us(recording_afresh_ ? kHoldMostAfresh : kHoldMost) ||
-        now_us >= active_us + us(kQuiet))
-      return;
+    if (now_us - begin_us >= most_us || now_us >= active_us + quiet_us) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
