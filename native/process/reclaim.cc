@@ -25,7 +25,8 @@ constexpr size_t kPagesPerRead = 64;
 bool ReclaimOp::worth_it() {
   uint64_t pages = 0;
   for (const auto& memory : sandbox_.memories()) {
-    if (memory->is_forked_child() || memory->gone() || memory->fd() < 0) continue;
+    if (memory->is_forked_child() || memory->gone() || memory->fd() < 0 || memory->uffd().memory_gone())
+      continue;
     Process p;
     p.memory = memory, p.pid = memory->pid(), p.index = memory->process();
     p.pages = sandbox_.reclaim_candidates(*memory, result_.tick_pages);
@@ -83,6 +84,10 @@ void ReclaimOp::run() {
   } finish{processes_};
   fault_point("reclaim.stopped");
   sharers.look_again();  // nobody who stands still makes a sharer from here on
+  // Another program in the process may have the same bytes at the same addresses, and nobody serves it.
+  for (const auto& p : processes_)
+    if (p.memory->uffd().memory_gone())
+      throw Error(Code::process_gone, "it began another program", p.object());
   for (auto& p : processes_) {
     p.take(stop, begin + kStandstillMost, options_.abandoned);
     UffdRecord& record = sandbox_.file()->uffds()[p.index];

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -124,6 +126,24 @@ def test_only_a_sleeper_is_reclaimed(deduper: Deduper, program: Program) -> None
     settled(live)
     live.detach()
     assert live.reclaim()[0]["stopped_us"] == 0
+
+
+def test_another_program_in_the_process_keeps_its_memory(deduper: Deduper, tmp_path: Path) -> None:
+    """The same bytes lie at the same addresses, and are no longer what is served."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source, binary = Path(__file__).with_name("execs.c"), tmp_path / "execs"
+    subprocess.run([compiler, "-O1", "-static", "-no-pie", "-o", str(binary), str(source)], check=True)
+    with Program([str(binary)]) as program:
+        live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+        assert program.ask("touch") == "0"
+        assert settled(live) >= 512
+        program.tell("exec")
+        assert program.hear() == "ready"
+        result, _ = live.reclaim()
+        assert (result["reclaimed_pages"], result["stopped_us"]) == (0, 0)
+        assert program.ask("check") == "0"
 
 
 def test_pages_that_moved_go_from_where_they_are(deduper: Deduper, program: Program) -> None:
