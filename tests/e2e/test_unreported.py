@@ -69,11 +69,11 @@ def test_who_works_is_not_idle(make_cluster: MakeCluster) -> None:
 
 def test_who_sends_is_not_idle_and_who_is_probed_is(make_cluster: MakeCluster) -> None:
     """By bytes alone: no processor time makes it busy here."""
-    if not tcp_connections():
-        pytest.skip("the kernel tells nothing of TCP sockets (CONFIG_INET_TCP_DIAG)")
     cluster = make_cluster(nodes=1, controller=False, idle_period_s=10, busy_cpu_ratio=1000.0)
     with cluster.agents[0].client() as client, Program([sys.executable, "-c", SENDER]) as program:
         with socket.create_connection(("127.0.0.1", int(program.ask("port")))) as connection:
+            if not tcp_connections():
+                pytest.skip("the kernel tells nothing of TCP sockets (CONFIG_INET_TCP_DIAG)")
             reader = threading.Thread(target=_read_all, args=(connection,))
             reader.start()
             begin_s = time.monotonic()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from medes.limits import DIAG_SOCKETS_MAX
 
+PROC = "/proc"
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
@@ -61,7 +62,7 @@ class Carried:
                 if namespace == self._own:
                     found.update(self._of_sockets(pid))
                 else:
-                    found[-namespace] = interface_bytes(Path(f"/proc/{pid}/net/dev").read_text())
+                    found[-namespace] = interface_bytes(Path(f"{PROC}/{pid}/net/dev").read_text())
             except (OSError, ValueError):  # it has ended, or may not be looked at
                 continue
         return found
@@ -71,7 +72,7 @@ class Carried:
             self._connections = tcp_connections()
         if not self._connections:
             return
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+        with os.scandir(f"{PROC}/{pid}/fd") as descriptors:
             for descriptor in descriptors:
                 connection = self._connections.get(_inode(descriptor.path))
                 if connection is not None:
@@ -150,7 +151,11 @@ def interface_bytes(net_dev: str) -> int:
 
 
 def _namespace(pid: int | str) -> int:
-    return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    """0 for a process that has ended, and for all on a kernel without such namespaces."""
+    try:
+        return Path(f"{PROC}/{pid}/ns/net").stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _inode(descriptor: str) -> int:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -69,6 +70,17 @@ def test_another_namespace_tells_by_its_interfaces() -> None:
             pytest.skip("no network namespace can be made here")
         assert Carried().by([process.pid]) == {-_namespace(process.pid): 0}
         process.stdin.close()
+
+
+def test_a_kernel_without_network_namespaces_is_one(
+    link: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid in ("self", "7"):
+        (tmp_path / pid).mkdir()
+    (tmp_path / "7" / "fd").symlink_to(f"/proc/{os.getpid()}/fd")
+    expected = own()
+    monkeypatch.setattr(traffic, "PROC", str(tmp_path))
+    assert set(Carried().by([7, 8])) == set(expected)
 
 
 def message(inode: int, cookie: int, info: bytes | None, before: bytes = b"") -> bytes:
