@@ -65,14 +65,16 @@ def _ksm(served: Served) -> Iterator[Applied]:
         raise Skipped("the kernel has no same-page merging (CONFIG_KSM)")
     threads = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if _is(path, "ksmd")]
     try:
-        for name, value in KSM_SETTINGS.items():
-            (KSM / name).write_text(value)
+        try:
+            for name, value in KSM_SETTINGS.items():
+                (KSM / name).write_text(value)
+        except OSError as error:
+            raise Skipped(f"same-page merging cannot be switched on: {error}") from None
         yield Applied(cpu_s=lambda: cpu_s(threads))
-    except OSError as error:
-        raise Skipped(f"same-page merging cannot be switched on: {error}") from None
     finally:
         for name, value in before.items():
-            (KSM / name).write_text(value)
+            with contextlib.suppress(OSError):  # what could not be written was not changed
+                (KSM / name).write_text(value)
 
 
 def _is(comm: Path, name: str) -> bool:
@@ -103,26 +105,20 @@ class _Sleep:
 
 
 def watch(other: Other, served: Served, seconds: float, probe_every_s: float) -> dict[str, Any]:
-    """Figures of one sleep, probed as nobody reports. Blocks. Raises Skipped."""
+    """Figures of one sleep, probed as nobody reports. Blocks. Raises Skipped, and what the state raises."""
     warm_bytes = held_bytes(served.pid)
     sleep = _Sleep()
+    broken: OSError | None = None
     with other.apply(served) as applied:
-        cpu_before_s, begun_s = applied.cpu_s(), time.monotonic()
-        probe_at_s = probe_every_s
-        while True:
-            now_s = time.monotonic() - begun_s
-            sleep.kept.append((now_s, held_bytes(served.pid) + applied.beside_bytes()))
-            if now_s >= seconds:
-                break
-            time.sleep(min(SAMPLE_EVERY_S, seconds - now_s, max(0.0, probe_at_s - now_s)))
-            if time.monotonic() - begun_s >= probe_at_s:
-                try:
-                    sleep.probe_ms.append(timed_ms(served.state, served.port))
-                except (OSError, MedesError) as error:
-                    sleep.probe_failures.append(str(error)[:200])
-                probe_at_s += probe_every_s
-        cpu_ratio = (applied.cpu_s() - cpu_before_s) / sleep.kept[-1][0]
-        served.state.verify(served.port)
+        cpu_before_s = applied.cpu_s()
+        try:
+            _probe_and_sample(sleep, applied, served, seconds, probe_every_s)
+            cpu_ratio = (applied.cpu_s() - cpu_before_s) / sleep.kept[-1][0]
+            served.state.verify(served.port)
+        except OSError as error:
+            broken = error  # the program's, and not one of what was applied, which would be skipped
+    if broken is not None:
+        raise broken
     saved = [(at_s, 1 - kept / warm_bytes) for at_s, kept in sleep.kept]
     return {
         "seconds": round(sleep.kept[-1][0], 1),
@@ -134,6 +130,24 @@ def watch(other: Other, served: Served, seconds: float, probe_every_s: float) ->
         "verified": not sleep.probe_failures,
         **({"failure": sleep.probe_failures[0]} if sleep.probe_failures else {}),
     }
+
+
+def _probe_and_sample(
+    sleep: _Sleep, applied: Applied, served: Served, seconds: float, probe_every_s: float
+) -> None:
+    begun_s, probe_at_s = time.monotonic(), probe_every_s
+    while True:
+        now_s = time.monotonic() - begun_s
+        sleep.kept.append((now_s, held_bytes(served.pid) + applied.beside_bytes()))
+        if now_s >= seconds:
+            break
+        time.sleep(min(SAMPLE_EVERY_S, seconds - now_s, max(0.0, probe_at_s - now_s)))
+        if time.monotonic() - begun_s >= probe_at_s:
+            try:
+                sleep.probe_ms.append(timed_ms(served.state, served.port))
+            except (OSError, MedesError) as error:
+                sleep.probe_failures.append(str(error)[:200])
+            probe_at_s += probe_every_s
 
 
 def held_bytes(root: int) -> int:

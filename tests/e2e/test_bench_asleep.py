@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,13 @@ from click.testing import CliRunner
 from medes import native
 from medes.bench import asleep
 from medes.bench.agent import running_agent
-from medes.bench.asleep_making import Made, Program, Sizes, started
-from medes.bench.asleep_others import KSM, KSM_SETTINGS, OTHERS
+from medes.bench.asleep_making import Made, Program, Served, Sizes, started
+from medes.bench.asleep_others import KSM, KSM_SETTINGS, OTHERS, Applied, Other
+from medes.bench.asleep_others import watch as watch_other
 from medes.bench.asleep_programs import PROGRAMS
 from medes.bench.asleep_sleep import Sample, Watched
 from medes.bench.asleep_state import Files, Items, item
+from medes.bench.baselines import Skipped
 from medes.cli.bench_asleep import cli
 from medes.client import MedesClient
 from medes.errors import CorruptError, InvalidArgumentError
@@ -70,6 +75,22 @@ def test_the_alternatives_get_the_same_sleep() -> None:
     assert "skipped" not in lines["nothing"]
     assert abs(lines["nothing"]["saved_ratio_time_averaged"]) < 0.5
     assert {path: path.read_text() for path in settings} == settings
+
+
+@contextlib.contextmanager
+def _skips_what_fails(served: Served) -> Iterator[Applied]:
+    try:
+        yield Applied()
+    except OSError:
+        raise Skipped("as if it could not be had") from None
+
+
+def test_a_program_that_breaks_with_an_alternative_is_not_skipped() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # not listening: nothing answers there
+        served = Served(os.getpid(), nobody.getsockname()[1], Items(10))
+        with pytest.raises(ConnectionRefusedError):
+            watch_other(Other(_skips_what_fails), served, seconds=0.01, probe_every_s=1.0)
 
 
 def test_an_unknown_alternative() -> None:
