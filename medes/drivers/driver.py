@@ -102,9 +102,10 @@ class Handle(Protocol):
         ...
 
     def reclaim(
-        self, pages_min: int = 1, cancel: native.CancelFlag | None = None
+        self, pages_min: int = 1, pages_max: int = 0, cancel: native.CancelFlag | None = None
     ) -> tuple[dict[str, int], list[str]]:
-        """(blocks) Takes those of them away again whose bytes are still what the file has; fewer than `pages_min`: none.
+        """(blocks) Takes those of them away again whose bytes are still what the file has; fewer than `pages_min`: none; at most
+        `pages_max`, 0: all.
         Returns reclaimed_pages, changed_pages, tick_pages (touched again soon after the reclaim before this one: they stay),
         stopped_us; and what stayed, and why. Raises busy, traced, process_gone, all with nothing lost; cancelled when
         abandoned, and the sandbox is to be detached then. In a thread of its own, as `evict`."""

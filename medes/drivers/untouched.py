@@ -19,6 +19,6 @@ class Untouched:
         return b""
 
     def reclaim(
-        self, pages_min: int = 1, cancel: native.CancelFlag | None = None
+        self, pages_min: int = 1, pages_max: int = 0, cancel: native.CancelFlag | None = None
     ) -> tuple[dict[str, int], list[str]]:
         return {}, []

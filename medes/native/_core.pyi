@@ -614,10 +614,10 @@ class LiveSandbox:
         """Pages touched while dormant in order, packed like working_set(); without those that made it wake."""
 
     def reclaim(
-        self, pages_min: int = 1, cancel: CancelFlag | None = None
+        self, pages_min: int = 1, pages_max: int = 0, cancel: CancelFlag | None = None
     ) -> tuple[dict[str, int], list[str]]:
         """(nogil) Takes pages of a dormant sandbox that came back and are as they were away again; nothing with fewer than
-        `pages_min`. Returns (reclaimed_pages, changed_pages, tick_pages, stopped_us; what stayed, and why)."""
+        `pages_min`, at most `pages_max` (0: all). Returns (reclaimed_pages, changed_pages, tick_pages, stopped_us; what stayed, and why)."""
 
     @property
     def reclaimable_pages(self) -> int:

@@ -117,8 +117,9 @@ void register_sandbox(nb::module_& m) {
            })
       .def(
           "reclaim",
-          [](LiveSandbox& self, uint64_t pages_min, const CancelFlag* cancel) {
-            const ReclaimOptions options{pages_min, cancel != nullptr ? &cancel->abandoned : nullptr};
+          [](LiveSandbox& self, uint64_t pages_min, uint64_t pages_max, const CancelFlag* cancel) {
+            const ReclaimOptions options{pages_min, pages_max,
+                                         cancel != nullptr ? &cancel->abandoned : nullptr};
             ReclaimResult result;
             {
               const nb::gil_scoped_release release;
@@ -126,7 +127,7 @@ void register_sandbox(nb::module_& m) {
             }
             return std::pair(reclaim_dict(result), result.notes);
           },
-          nb::arg("pages_min") = 1, nb::arg("cancel").none() = nb::none())
+          nb::arg("pages_min") = 1, nb::arg("pages_max") = 0, nb::arg("cancel").none() = nb::none())
       .def_prop_ro("reclaimable_pages", &LiveSandbox::reclaimable_pages)
       .def("reclaimed",
            [](const LiveSandbox& self) {

@@ -31,6 +31,8 @@ bool ReclaimOp::worth_it() {
     p.memory = memory, p.pid = memory->pid(), p.index = memory->process();
     p.pages = sandbox_.reclaim_candidates(*memory, result_.tick_pages);
     keep_unchanged(p);
+    // Neighbours, as they lie: they go in few ranges, and those left are another op's.
+    if (options_.pages_max != 0) p.pages.resize(std::min(p.pages.size(), options_.pages_max - pages));
     pages += p.pages.size();
     if (!p.pages.empty()) processes_.push_back(std::move(p));
   }

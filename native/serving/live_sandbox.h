@@ -53,6 +53,7 @@ struct EvictResult {
 // Of pages that came back to a dormant sandbox, those that are as they were go again.
 struct ReclaimOptions {
   uint64_t pages_min = 1;  // fewer are not worth a stop
+  uint64_t pages_max = 0;  // of one op; 0: all
   const std::atomic<bool>* abandoned = nullptr;
 };
 

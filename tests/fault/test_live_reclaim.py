@@ -116,6 +116,17 @@ def test_too_little_is_not_worth_a_stop(deduper: Deduper, program: Program) -> N
     assert live.placed_pages == placed
 
 
+def test_a_part_goes_when_a_part_is_asked_for(deduper: Deduper, program: Program) -> None:
+    assert program.ask(ARENA) == "made"
+    live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+    assert program.ask(SUM.format(0, 1 << 20)) == "True"
+    placed = settled(live)
+    assert live.reclaim(pages_max=100)[0]["reclaimed_pages"] == 100
+    assert live.placed_pages == placed - 100
+    assert live.reclaim()[0]["reclaimed_pages"] >= 100
+    assert program.ask(SUM.format(0, 24 << 20)) == "True"
+
+
 def test_only_a_sleeper_is_reclaimed(deduper: Deduper, program: Program) -> None:
     live = deduper.dedup([program.pid], hold_frozen=True)
     assert live.reclaim()[0]["stopped_us"] == 0  # nothing touches it

@@ -21,8 +21,11 @@ from medes.types import SandboxState as S
 log = logging.getLogger(__name__)
 
 
-async def run(agent: Agent, entry: SandboxEntry, *, reason: str, pages_min: int = 1) -> ReclaimReport:
-    """The caller holds the lock. Nothing is done for a sandbox that sleeps no more, or with fewer than `pages_min` to take.
+async def run(
+    agent: Agent, entry: SandboxEntry, *, reason: str, pages_min: int = 1, pages_max: int = 0
+) -> ReclaimReport:
+    """The caller holds the lock. Nothing is done for a sandbox that sleeps no more, or with fewer than `pages_min` to take;
+    at most `pages_max` go, 0: all.
 
     Raises busy, traced, process_gone, permission_denied; whatever it raises, the sandbox sleeps on with what it has.
     """
@@ -38,7 +41,7 @@ async def run(agent: Agent, entry: SandboxEntry, *, reason: str, pages_min: int 
     evicted.reclaim_tried_s = start_s = agent.clock.now_s()
     standstill = Standstill(agent, entry, cancel, evicted.file, "reclaim")
     try:
-        work = agent.in_own_thread(live.reclaim, pages_min, cancel.flag)
+        work = agent.in_own_thread(live.reclaim, pages_min, pages_max, cancel.flag)
         result, stayed = await standstill.patiently(work)
     except MedesError as error:
         outcomes.reclaim_failed(agent, entry, error)
@@ -56,6 +59,6 @@ async def run(agent: Agent, entry: SandboxEntry, *, reason: str, pages_min: int 
         notes=tuple(Note(NoteCode.PAGES_STAY, text) for text in stayed),
     )
     if report.reclaimed_pages:
-        evicted.reclaimed_s = agent.clock.now_s()
+        evicted.reclaimed_s, evicted.reclaimed_pages = agent.clock.now_s(), report.reclaimed_pages
     outcomes.reclaim_done(agent, entry, report)
     return report

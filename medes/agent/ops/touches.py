@@ -25,6 +25,7 @@ WEIGH_S = 30.0
 RECLAIM_QUIET_S = 10.0
 RECLAIM_AGAIN_S = HELD_OUT_S  # so that it is known by then which pages tick
 RECLAIM_PAGES_MIN = 128
+RECLAIM_PARTS, RECLAIM_TRUST = 8, 0.9
 
 
 def sleep_of(agent: Agent, entry: SandboxEntry) -> tuple[Sleep, frozenset[Page], frozenset[Page]]:
@@ -94,6 +95,19 @@ async def look(agent: Agent) -> list[SandboxEntry]:
             if entry.state is S.DEDUP and entry.evicted is evicted:
                 entry.weigh_asleep(evicted.file.file_bytes + resident_bytes - touched_bytes)
     return quiet
+
+
+def reclaim_pages_max(entry: SandboxEntry) -> int:
+    """How many pages go in one reclaim that nobody asked for; 0: all. A probe that needs them again waits for a fault each:
+    so it is a part, until one has shown that they are not wanted again."""
+    evicted = entry.evicted
+    if evicted is None or evicted.live is None:
+        return 0
+    if evicted.reclaimed_pages:
+        left_alone = len(unpack_pages(evicted.live.reclaimed()))
+        if left_alone >= RECLAIM_TRUST * evicted.reclaimed_pages:
+            return 0
+    return max(RECLAIM_PAGES_MIN, evicted.live.reclaimable_pages // RECLAIM_PARTS)
 
 
 def _worth_a_reclaim(evicted: Evicted, now_s: float) -> bool:

@@ -96,7 +96,11 @@ async def reclaim(agent: Agent, entry: SandboxEntry) -> None:
     async with agent.dedup_turn, entry.lock:
         _refuse_at_the_end(agent, entry)
         await reclaim_op.run(
-            agent, entry, reason="touched, and left alone since", pages_min=touches.RECLAIM_PAGES_MIN
+            agent,
+            entry,
+            reason="touched, and left alone since",
+            pages_min=touches.RECLAIM_PAGES_MIN,
+            pages_max=touches.reclaim_pages_max(entry),
         )
 
 

@@ -101,6 +101,7 @@ class Evicted:
     placed_seen: int = 0  # pages that were back at the last look
     placed_since_s: float = 0.0  # since when so many
     reclaimed_s: float = 0.0  # when the last reclaim took pages away again; 0: none has
+    reclaimed_pages: int = 0  # by that one
     reclaim_tried_s: float = 0.0  # the same, whatever came of it
     placed_learnt: int = 0
     weighed_s: float = 0.0  # when what it holds was last measured

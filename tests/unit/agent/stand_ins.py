@@ -91,14 +91,14 @@ class StandInHandle:
         return self.touched_set
 
     def reclaim(
-        self, pages_min: int = 1, cancel: native.CancelFlag | None = None
+        self, pages_min: int = 1, pages_max: int = 0, cancel: native.CancelFlag | None = None
     ) -> tuple[dict[str, int], list[str]]:
         self.reclaims += 1
         if self.reclaim_error is not None:
             raise self.reclaim_error
-        taken = self.reclaimable_pages
+        taken = min(self.reclaimable_pages, pages_max or self.reclaimable_pages)
         self.placed_pages -= taken
-        self.reclaimable_pages = 0
+        self.reclaimable_pages -= taken
         return {"reclaimed_pages": taken, "changed_pages": 2, "stopped_us": 7}, ["a page is mlocked"]
 
     def reclaimed(self) -> bytes:
