@@ -324,7 +324,7 @@ Code BaseSet::ensure(std::span<const Extent> extents, std::chrono::nanoseconds t
   }
 }
 
-std::unique_ptr<BaseSet::Load> BaseSet::begin(std::span<const Extent> extents) {
+std::unique_ptr<BaseSet::Load> BaseSet::begin(std::span<const Extent> extents, bool& others) {
   std::vector<PageRef> absent, claimed;
   if (Code code = impl_->absent_pages(extents, absent); code != Code::ok)
     throw Error(code, "extent outside its base");
@@ -332,6 +332,7 @@ std::unique_ptr<BaseSet::Load> BaseSet::begin(std::span<const Extent> extents) {
     const std::lock_guard lock(impl_->load_mutex);
     claimed = impl_->claim(absent);
   }
+  others = claimed.size() < absent.size();
   if (claimed.empty()) return nullptr;
   auto parts = std::make_unique<Load::Parts>(*impl_, std::move(claimed));
   parts->submit();

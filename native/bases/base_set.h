@@ -57,7 +57,8 @@ class BaseSet {
   // Asks for what is missing and does not wait: the reads of several of them overlap. Null when all is there
   // or asked for by others. Whoever has one waits for no other thread's pages before it is finished. Throws
   // invalid_argument.
-  std::unique_ptr<Load> begin(std::span<const Extent> extents);
+  // `others`: whether others read some of it.
+  std::unique_ptr<Load> begin(std::span<const Extent> extents, bool& others);
 
   // What of remote bases the node keeps beyond this set. keep_in() comes before any use.
   void keep_in(std::shared_ptr<KeptPages> pages, std::string domain);

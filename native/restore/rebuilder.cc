@@ -112,6 +112,7 @@ Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages, 
     in_flight.pop_front();
     return code;
   };
+  std::vector<std::span<const uint64_t>> of_others;
   size_t batch = kFirstBatchPages;
   for (size_t at = 0; at < pages.size() && !stop(); batch = kBatchPages) {
     const auto part = pages.subspan(at, std::min(batch, pages.size() - at));
@@ -119,7 +120,9 @@ Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages, 
     if (const Code code = absent(worker, part, kept, wanted, nullptr); code != Code::ok) return code;
     if (what == For::working_set) bases_.want(wanted);
     try {
-      if (auto load = bases_.begin(wanted)) in_flight.push_back(std::move(load));
+      bool others = false;
+      if (auto load = bases_.begin(wanted, others)) in_flight.push_back(std::move(load));
+      if (others) of_others.push_back(part);
     } catch (const Error& e) {
       return e.code;
     }
@@ -128,9 +131,8 @@ Code Rebuilder::fetch_in_order(Worker& worker, std::span<const uint64_t> pages, 
   }
   while (!in_flight.empty())
     if (const Code code = finish_first(); code != Code::ok) return code;
-  // What others were reading meanwhile.
-  for (size_t at = 0; at < pages.size() && !stop(); at += kBatchPages) {
-    const auto part = pages.subspan(at, std::min(kBatchPages, pages.size() - at));
+  for (const auto& part : of_others) {
+    if (stop()) break;
     if (const Code code = absent(worker, part, kept, wanted, nullptr); code != Code::ok) return code;
     if (const Code code = bases_.ensure(wanted, kFetchTimeout); code != Code::ok) return code;
   }

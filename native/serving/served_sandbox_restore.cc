@@ -78,7 +78,7 @@ void ServedSandbox::hold_background() {
   }
 }
 
-// Remote base pages come in ahead of everything else: a demand fault then finds them there.
+// Remote base pages come in ahead of the rest: a demand fault then finds them there.
 void ServedSandbox::fetch_ahead() {
   WorkerLease worker;
   for (const auto& memory : memories()) {
@@ -93,7 +93,12 @@ void ServedSandbox::fetch_ahead() {
 }
 
 void ServedSandbox::run_background(const RestoreOptions& options) {
-  if (options.lazy && !rebuilder_.all_local()) fetch_ahead();
+  if (options.lazy && !rebuilder_.all_local()) {
+    // What is fetched takes processors, here and at the holder. Where the working set was known few faults
+    // are left, and each asks for its block in one batch: the request comes first.
+    if (!recording_afresh_) hold_background();
+    fetch_ahead();
+  }
   if (options.lazy) hold_background();
   run_rest(options, 0);
 }

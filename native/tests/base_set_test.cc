@@ -139,11 +139,14 @@ TEST(BaseSet, ReadsOfSeveralLoadsOverlap) {
   BaseSet set;
   const uint32_t a = set.add_remote(9, 64, {}, reader);
   const std::vector<Extent> first = {{a, 4096, 0}}, second = {{a, 8192, 4096}}, both = {{a, 12288, 0}};
-  auto one = set.begin(first);
-  auto two = set.begin(second);
+  bool others = false;
+  auto one = set.begin(first, others);
+  auto two = set.begin(second, others);
   ASSERT_TRUE(one && two);
+  EXPECT_FALSE(others);
   EXPECT_EQ(reader->requests.size(), 2u) << "asked for before either was waited for";
-  EXPECT_EQ(set.begin(both), nullptr) << "all of it is on its way";
+  EXPECT_EQ(set.begin(both, others), nullptr) << "all of it is on its way";
+  EXPECT_TRUE(others);
   std::thread other([&] {
     EXPECT_EQ(set.ensure(both, 10s), Code::ok);
     EXPECT_TRUE(holds(set, both[0]));
@@ -159,7 +162,8 @@ TEST(BaseSet, WhatAnUnfinishedLoadReadIsNotThere) {
   BaseSet set;
   const uint32_t a = set.add_remote(9, 64, {}, reader);
   const std::vector<Extent> extents = {{a, 4096, 0}};
-  set.begin(extents).reset();
+  bool others = false;
+  set.begin(extents, others).reset();
   EXPECT_EQ(set.remote_pages_read(), 0u);
   ASSERT_EQ(set.ensure(extents, 1s), Code::ok) << "nobody holds its claim any more";
   EXPECT_TRUE(holds(set, extents[0]));
