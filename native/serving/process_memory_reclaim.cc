@@ -53,7 +53,20 @@ std::vector<AddressRange> ProcessMemory::begin_reclaim(std::span<const uint64_t>
     ++going_;
     last = page, together = where.bytes / kPageBytes;
   }
-  return ranges;
+  // What was moved while all of it was back is not in the record, and the next agent must find it.
+  const auto moved = moved_pages();
+  if (moved.size() <= ChangeRecord::kMaxMoves) {
+    log_.commit(moved);
+    return ranges;
+  }
+  for (const auto& m : marked_)  // what was out stays out
+    for (uint64_t page = m.first_page; page < m.first_page + m.count; ++page)
+      states_[page].store(
+          static_cast<uint8_t>(std::binary_search(pages.begin(), pages.end(), page) ? PageState::restored
+                                                                                    : PageState::evicted),
+          std::memory_order_release);
+  marked_.clear(), going_ = 0;
+  return {};
 }
 
 void ProcessMemory::end_reclaim(std::span<const PageSpan> there) {

@@ -173,6 +173,28 @@ def test_pages_that_moved_go_from_where_they_are(deduper: Deduper, program: Prog
     restored(live, program)
 
 
+def test_the_next_agent_knows_where_pages_that_moved_were_taken(tmp_path: Path) -> None:
+    """They were all back when they moved, so nothing of it was to be noted then."""
+    with Program() as program:
+        assert program.ask(ARENA) == "made"
+        small = "n=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)"
+        assert program.ask(f"exec globals().update({small}) or 'made'") == "made"
+        assert program.ask("exec n.write(m[:1 << 20])") == str(1 << 20)
+        read = SUM.format(0, 1 << 20).replace("m[", "n[")
+        deduper = Deduper(tmp_path)
+        live = deduper.dedup([program.pid], touches_per_s_max=ALL)
+        assert program.ask(read) == "True"
+        assert program.ask("exec n.resize(1 << 27) or 'moved'") == "moved"
+        settled(live)
+        assert live.reclaim()[0]["reclaimed_pages"] >= 256
+        deduper.close()
+        server, adopted = adopt(tmp_path)
+        assert adopted is not None
+        assert program.ask(read) == "True"
+        restored(adopted, program)
+        server.close()
+
+
 def test_what_is_locked_or_given_up_meanwhile_is_left_alone(deduper: Deduper, program: Program) -> None:
     assert program.ask(ARENA) == "made"
     live = deduper.dedup([program.pid], touches_per_s_max=ALL)
