@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from medes.agent.bases.bases import BaseStore, LocalBase
 from medes.agent.bases.kept_pages import KeptPages
 from medes.agent.bases.remote_index import RemoteIndex
-from medes.agent.bases.time_mean import TimeMean
+from medes.agent.node.time_mean import TimeMean
 from medes.agent.sandboxes.sandbox import HELD, SAVED_WINDOW_S, SandboxEntry
 from medes.clock import Clock
 from medes.limits import FUNCTION_ROWS_MAX

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from medes import native
-from medes.agent.bases.time_mean import TimeMean
 from medes.agent.node.admission import Slot
+from medes.agent.node.time_mean import TimeMean
 from medes.agent.sandboxes.op_cancel import OpCancel
 from medes.agent.sandboxes.op_lock import OpLock
 from medes.agent.sandboxes.states import may_follow

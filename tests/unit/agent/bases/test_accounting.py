@@ -11,9 +11,9 @@ import pytest
 from medes import native
 from medes.agent.api import handlers
 from medes.agent.api.registration import Registration
-from medes.agent.bases.time_mean import TimeMean
 from medes.agent.daemon import AgentDaemon
 from medes.agent.lifecycle import weighing
+from medes.agent.node.time_mean import TimeMean
 from medes.agent.sandboxes.sandbox import SAVED_WINDOW_S, SandboxEntry
 from medes.controller.process import Controller
 from medes.limits import FUNCTION_ROWS_MAX

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medes.agent.bases.time_mean import TimeMean
+from medes.agent.node.time_mean import TimeMean
 
 WINDOW_S = 600.0
 pieces = st.lists(
