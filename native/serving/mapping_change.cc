@@ -53,17 +53,16 @@ bool independent(std::span<const MappingChange> changes) {
 // A change made room at the first address of the image that it speaks of: where that is gone from the child,
 // the child was born with it. Where it is there again, the same holds if one that the child was born with
 // moved something there.
-std::vector<MappingChange> inherited(
-    std::span<const MappingChange> changes,
-    const std::function<std::optional<uint64_t>(const MappingChange&)>& first_of,
-    const std::function<bool(uint64_t)>& registered) {
+std::vector<MappingChange> inherited(const Segments& before, std::span<const MappingChange> changes,
+                                     const std::function<bool(uint64_t)>& registered) {
   std::vector<std::optional<uint64_t>> first;  // such addresses
   std::vector<bool> is_inherited(changes.size());
   std::vector<size_t> found;  // whose consequences are yet to be drawn
   for (size_t i = 0; i < changes.size(); ++i) {
     // A page given back is one that nobody may count on while the call runs; and where nothing of the image
     // was, it makes no difference.
-    first.push_back(changes[i].kind == Kind::discard ? std::nullopt : first_of(changes[i]));
+    first.push_back(changes[i].kind == Kind::discard ? std::nullopt
+                                                     : before.first_in(changes[i].begin, changes[i].end));
     is_inherited[i] = !first[i] || !registered(*first[i]);
     if (is_inherited[i]) found.push_back(i);
   }

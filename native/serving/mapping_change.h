@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -33,12 +32,9 @@ Applied apply_together(Segments& segments, std::span<const MappingChange> change
 // move comes with others of its own call: its target is freed before, its source after.
 bool independent(std::span<const MappingChange> changes);
 
-// Those of the changes that a child forked by one more call of the set was born with. `first`: of the
-// addresses that a change speaks of, one that was registered before the set. `registered` asks the child's
-// own page tables whether it still is.
-std::vector<MappingChange> inherited(
-    std::span<const MappingChange> changes,
-    const std::function<std::optional<uint64_t>(const MappingChange&)>& first,
-    const std::function<bool(uint64_t)>& registered);
+// Those of the changes that a child forked by one more call of the set was born with. `registered` asks the
+// child's own page tables whether an address that was registered before the set still is.
+std::vector<MappingChange> inherited(const Segments& before, std::span<const MappingChange> changes,
+                                     const std::function<bool(uint64_t)>& registered);
 
 }  // namespace medes

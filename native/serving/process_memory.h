@@ -167,11 +167,6 @@ class ProcessMemory : public Placer {
   std::optional<std::vector<uffd_msg>> take_left_calls(std::vector<Holder>& holders);
   std::vector<MovedPages> moved_pages() const;
   bool any_missing(uint64_t origin, uint64_t bytes) const;
-  bool is_missing_at(uint64_t address) const;
-  bool nothing_missing_in(uint64_t begin, uint64_t end) const;
-  std::optional<uint64_t> first_registered_in(uint64_t begin, uint64_t end) const;
-  std::vector<uint64_t> left_by(std::span<const MappingChange> changes) const;
-  bool let_go(std::span<const MappingChange> changes);
   bool settle_events();
   bool all_out_between(uint64_t page, uint64_t next) const;
   bool unregister_registered();  // true when there were any, or it could not be told

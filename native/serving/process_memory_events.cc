@@ -56,7 +56,6 @@ void release_holders(std::span<const Holder> before,
 DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
   DrainedEvents out;
   std::vector<uffd_msg> calls;
-  std::vector<MappingChange> done;  // by a process of one thread, which runs on
   const std::unique_lock lock(mutex_);
   if (!uffd_ || reclaiming_) return out;
   for (;;) {
@@ -66,14 +65,13 @@ DrainedEvents ProcessMemory::drain(std::span<const AddressRange> own_discards) {
     const bool changing = uffd_.changing();
     const size_t most = std::min(faults.value_or(changing ? 0 : kEventsPerRead), kEventsPerRead);
     const size_t n = most > 0 ? read_calls(most, own_discards, out, calls) : 0;
-    if (n == 0 && !changing && faults.value_or(0) == 0 && let_go(done)) break;
+    if (n == 0 && !changing && faults.value_or(0) == 0) break;
     if (calls.empty() && !changing) continue;
     if (!alone()) {
       read_and_apply_set(own_discards, out, calls);
     } else {
       if (calls.empty() && read_calls(1, own_discards, out, calls) == 0) sched_yield();
       apply_and_commit(calls, ChangeRecord::in_order, out.children);
-      if (own_discards.empty()) std::ranges::copy(changes_of(calls), std::back_inserter(done));
     }
     calls.clear();
   }
@@ -144,7 +142,6 @@ void ProcessMemory::read_and_apply_set(std::span<const AddressRange> own_discard
       done = true;
       const bool apart = held && held->complete();
       apply_and_commit(calls, apart ? ChangeRecord::together : ChangeRecord::in_order, out.children);
-      if (apart && own_discards.empty()) (void)let_go(changes_of(calls));
     });
     if (done) return;
     nanosleep(&kTracerPause, nullptr);
@@ -278,15 +275,6 @@ std::optional<std::vector<uffd_msg>> ProcessMemory::take_left_calls(std::vector<
   return calls;
 }
 
-// Of a range that a change speaks of. What is missing surely is registered; of the rest it is not known after
-// an agent before us.
-std::optional<uint64_t> ProcessMemory::first_registered_in(uint64_t begin, uint64_t end) const {
-  for (const Segment& s : segments_.all())
-    for (uint64_t a = std::max(s.begin, begin); a < std::min(s.end, end); a += kPageBytes)
-      if (is_missing_at(a)) return a;
-  return segments_.first_in(begin, end);
-}
-
 // The child runs already. It has one thread, so it gets no further than one call of its own between two of
 // our looks, and whatever that call speaks of was there when it was born.
 void ProcessMemory::apply_inherited(std::span<const MappingChange> changes,
@@ -310,8 +298,7 @@ void ProcessMemory::apply_inherited(std::span<const MappingChange> changes,
       if (read_calls(1, {}, events, own) == 0) sched_yield();
     }
   };
-  const auto first = [&](const MappingChange& c) { return first_registered_in(c.begin, c.end); };
-  const Applied applied = apply_together(segments_, inherited(changes, first, registered));
+  const Applied applied = apply_together(segments_, inherited(segments_, changes, registered));
   forget(applied.unwanted);
   bool moved = !applied.moved.empty();
   for (const auto& m : own) moved |= apply_set(std::span(&m, 1), grandchildren);

@@ -181,10 +181,6 @@ TEST(MappingChanges, ASetIsTheSameInAnyOrder) {
   }
 }
 
-auto first_of(const Segments& segments) {
-  return [&](const MappingChange& c) { return segments.first_in(c.begin, c.end); };
-}
-
 // A fork between any two of these calls: the child's page tables tell which of them it was born with.
 TEST(MappingChanges, AChildIsBornWithWhatWasDoneBefore) {
   const std::vector<std::vector<MappingChange>> calls = {
@@ -205,8 +201,8 @@ TEST(MappingChanges, AChildIsBornWithWhatWasDoneBefore) {
     for (int round = 0; round < 20; ++round) {
       std::shuffle(set.begin(), set.end(), random);
       Segments found = before;
-      (void)apply_together(found, inherited(set, first_of(before),
-                                            [&](uint64_t a) { return child.origin_of(a).has_value(); }));
+      (void)apply_together(
+          found, inherited(before, set, [&](uint64_t a) { return child.origin_of(a).has_value(); }));
       for (uint64_t a = 0x10000; a < 0x50000; a += kPageBytes)
         ASSERT_EQ(found.origin_of(a), child.origin_of(a)) << "done " << done << " address " << std::hex << a;
     }
@@ -223,9 +219,9 @@ TEST(MappingChanges, AsManyInARowAsThereAreThreads) {
     before.add(address(i), address(i) + 0x8000, address(i));
     set.push_back(moved(address(i), address(i + 1), 0x8000));
   }
-  const auto found = inherited(set, first_of(before), [&](uint64_t a) { return a != address(1); });
+  const auto found = inherited(before, set, [&](uint64_t a) { return a != address(1); });
   EXPECT_EQ(found.size(), kChanges);
-  EXPECT_TRUE(inherited(set, first_of(before), [](uint64_t) { return true; }).empty());
+  EXPECT_TRUE(inherited(before, set, [](uint64_t) { return true; }).empty());
 }
 
 user_regs_struct registers(long orig_rax, long rax) {

@@ -70,7 +70,6 @@ RECLAIM_POINTS = [  # test_live_reclaim.py
 # What the program did to its mappings is read, applied and committed.
 EVENT_POINTS = ["restore.read", "restore.applying", "restore.applied", "restore.committed"]
 CHILD_POINT = "restore.child_kept"
-LET_GO_POINT = "restore.let_go"  # of test_live_letting_go.py
 MOVED_POINT = "evict.moved"  # of a program that may have pinned memory: test_live_uring.py
 FILL = "globals().update(m=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)) or m.write(b'medes!' * 170000)"
 MOVE = "m.resize(1 << 27)"  # mremap: too large for its place
@@ -382,5 +381,4 @@ def test_every_point_of_the_source_is_killed_once() -> None:
     for source in (ROOT / "native").rglob("*.cc"):
         if source.parent.name in ("tracing", "serving", "process", "restore"):
             found |= set(re.findall(r'fault_point\("([\w.]+)"\)', source.read_text()))
-    others = {CHILD_POINT, MOVED_POINT, LET_GO_POINT}
-    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *RECLAIM_POINTS, *EVENT_POINTS} | others
+    assert found == {*EVICT_POINTS, *RESTORE_POINTS, *RECLAIM_POINTS, *EVENT_POINTS, CHILD_POINT, MOVED_POINT}
