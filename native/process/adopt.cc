@@ -59,7 +59,7 @@ bool AdoptOp::adopt_process(uint32_t index) {
     if (record.fd >= 0) finish_injected_call(record, *memory);
     reconcile(*memory);
     memory->count_missing();
-    memory->wake_all();
+    memory->wake_everywhere();
     memories_.push_back(std::move(memory));
     return true;
   } catch (const Error& e) {

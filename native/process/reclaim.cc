@@ -126,8 +126,12 @@ void ReclaimOp::take_away(Process& p) {
     }).run(ranges);
   } catch (const Error& e) {
     if (e.code == Code::cancelled) throw;  // the call may yet be made: what is marked stays marked
-    if (e.code != Code::process_gone)
+    try {
       for (const auto& r : ranges) Pagemap(p.pid).present_pages(r.begin, r.end, stayed);
+    } catch (const Error&) {
+      // It is gone, or there is no descriptor to look with: what counts as out and is not is found when it
+      // comes.
+    }
     end();
     throw;
   }

@@ -78,17 +78,46 @@ std::vector<MovedPages> ProcessMemory::moved_pages() const {
   return out;
 }
 
-bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
+// What the record says of moved memory: that of which something is missing, and that of which a reclaim may
+// take something. Where the second has no room in it, what is back of it is the program's own from here on.
+std::vector<MovedPages> ProcessMemory::moves_to_note() {
+  std::vector<MovedPages> out = moved_pages();
+  for (const auto& s : segments_.all()) {
+    const uint64_t bytes = s.end - s.begin;
+    if (s.begin == s.origin || any_missing(s.origin, bytes) || !any_in(s.origin, bytes, PageState::restored))
+      continue;
+    if (out.size() < ChangeRecord::kMaxMoves)
+      out.push_back({s.origin, s.begin, bytes});
+    else
+      keep_back(s.origin, bytes);
+  }
+  return out;
+}
+
+bool ProcessMemory::any_in(uint64_t origin, uint64_t bytes, PageState wanted) const {
+  bool any = false;
+  for_pages(origin, bytes, [&](uint64_t page) { any |= state(page) == wanted; });
+  return any;
+}
+
+void ProcessMemory::keep_back(uint64_t origin, uint64_t bytes) {
+  for_pages(origin, bytes, [&](uint64_t page) {
+    if (state(page) == PageState::restored) set_state(page, PageState::resident);
+  });
+}
+
+template <typename F>
+void ProcessMemory::for_pages(uint64_t origin, uint64_t bytes, F&& f) const {
   for (const auto& run : layout_.runs) {
     if (run.process != process_) continue;
     const uint64_t b = std::max(origin, run.address);
     const uint64_t e = std::min(origin + bytes, run.address + run.count * kPageBytes);
-    for (uint64_t a = b; a < e; a += kPageBytes) {
-      const PageState s = state(run.first_page + (a - run.address) / kPageBytes);
-      if (s == PageState::evicted || s == PageState::evicting) return true;
-    }
+    for (uint64_t a = b; a < e; a += kPageBytes) f(run.first_page + (a - run.address) / kPageBytes);
   }
-  return false;
+}
+
+bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
+  return any_in(origin, bytes, PageState::evicted) || any_in(origin, bytes, PageState::evicting);
 }
 
 void ProcessMemory::add_mappings_of_layout() {
@@ -164,6 +193,14 @@ void ProcessMemory::wake_all() {
   const std::shared_lock lock(mutex_);
   if (!uffd_) return;
   for (const auto& s : segments_.all()) uffd_.wake(s.begin, (s.end - s.begin) / kPageBytes);
+}
+
+void ProcessMemory::wake_everywhere() {
+  wake_all();
+  if (is_forked_child()) return;
+  const std::shared_lock lock(mutex_);
+  for (const auto& v : read_maps(pid_))
+    if (uffd_ && v.kind != VmaKind::other) uffd_.wake(v.begin, (v.end - v.begin) / kPageBytes);
 }
 
 void ProcessMemory::close() {

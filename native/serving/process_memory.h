@@ -117,6 +117,9 @@ class ProcessMemory : public Placer {
   Code place_zeros(uint64_t address, uint64_t& placed);
   // Makes every waiting thread fault once more: those whose fault a dead agent had read and not answered.
   void wake_all();
+  // The same in memory that nothing is known of: new, moved while nothing of it was missing. Throws
+  // process_gone.
+  void wake_everywhere();
   void wake(uint64_t address) { uffd_.wake(address & ~(kPageBytes - 1), 1); }
 
   // Placer; process_gone when the process is, limit_exceeded when there is no memory now. Pages must be
@@ -165,7 +168,12 @@ class ProcessMemory : public Placer {
                std::vector<std::shared_ptr<ProcessMemory>>& born);
   bool apply_set(std::span<const uffd_msg> calls, std::vector<std::shared_ptr<ProcessMemory>>& born);
   std::optional<std::vector<uffd_msg>> take_left_calls(std::vector<Holder>& holders);
-  std::vector<MovedPages> moved_pages() const;
+  std::vector<MovedPages> moved_pages() const;  // of which something is missing
+  std::vector<MovedPages> moves_to_note();
+  bool any_in(uint64_t origin, uint64_t bytes, PageState wanted) const;
+  void keep_back(uint64_t origin, uint64_t bytes);
+  template <typename F>
+  void for_pages(uint64_t origin, uint64_t bytes, F&& f) const;
   bool any_missing(uint64_t origin, uint64_t bytes) const;
   bool settle_events();
   bool all_out_between(uint64_t page, uint64_t next) const;

@@ -85,7 +85,9 @@ void ProcessMemory::look_undisturbed(std::vector<std::shared_ptr<ProcessMemory>>
   do {
     if (std::chrono::steady_clock::now() > deadline)
       throw Error(Code::busy, "it changes its mappings without a pause", "pid " + std::to_string(pid_));
-    for (auto& child : drain().children) born.push_back(std::move(child));
+    DrainedEvents events = drain();
+    for (auto& child : events.children) born.push_back(std::move(child));
+    for (uint64_t address : events.faults) wake(address);  // it faults once more, when it is served
     look();
   } while (uffd_ && uffd_.changing());
 }
@@ -166,7 +168,7 @@ void ProcessMemory::apply_and_commit(std::span<const uffd_msg> calls, ChangeReco
   else
     for (const auto& m : calls) moved |= apply_set(std::span(&m, 1), born);
   fault_point("restore.applied");
-  log_.commit(moved ? std::optional(moved_pages()) : std::nullopt);
+  log_.commit(moved ? std::optional(moves_to_note()) : std::nullopt);
   fault_point("restore.committed");
 }
 
@@ -302,7 +304,7 @@ void ProcessMemory::apply_inherited(std::span<const MappingChange> changes,
   forget(applied.unwanted);
   bool moved = !applied.moved.empty();
   for (const auto& m : own) moved |= apply_set(std::span(&m, 1), grandchildren);
-  log_.commit(moved ? std::optional(moved_pages()) : std::nullopt);
+  log_.commit(moved ? std::optional(moves_to_note()) : std::nullopt);
   release_holders(before, std::span(grandchildren).subspan(known));
   for (uint64_t address : events.faults) wake(address);  // it faults once more, when it is served
 }

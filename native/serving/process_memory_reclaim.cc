@@ -29,9 +29,13 @@ bool ProcessMemory::all_out_between(uint64_t page, uint64_t next) const {
 // nothing. Those are marked, too: nobody may place one while the call is under way.
 std::vector<AddressRange> ProcessMemory::begin_reclaim(std::span<const uint64_t> pages) {
   const std::unique_lock lock(mutex_);
-  reclaiming_ = true;
   marked_.clear();
   going_ = 0;
+  // Before a page is marked: the next agent must find where it was.
+  const auto moves = moves_to_note();
+  if (moves.size() > ChangeRecord::kMaxMoves) return {};
+  log_.commit(moves);
+  reclaiming_ = true;
   std::vector<AddressRange> ranges;
   uint64_t last = ImageLayout::kNoPage, together = 0;  // pages from `last` on that lie in a row
   for (const uint64_t page : pages) {
@@ -53,20 +57,7 @@ std::vector<AddressRange> ProcessMemory::begin_reclaim(std::span<const uint64_t>
     ++going_;
     last = page, together = where.bytes / kPageBytes;
   }
-  // What was moved while all of it was back is not in the record, and the next agent must find it.
-  const auto moved = moved_pages();
-  if (moved.size() <= ChangeRecord::kMaxMoves) {
-    log_.commit(moved);
-    return ranges;
-  }
-  for (const auto& m : marked_)  // what was out stays out
-    for (uint64_t page = m.first_page; page < m.first_page + m.count; ++page)
-      states_[page].store(
-          static_cast<uint8_t>(std::binary_search(pages.begin(), pages.end(), page) ? PageState::restored
-                                                                                    : PageState::evicted),
-          std::memory_order_release);
-  marked_.clear(), going_ = 0;
-  return {};
+  return ranges;
 }
 
 void ProcessMemory::end_reclaim(std::span<const PageSpan> there) {

@@ -195,6 +195,28 @@ def test_the_next_agent_knows_where_pages_that_moved_were_taken(tmp_path: Path) 
         server.close()
 
 
+def test_new_memory_behind_what_moved_whole_is_served_by_the_next_agent(tmp_path: Path) -> None:
+    """Nobody knows of it but the kernel, and its fault came while there was no agent."""
+    with Program() as program:
+        small = "n=__import__('mmap').mmap(-1, 1 << 20, flags=0x22)"
+        assert program.ask(f"exec globals().update({small}) or n.write(bytes([7]) * (1 << 20))") == str(
+            1 << 20
+        )
+        deduper = Deduper(tmp_path)
+        deduper.dedup([program.pid], touches_per_s_max=ALL)
+        assert program.ask("exec n[:1 << 20] == bytes([7]) * (1 << 20)") == "True"
+        assert program.ask("exec n.resize(1 << 27) or 'moved'") == "moved"
+        deduper.close()
+        program.tell("exec n[100 << 20] or 'new'")
+        time.sleep(0.2)
+        server, adopted = adopt(tmp_path)
+        assert adopted is not None
+        assert program.hear().endswith(" new")
+        restored(adopted, program)
+        assert program.ask("exec n[:1 << 20] == bytes([7]) * (1 << 20)") == "True"
+        server.close()
+
+
 def test_what_is_locked_or_given_up_meanwhile_is_left_alone(deduper: Deduper, program: Program) -> None:
     assert program.ask(ARENA) == "made"
     live = deduper.dedup([program.pid], touches_per_s_max=ALL)
