@@ -165,15 +165,16 @@ void FaultServer::Impl::serve_faults() {
     const int n = next_event(e, awake_until, worker);
     if (n < 0 && errno != EINTR) return;
     if (n <= 0) continue;
-    if (e.data.u64 == kStopId) return;
-    if (e.data.u64 == kLaterId) {
+    const uint64_t id = e.data.u64;  // epoll_event is packed: nothing may refer into it
+    if (id == kStopId) return;
+    if (id == kLaterId) {
       serve_later(worker);
       continue;
     }
     Watched entry;
     {
       const std::lock_guard lock(mutex);
-      auto it = watched.find(e.data.u64);
+      auto it = watched.find(id);
       if (it == watched.end()) continue;
       entry = it->second;
       if (entry.process) watched.erase(it);
