@@ -236,6 +236,11 @@ async def test_metrics_and_top() -> None:
                 "kept_bytes": 10,
                 "base_share_bytes": 30,
                 "saved_bytes": 60,
+                "present_bytes": 0,
+                "tick_bytes": 0,
+                "touched_bytes": 0,
+                "mean_saved_bytes": None,  # an older node does not tell
+                "recent_saved_bytes": None,
                 "saved_ratio": 0.6,
             }
         ]
