@@ -439,7 +439,7 @@ class SandboxEntry:
             return Held(kept_bytes, present_bytes, touched_bytes, freed_bytes)
         # Until its last page is in, count all of its memory as back beside the file it comes from.
         present_bytes = self.warm_bytes if state in HELD else 0
-        return Held(self.kept_at_op_bytes, present_bytes, 0, -file_bytes - previous_bytes)
+        return Held(max(0, self.kept_at_op_bytes), present_bytes, 0, -file_bytes - previous_bytes)
 
     def view(self, now_s: float, base_share_bytes: int | None = None) -> Sandbox:
         """The sandbox as the restore API shows it; without its share, without what it saves."""

@@ -250,3 +250,16 @@ async def test_a_part_goes_first_and_all_once_it_was_left_alone(
     handle.placed_pages = handle.reclaimable_pages = 130
     handle.reclaimed_set = b""
     assert touches.reclaim_pages_max(entry) == touches.RECLAIM_PAGES_MIN
+
+
+async def test_a_restore_shows_no_less_than_nothing_kept(make_agent: MakeAgent, make_app: MakeApp) -> None:
+    """What it had touched when it was weighed may have been more than what it then held: it woke in between."""
+    daemon, handle = await asleep(make_agent, make_app)
+    agent, entry = daemon.agent, daemon.agent.entries["s1"]
+    entry.weigh_asleep(-42 * native.PAGE_BYTES)
+    daemon.driver.hold_restores = True  # type: ignore[attr-defined]
+    await handlers.restore(agent, "s1")
+    assert handlers.get(agent, "s1").state is S.RESTORING
+    assert handlers.get(agent, "s1").kept_bytes == 0
+    handle.finish()
+    await until(lambda: handlers.get(agent, "s1").state is S.WARM, "restored")
