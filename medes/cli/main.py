@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "base": ("medes.cli.base", "List and remove the base pages that a node holds."),
     "bench": (
         "medes.cli.bench",
-        "Measure: activity, asleep, connections, dedup, images, registry, restore, transport.",
+        "Measure: activity, asleep, connections, dedup, images, reclaim, registry, restore, transport.",
     ),
     "certs": ("medes.cli.certs", "Make the cluster's CA and certificates, renew and show them."),
     "controller": ("medes.cli.controller", "Run the controller."),
