@@ -151,7 +151,7 @@ def test_a_dedup_of_a_sleeper_takes_what_it_touched(
         client.register("ticker", pids=[program.pid], sandbox_id="a")
         client.dedup("a")
         program.ask("ticks")
-        touched = asleep(client, "a").touched_bytes
+        asleep(client, "a")
         report = client.dedup("a").report
         assert NoteCode.RECLAIMED in [note.code for note in report.notes]
         # What it ticks with comes back, and stays from the next time on.
@@ -159,7 +159,7 @@ def test_a_dedup_of_a_sleeper_takes_what_it_touched(
         client.dedup("a")
         sandbox = asleep(client, "a")
         assert (sandbox.state, sandbox.dedup_count, sandbox.restore_count) == (S.DEDUP, 1, 0)
-        assert sandbox.touched_bytes <= touched
+        assert 0 < sandbox.touched_bytes < sandbox.warm_bytes // 2
         assert sample(metrics_address, "medes_agent_pages_reclaimed_total") > 0
         client.restore("a", eager=True)
         assert program.ask("check") == "intact"
