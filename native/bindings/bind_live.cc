@@ -20,6 +20,10 @@ const char* state_name(LiveState s) {
   return "lost";
 }
 
+nb::bytes packed(const std::vector<WorkingSetEntry>& entries) {
+  return to_bytes(std::as_bytes(std::span(entries)));
+}
+
 nb::dict evict_dict(const EvictResult& r) {
   nb::dict d;
   d["evicted_pages"] = r.evicted_pages;
@@ -104,17 +108,9 @@ void register_sandbox(nb::module_& m) {
           },
           nb::arg("timeout_s"))
       .def("stats", [](const LiveSandbox& self) { return restore_dict(self.stats()); })
-      .def("working_set",
-           [](const LiveSandbox& self) {
-             const auto entries = self.working_set();
-             return to_bytes(std::as_bytes(std::span(entries)));
-           })
+      .def("working_set", [](const LiveSandbox& self) { return packed(self.working_set()); })
       .def_prop_ro("placed_pages", &LiveSandbox::placed_pages)
-      .def("touched",
-           [](const LiveSandbox& self) {
-             const auto entries = self.touched();
-             return to_bytes(std::as_bytes(std::span(entries)));
-           })
+      .def("touched", [](const LiveSandbox& self) { return packed(self.touched()); })
       .def(
           "reclaim",
           [](LiveSandbox& self, uint64_t pages_min, uint64_t pages_max, const CancelFlag* cancel) {
@@ -129,11 +125,7 @@ void register_sandbox(nb::module_& m) {
           },
           nb::arg("pages_min") = 1, nb::arg("pages_max") = 0, nb::arg("cancel").none() = nb::none())
       .def_prop_ro("reclaimable_pages", &LiveSandbox::reclaimable_pages)
-      .def("reclaimed",
-           [](const LiveSandbox& self) {
-             const auto entries = self.reclaimed();
-             return to_bytes(std::as_bytes(std::span(entries)));
-           })
+      .def("reclaimed", [](const LiveSandbox& self) { return packed(self.reclaimed()); })
       .def("detach", &LiveSandbox::detach, nb::call_guard<nb::gil_scoped_release>());
 }
 

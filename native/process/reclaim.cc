@@ -65,11 +65,8 @@ void ReclaimOp::keep_unchanged(Process& p) {
 void ReclaimOp::run() {
   std::vector<pid_t> pids;
   for (auto& p : processes_) {
-    const auto memory = std::move(p.memory);
-    const auto pages = std::move(p.pages);
     static_cast<StoppedProcess&>(p) =
         StoppedProcess::find(p.index, sandbox_.file()->layout().processes[p.index]);
-    p.memory = memory, p.pages = pages;
     pids.push_back(p.pid);
   }
   MemorySharers sharers(pids);

@@ -56,18 +56,27 @@ void ProcessMemory::set_state(uint64_t page, PageState next) {
   if (next == PageState::restored) placed_.fetch_add(1);
 }
 
+// Whether one of the image's pages of these origins is wanted; none behind it is looked at.
+template <typename F>
+bool ProcessMemory::any_page(uint64_t origin, uint64_t bytes, F&& wanted) const {
+  for (const auto& run : layout_.runs) {
+    if (run.process != process_) continue;
+    const uint64_t b = std::max(origin, run.address);
+    const uint64_t e = std::min(origin + bytes, run.address + run.count * kPageBytes);
+    for (uint64_t a = b; a < e; a += kPageBytes)
+      if (wanted(run.first_page + (a - run.address) / kPageBytes)) return true;
+  }
+  return false;
+}
+
 // The program has no use any more for what the image holds for these addresses: they read as zero from now on
 // (or are unmapped), and their pages never come back.
 void ProcessMemory::forget(std::span<const AddressRange> origins) {
-  for (const auto& r : origins) {
-    for (const auto& run : layout_.runs) {
-      if (run.process != process_) continue;
-      const uint64_t b = std::max(r.begin, run.address);
-      const uint64_t e = std::min(r.end, run.address + run.count * kPageBytes);
-      for (uint64_t a = b; a < e; a += kPageBytes)
-        set_state(run.first_page + (a - run.address) / kPageBytes, PageState::resident);
-    }
-  }
+  for (const auto& r : origins)
+    (void)any_page(r.begin, r.end - r.begin, [&](uint64_t page) {
+      set_state(page, PageState::resident);
+      return false;
+    });
 }
 
 std::vector<MovedPages> ProcessMemory::moved_pages() const {
@@ -84,8 +93,7 @@ std::vector<MovedPages> ProcessMemory::moves_to_note() {
   std::vector<MovedPages> out = moved_pages();
   for (const auto& s : segments_.all()) {
     const uint64_t bytes = s.end - s.begin;
-    if (s.begin == s.origin || any_missing(s.origin, bytes) || !any_in(s.origin, bytes, PageState::restored))
-      continue;
+    if (s.begin == s.origin || any_missing(s.origin, bytes) || !any_restored(s.origin, bytes)) continue;
     if (out.size() < ChangeRecord::kMaxMoves)
       out.push_back({s.origin, s.begin, bytes});
     else
@@ -94,35 +102,29 @@ std::vector<MovedPages> ProcessMemory::moves_to_note() {
   return out;
 }
 
-bool ProcessMemory::any_in(uint64_t origin, uint64_t bytes, PageState wanted) const {
-  bool any = false;
-  for_pages(origin, bytes, [&](uint64_t page) { any |= state(page) == wanted; });
-  return any;
+bool ProcessMemory::any_restored(uint64_t origin, uint64_t bytes) const {
+  return any_page(origin, bytes, [&](uint64_t page) { return state(page) == PageState::restored; });
 }
 
 void ProcessMemory::keep_back(uint64_t origin, uint64_t bytes) {
-  for_pages(origin, bytes, [&](uint64_t page) {
+  (void)any_page(origin, bytes, [&](uint64_t page) {
     if (state(page) == PageState::restored) set_state(page, PageState::resident);
+    return false;
   });
 }
 
-template <typename F>
-void ProcessMemory::for_pages(uint64_t origin, uint64_t bytes, F&& f) const {
-  for (const auto& run : layout_.runs) {
-    if (run.process != process_) continue;
-    const uint64_t b = std::max(origin, run.address);
-    const uint64_t e = std::min(origin + bytes, run.address + run.count * kPageBytes);
-    for (uint64_t a = b; a < e; a += kPageBytes) f(run.first_page + (a - run.address) / kPageBytes);
-  }
-}
-
 bool ProcessMemory::any_missing(uint64_t origin, uint64_t bytes) const {
-  return any_in(origin, bytes, PageState::evicted) || any_in(origin, bytes, PageState::evicting);
+  return any_page(origin, bytes, [&](uint64_t page) { return is_out(state(page)); });
 }
 
 void ProcessMemory::add_mappings_of_layout() {
   for (const auto& v : layout_.processes[process_].vmas)
     if (is_anonymous(v)) segments_.add(v.begin, v.end, v.begin);
+}
+
+uint64_t ProcessMemory::page_at(uint64_t address) const {
+  const auto origin = segments_.origin_of(address);
+  return origin ? layout_.find(process_, *origin) : ImageLayout::kNoPage;
 }
 
 uint64_t ProcessMemory::address_of(uint64_t page) const {

@@ -97,7 +97,6 @@ class ProcessMemory : public Placer {
   void end_reclaim(std::span<const PageSpan> there);
   bool reclaiming() const { return reclaiming_.load(std::memory_order_acquire); }
   std::vector<uint64_t> restored_pages() const;  // ascending
-  uint64_t page_at(uint64_t address) const;      // of the image, kNoPage when it is not
   const Uffd& uffd() const { return uffd_; }
 
   // Reads all queued events, applies and commits them; no call that changes mappings is under way then.
@@ -170,10 +169,12 @@ class ProcessMemory : public Placer {
   std::optional<std::vector<uffd_msg>> take_left_calls(std::vector<Holder>& holders);
   std::vector<MovedPages> moved_pages() const;  // of which something is missing
   std::vector<MovedPages> moves_to_note();
-  bool any_in(uint64_t origin, uint64_t bytes, PageState wanted) const;
+  bool any_restored(uint64_t origin, uint64_t bytes) const;
   void keep_back(uint64_t origin, uint64_t bytes);
   template <typename F>
-  void for_pages(uint64_t origin, uint64_t bytes, F&& f) const;
+  bool any_page(uint64_t origin, uint64_t bytes, F&& wanted) const;
+  static bool is_out(PageState state) { return state == PageState::evicted || state == PageState::evicting; }
+  uint64_t page_at(uint64_t address) const;  // of the image, kNoPage when it is not; the lock is held
   bool any_missing(uint64_t origin, uint64_t bytes) const;
   bool settle_events();
   bool all_out_between(uint64_t page, uint64_t next) const;

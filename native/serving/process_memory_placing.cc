@@ -23,9 +23,7 @@ constexpr timespec kOutOfMemoryPause{0, 1'000'000};
 
 uint64_t ProcessMemory::missing_page_at(uint64_t address) {
   const std::shared_lock lock(mutex_);
-  const auto origin = segments_.origin_of(address);
-  if (!origin) return ImageLayout::kNoPage;
-  const uint64_t page = layout_.find(process_, *origin);
+  const uint64_t page = page_at(address);
   if (page == ImageLayout::kNoPage || state(page) != PageState::evicted) return ImageLayout::kNoPage;
   return page;
 }
@@ -34,10 +32,8 @@ uint64_t ProcessMemory::missing_page_at(uint64_t address) {
 uint64_t ProcessMemory::fresh_pages(uint64_t address) {
   uint64_t count = 0;
   for (; count < kZerosTogether; ++count) {
-    const auto origin = segments_.origin_of(address + count * kPageBytes);
-    const uint64_t page = origin ? layout_.find(process_, *origin) : ImageLayout::kNoPage;
-    if (page == ImageLayout::kNoPage) continue;
-    if (const PageState now = state(page); now == PageState::evicted || now == PageState::evicting) break;
+    const uint64_t page = page_at(address + count * kPageBytes);
+    if (page != ImageLayout::kNoPage && is_out(state(page))) break;
   }
   // Of a forked child it is not known where it has guards. The first page is none: it faulted.
   if (is_forked_child()) return std::min<uint64_t>(count, 1);

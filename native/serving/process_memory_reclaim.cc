@@ -13,12 +13,6 @@ std::vector<uint64_t> ProcessMemory::restored_pages() const {
   return pages;
 }
 
-uint64_t ProcessMemory::page_at(uint64_t address) const {
-  const std::shared_lock lock(mutex_);
-  const auto origin = segments_.origin_of(address);
-  return origin ? layout_.find(process_, *origin) : ImageLayout::kNoPage;
-}
-
 bool ProcessMemory::all_out_between(uint64_t page, uint64_t next) const {
   for (uint64_t p = page + 1; p < next; ++p)
     if (state(p) != PageState::evicted) return false;
@@ -65,8 +59,7 @@ void ProcessMemory::end_reclaim(std::span<const PageSpan> there) {
     const std::unique_lock lock(mutex_);
     for (const auto& span : there)
       for (uint64_t i = 0; i < span.count; ++i) {
-        const auto origin = segments_.origin_of(span.address + i * kPageBytes);
-        const uint64_t page = origin ? layout_.find(process_, *origin) : ImageLayout::kNoPage;
+        const uint64_t page = page_at(span.address + i * kPageBytes);
         if (page == ImageLayout::kNoPage || state(page) != PageState::evicting) continue;
         states_[page].store(static_cast<uint8_t>(PageState::restored), std::memory_order_release);
         --going_;

@@ -17,7 +17,7 @@ from medes import native
 from medes.agent.sandboxes.working_sets import unpack_pages
 from medes.errors import BusyError
 from tests.fault.test_live_faults import RECLAIM_POINTS, adopt, check_intact, kill_at
-from tests.support.live import Deduper, Program
+from tests.support.live import Deduper, Program, settled
 from tests.support.seed import SEED
 
 pytestmark = pytest.mark.live
@@ -37,15 +37,6 @@ ARENA = (
     " [m.__setitem__(slice(i, i + 8), i.to_bytes(8, 'little')) for i in range(0, 24 << 20, 4096)])[0] or 'made'"
 )
 SUM = "exec all(int.from_bytes(m[i:i + 8], 'little') == i for i in range({}, {}, 4096))"
-
-
-def settled(live: native.LiveSandbox) -> int:
-    """How many pages are back once the program has done what it does after its answer."""
-    placed = -1
-    while placed != live.placed_pages:
-        placed = live.placed_pages
-        time.sleep(0.1)
-    return placed
 
 
 def restored(live: native.LiveSandbox, program: Program) -> None:

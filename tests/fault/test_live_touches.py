@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
 
 from medes import native
 from medes.agent.sandboxes.working_sets import unpack_pages
-from tests.support.live import Deduper, Program
+from tests.support.live import Deduper, Program, settled
 
 pytestmark = pytest.mark.live
 WAIT_S = 30.0
@@ -19,15 +18,6 @@ READ_ALL = (
     "exec [__import__('ctypes').string_at(int(b, 16), int(e, 16) - int(b, 16))[:1] for b, e in"
     " [m.split()[0].split('-') for m in open('/proc/self/maps') if m.split()[1][0] == 'r' and '[v' not in m]] and 'read'"
 )
-
-
-def settled(live: native.LiveSandbox) -> int:
-    """How many pages are back once the program has done what it does after its answer."""
-    placed = -1
-    while placed != live.placed_pages:
-        placed = live.placed_pages
-        time.sleep(0.1)
-    return placed
 
 
 def test_touches_bring_pages_and_no_restore(deduper: Deduper, program: Program) -> None:

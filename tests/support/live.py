@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,15 @@ class Program:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
+
+
+def settled(live: native.LiveSandbox) -> int:
+    """How many pages are back once the program has done what it does after its answer."""
+    placed = -1
+    while placed != live.placed_pages:
+        placed = live.placed_pages
+        time.sleep(0.1)
+    return placed
 
 
 class Deduper:
