@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from medes.cli.format import table
 from medes.cli.options import json_lines_option
+from medes.cli.program_rows import tell
 
 COLUMNS = {
     "program": "program",
@@ -76,28 +75,9 @@ def cli(as_json: bool, **asked: Any) -> None:
     round.
     """
     from medes.bench.asleep import Options, run
-    from medes.errors import CorruptError
 
-    rows = []
-    for row in run(Options(**asked), progress=lambda text: click.echo(text, err=True)):
-        rows.append(row)
-        if as_json:
-            click.echo(json.dumps(row))
-    if not as_json:
-        _print(rows)
-    if failed := [row for row in rows if "failure" in row]:
-        raise CorruptError(failed[0]["failure"], object=f"{failed[0]['program']}, {failed[0]['run']}")
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    table(
-        list(COLUMNS.values()),
-        [[_cell(key, row.get(key)) for key in COLUMNS] for row in rows if "skipped" not in row],
-    )
-    for row in rows:
-        if "skipped" in row:
-            which = f", {row['run']}" if "run" in row else ""
-            click.echo(f"{row['program']}{which} skipped: {row['skipped']}")
+    rows = run(Options(**asked), progress=lambda text: click.echo(text, err=True))
+    tell(rows, as_json, COLUMNS, _cell)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from medes.cli.format import table
 from medes.cli.options import json_lines_option
+from medes.cli.program_rows import tell
 
 COLUMNS = {
     "program": "program",
@@ -46,23 +45,9 @@ def cli(as_json: bool, **asked: Any) -> None:
     Programs that are not installed are skipped, with a line that says so. --json prints one line per program.
     """
     from medes.bench.connections import Options, run
-    from medes.errors import CorruptError
 
-    rows = []
-    for row in run(Options(**asked), progress=lambda text: click.echo(text, err=True)):
-        rows.append(row)
-        if as_json:
-            click.echo(json.dumps(row))
-    if not as_json:
-        table(
-            list(COLUMNS.values()),
-            [[_cell(key, row.get(key)) for key in COLUMNS] for row in rows if "skipped" not in row],
-        )
-        for row in rows:
-            if "skipped" in row:
-                click.echo(f"{row['program']} skipped: {row['skipped']}")
-    if failed := [row for row in rows if "failure" in row]:
-        raise CorruptError(failed[0]["failure"], object=failed[0]["program"])
+    rows = run(Options(**asked), progress=lambda text: click.echo(text, err=True))
+    tell(rows, as_json, COLUMNS, _cell)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,18 @@ def cli(
 
     --json prints one line per function and one for the storm.
     """
-    from medes.bench.restore import Options
+    from medes.bench import restore, restore_remote
     from medes.bench.workloads import select
 
     specs = select(directory, only)
     if remote:
-        _print_remote(asyncio.run(_collect_remote(specs, rounds, transport, as_json)), as_json)
+        remote_rows = restore_remote.run(specs, rounds, transport, progress=_progress)
+        _print_remote(asyncio.run(_collect(remote_rows, as_json)), as_json)
         return
-    options = Options(rounds, pairs, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram)
-    rows = asyncio.run(_collect(specs, options, as_json))
+    options = restore.Options(
+        rounds, pairs, storm, transport, with_baselines=baselines, set_up_zram=set_up_zram
+    )
+    rows = asyncio.run(_collect(restore.run(specs, options, progress=_progress), as_json))
     if as_json:
         return
     functions = [row for row in rows if row["benchmark"] == "restore"]
@@ -127,28 +131,17 @@ def cli(
             click.echo(f"{key.removesuffix('_skipped')} skipped: {reason}")
 
 
-async def _collect(specs: list[Any], options: Any, as_json: bool) -> list[dict[str, Any]]:
-    from medes.bench.restore import run
-
-    rows = []
-    async for row in run(specs, options, progress=lambda text: click.echo(text, err=True)):
-        rows.append(row)
+async def _collect(rows: AsyncIterator[dict[str, Any]], as_json: bool) -> list[dict[str, Any]]:
+    collected = []
+    async for row in rows:
+        collected.append(row)
         if as_json:
             click.echo(json.dumps(row))
-    return rows
+    return collected
 
 
-async def _collect_remote(
-    specs: list[Any], rounds: int, transport: str, as_json: bool
-) -> list[dict[str, Any]]:
-    from medes.bench.restore_remote import run
-
-    rows = []
-    async for row in run(specs, rounds, transport, progress=lambda text: click.echo(text, err=True)):
-        rows.append(row)
-        if as_json:
-            click.echo(json.dumps(row))
-    return rows
+def _progress(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _print_remote(rows: list[dict[str, Any]], as_json: bool) -> None:
