@@ -7,7 +7,7 @@ for `keep_period_s` goes, as it does at its holder; so does one that its holder 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 
 from medes import native
 
@@ -53,9 +53,11 @@ class KeptPages:
         if self._pages is not None:
             self._pages.clear()
 
-    def look(self, pinned: Set[int], now_s: float) -> None:
-        """Forgets bases that are not among the `pinned` ones, and were not for so long."""
-        unpinned = set(self.base_ids) - pinned
+    def look(self, pinned: Callable[[], Set[int]], now_s: float) -> None:
+        """Forgets bases that are not among the `pinned` ones, and were not for so long. They are asked for where any base is
+        kept: it takes a walk over all sandboxes."""
+        base_ids = self.base_ids
+        unpinned = set(base_ids) - pinned() if base_ids else set()
         since_s = {base_id: self._unpinned_since_s.get(base_id, now_s) for base_id in unpinned}
         self._unpinned_since_s = since_s
         self.forget([base_id for base_id, then_s in since_s.items() if now_s - then_s >= self._keep_period_s])

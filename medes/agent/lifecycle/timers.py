@@ -77,7 +77,7 @@ class Timers:
             for entry in await touches.look(agent):
                 if entry.id not in self._busy and not entry.lock.locked():
                     self._start(entry, self._reclaim(entry))
-            agent.kept_pages.look(agent.pinned_bases(), now_s)
+            agent.kept_pages.look(agent.pinned_bases, now_s)
             await weighing.look(agent)
         self._look_at_memory()
         if now_s >= self._next_saved_s:

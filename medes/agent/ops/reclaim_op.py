@@ -6,8 +6,6 @@ stays. So the op costs what was touched, and nothing changes in the journal, the
 
 from __future__ import annotations
 
-import logging
-
 from medes.agent.agent import Agent
 from medes.agent.node.fault_points import point
 from medes.agent.ops import outcomes, touches
@@ -17,8 +15,6 @@ from medes.agent.sandboxes.sandbox import SandboxEntry
 from medes.errors import MedesError
 from medes.types import Note, NoteCode, ReclaimReport
 from medes.types import SandboxState as S
-
-log = logging.getLogger(__name__)
 
 
 async def run(
